@@ -1,0 +1,3 @@
+//! placeholder
+/// A VM.
+pub struct Vm {}

@@ -1,0 +1,84 @@
+//! What a dead letter is and what one can do with it, on every broker alike.
+//!
+//! Owns the form of a dead letter and the filter. Never decides what becomes one (that is the role that rejects).
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use super::delivery::{Reason, ReasonKind};
+use super::{Message, QueueError};
+use crate::report::Time;
+
+/// A message that will not be handled as it is, with all that is needed to understand it and to send it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Sorts by the time of rejection; unique in its queue.
+    pub id: String,
+    /// The original, bytes and headers.
+    pub message: Message,
+    /// Why.
+    pub reason: Reason,
+    /// When, in microseconds since the epoch (wall clock).
+    pub rejected_micros: i64,
+    /// Where the original stood.
+    pub coordinates: String,
+}
+
+/// Which dead letters are meant. Empty means all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Filter {
+    /// Only these ids.
+    pub ids: Vec<String>,
+    /// Only of this kind.
+    pub kind: Option<ReasonKind>,
+    /// Only where this policy or channel failed.
+    pub only: Option<String>,
+    /// Only those rejected at or after this time (wall clock).
+    #[serde(with = "optional_micros")]
+    pub since: Option<Time>,
+    /// Only those rejected before this time (wall clock).
+    #[serde(with = "optional_micros")]
+    pub until: Option<Time>,
+}
+
+mod optional_micros {
+    use super::Time;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<Time>, serializer: S) -> Result<S::Ok, S::Error> {
+        time.map(Time::micros).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Time>, D::Error> {
+        Ok(Option::<i64>::deserialize(deserializer)?.map(Time::from_micros))
+    }
+}
+
+impl Filter {
+    /// Whether a dead letter is meant.
+    pub fn matches(&self, letter: &DeadLetter) -> bool {
+        let rejected = Time::from_micros(letter.rejected_micros);
+        (self.ids.is_empty() || self.ids.contains(&letter.id))
+            && self.kind.is_none_or(|kind| kind == letter.reason.kind)
+            && self.only.as_ref().is_none_or(|name| letter.reason.only.contains(name))
+            && self.since.is_none_or(|since| rejected >= since)
+            && self.until.is_none_or(|until| rejected < until)
+    }
+}
+
+/// The dead-letter place of one queue. Reading it changes nothing.
+pub trait DeadLetters: Send + Sync {
+    /// At most `most` letters that match, oldest first, after the id `after`.
+    fn list(
+        &self,
+        filter: Filter,
+        after: Option<String>,
+        most: usize,
+    ) -> BoxFuture<'_, Result<Vec<DeadLetter>, QueueError>>;
+    /// Puts one back into its queue, with the header that limits it to what failed; the new copy is durable before the old goes.
+    /// `false`: there is none with this id.
+    fn resend(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>>;
+    /// Forgets one. `false`: there is none with this id.
+    fn drop_letter(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>>;
+}

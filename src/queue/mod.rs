@@ -1,0 +1,191 @@
+//! The queues between the roles: what a publisher, a consumer and a dead-letter place owe to the rest of the program, whatever broker
+//! stands behind them.
+//!
+//! ```text
+//! publisher ──▶ durable log ──▶ source ──Delivery──▶ role ──AckToken──▶ source
+//!                                  │                                      │
+//!                                  └───── keeps what is in flight ◀───────┘
+//! ```
+//!
+//! * A **publish** resolves when the messages are durable, and not before.
+//! * A **source** is the only code that talks to its broker's consuming side. It hands deliveries out on a bounded channel and takes
+//!   settlements back. It never has more than its limit unsettled.
+//! * **ack** = done; **nack** (or a dropped token) = handed out again after a backoff, its place kept; **reject** = a dead letter,
+//!   confirmed before the original is done.
+//! * Messages finish in any order; the stored position never passes an unfinished one ([`offsets`]).
+//!
+//! Owns the contract. Names no broker and knows no report.
+
+pub mod dead_letter;
+pub mod delivery;
+pub mod embedded;
+pub mod offsets;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+pub use dead_letter::{DeadLetter, DeadLetters, Filter};
+pub use delivery::{AckToken, Delivery, Reason, Settlement, Tag};
+
+use crate::report::Time;
+
+/// Names of the headers that messages carry between our own roles.
+pub mod headers {
+    /// Comma-separated names: a resent dead letter runs only these policies, or goes only to these channels.
+    pub const ONLY: &str = "trackalert-only";
+    /// How often the message was tried before it became a dead letter.
+    pub const ATTEMPTS: &str = "trackalert-attempts";
+}
+
+/// What travels through a queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// What keeps its order: the login of a report, the key of an alert.
+    pub key: String,
+    /// The body, byte for byte.
+    pub body: Bytes,
+    /// Further properties, in order; names are lower case.
+    pub headers: Vec<(String, String)>,
+    /// When it was published, by the publisher's wall clock (a broker's own time where the publisher gave none).
+    #[serde(with = "micros")]
+    pub published: Time,
+}
+
+impl Message {
+    /// A message without headers, published now.
+    pub fn new(key: impl Into<String>, body: impl Into<Bytes>) -> Self {
+        Self { key: key.into(), body: body.into(), headers: Vec::new(), published: Time::now() }
+    }
+
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+mod micros {
+    use super::Time;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Time, serializer: S) -> Result<S::Ok, S::Error> {
+        time.micros().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Time, D::Error> {
+        i64::deserialize(deserializer).map(Time::from_micros)
+    }
+}
+
+/// Why a queue did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum QueueError {
+    /// The queue is at its bound. Ask again after the time given.
+    #[error("the queue `{queue}` is full ({limit}); consumers are behind, or raise the limit")]
+    Full {
+        /// Which queue.
+        queue: String,
+        /// The bound and the setting that moves it, for people.
+        limit: String,
+        /// When to try again.
+        retry_after: std::time::Duration,
+    },
+    /// One message is larger than the queue takes.
+    #[error("a message of {size} bytes is over the limit of {limit} bytes of the queue `{queue}`")]
+    TooLarge {
+        /// Which queue.
+        queue: String,
+        /// The size of the message.
+        size: usize,
+        /// The largest size taken.
+        limit: usize,
+    },
+    /// The store or the broker does not answer, or answers with an error; trying again may help.
+    #[error("the queue `{queue}` is unavailable: {reason}")]
+    Unavailable {
+        /// Which queue.
+        queue: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The program is stopping.
+    #[error("the queue `{0}` is closed")]
+    Closed(String),
+}
+
+/// The writing side of a queue.
+pub trait Publisher: Send + Sync {
+    /// Writes the messages in their order. Resolves when all of them are durable (one fdatasync serves many callers). On an error
+    /// none, some or all of them may come out of the queue: the caller says so to its own caller and lets it send again.
+    fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), QueueError>>;
+}
+
+/// How much a consumer lets a source hand out before it settles some of it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Unsettled {
+    /// Deliveries handed out and not settled.
+    pub messages: usize,
+    /// The bytes of their bodies.
+    pub bytes: usize,
+}
+
+/// How long a source waits before it hands a nacked delivery out again.
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    /// The wait after the first nack; doubles with each further one, with a jitter of half of it.
+    pub first: std::time::Duration,
+    /// The longest wait.
+    pub most: std::time::Duration,
+}
+
+impl Backoff {
+    /// The wait before attempt `attempt` (1 is the first repetition); `jitter` lies in 0..1.
+    pub fn wait(&self, attempt: u32, jitter: f64) -> std::time::Duration {
+        let doubled = self.first.saturating_mul(1_u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX));
+        let longest = doubled.min(self.most);
+        longest.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+    }
+}
+
+/// A running consumer: the deliveries of one source.
+pub struct Subscription {
+    /// Handed out in the order of the queue; nacked ones again later. Ends when the source has stopped.
+    pub deliveries: mpsc::Receiver<Delivery>,
+    /// Tell the source to hand nothing more out (`true`), while settlements go on: a drain, or a dependency that is down.
+    pub pause: watch::Sender<bool>,
+    /// Ends when the source has stopped and its position is stored: after every [`Delivery`], token and this value's `deliveries`
+    /// are dropped, or at once by [`JoinHandle::abort`] (what was unsettled is handed out again at the next start).
+    pub source: JoinHandle<()>,
+}
+
+/// What a queue holds, for metrics and for people.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Depth {
+    /// Messages behind the stored position's end: not handed out, or handed out and not settled.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When the oldest of them was published.
+    #[serde(skip)]
+    pub oldest: Option<Time>,
+    /// Messages in the dead-letter place.
+    pub dead: u64,
+}
+
+/// One queue: `reports` or `alerts`, on one driver.
+pub trait Queue: Send + Sync {
+    /// Its name, for people.
+    fn name(&self) -> &str;
+    /// The writing side.
+    fn publisher(&self) -> Arc<dyn Publisher>;
+    /// Starts the source. One subscription at a time; a second one ends the first and starts at the stored position.
+    fn subscribe(&self, limit: Unsettled, backoff: Backoff) -> Result<Subscription, QueueError>;
+    /// The dead-letter place.
+    fn dead_letters(&self) -> Arc<dyn DeadLetters>;
+    /// How full it is.
+    fn depth(&self) -> BoxFuture<'_, Result<Depth, QueueError>>;
+}

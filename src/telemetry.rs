@@ -1,0 +1,242 @@
+//! Logs and metrics: the one list of metric names, and how a log line looks.
+//!
+//! Owns every metric of the program (they exist with value 0 from the start) and the set-up of the log. Never decides what is logged
+//! where, and no secret comes near it.
+
+use std::io::IsTerminal;
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+/// Settings of the log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogSettings {
+    /// A level or a filter.
+    pub level: String,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Starts the log on stderr. A second call in one process (a test) changes nothing. An error names what is wrong with the filter.
+pub fn init_log(settings: &LogSettings) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&settings.level).map_err(|error| format!("log.level: {error}"))?;
+    let terminal = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let text = match settings.format {
+        LogFormat::Auto => terminal,
+        LogFormat::Text => true,
+        LogFormat::Json => false,
+    };
+    let _ = if text {
+        builder.with_ansi(terminal).with_target(false).try_init()
+    } else {
+        builder.json().flatten_event(true).try_init()
+    };
+    Ok(())
+}
+
+macro_rules! metrics {
+    ($( #[doc = $doc:literal] $field:ident : $kind:tt $name:literal $([$($arg:tt)*])? ; )*) => {
+        /// Every metric of the program.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $( #[doc = $doc] pub $field: metrics!(@type $kind), )*
+        }
+
+        impl Metrics {
+            /// All metrics at 0, in a registry of their own.
+            pub fn new() -> Self {
+                let registry = Registry::new();
+                $( let $field = metrics!(@new $kind $name $doc $([$($arg)*])?);
+                   // A name stands in the list once, so registration has no way to fail; a doubled one shows in the test.
+                   let _ = registry.register(Box::new($field.clone())); )*
+                let _ = registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()));
+                Self { registry, $($field),* }
+            }
+        }
+    };
+    (@type counter) => { IntCounter };
+    (@type counters) => { IntCounterVec };
+    (@type gauge) => { IntGauge };
+    (@type gauges) => { IntGaugeVec };
+    (@type seconds_gauge) => { Gauge };
+    (@type histogram) => { Histogram };
+    (@new counter $name:literal $help:literal) => { fallback(IntCounter::new($name, $help)) };
+    (@new gauge $name:literal $help:literal) => { fallback(IntGauge::new($name, $help)) };
+    (@new seconds_gauge $name:literal $help:literal) => { fallback(Gauge::new($name, $help)) };
+    (@new counters $name:literal $help:literal [ $label:literal : $($value:literal),* ]) => {{
+        let family = fallback(IntCounterVec::new(Opts::new($name, $help), &[$label]));
+        $( family.with_label_values(&[$value]); )*
+        family
+    }};
+    (@new gauges $name:literal $help:literal [ $label:literal : $($value:literal),* ]) => {{
+        let family = fallback(IntGaugeVec::new(Opts::new($name, $help), &[$label]));
+        $( family.with_label_values(&[$value]); )*
+        family
+    }};
+    (@new histogram $name:literal $help:literal) => {
+        fallback(Histogram::with_opts(HistogramOpts::new($name, $help).buckets(vec![
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+        ])))
+    };
+}
+
+/// The names are literals of the list below; one that Prometheus does not take is found by the test that renders them all.
+#[allow(
+    clippy::panic,
+    reason = "a name in the list below that is no metric name: found by the first test, never at run time"
+)]
+fn fallback<T>(made: Result<T, prometheus::Error>) -> T {
+    made.unwrap_or_else(|error| panic!("a metric name in telemetry.rs: {error}"))
+}
+
+metrics! {
+    // The names that clients of the old program know.
+    #[doc = "Commands answered over HTTP"]
+    commands: counters "trackalert_commands_total" ["cmd": "report", "stats", "custom"];
+    #[doc = "Counters of the policies' own"]
+    custom_stats: counters "trackalert_custom_stats_total" ["metric": ];
+    #[doc = "How long a report waited for a worker"]
+    worker_queue: histogram "trackalert_worker_queue_duration_seconds";
+    #[doc = "How long the handlers of a report ran, waiting included"]
+    worker_response: histogram "trackalert_worker_response_duration_seconds";
+    #[doc = "Open HTTP connections"]
+    connections: gauge "trackalert_active_http_connections";
+
+    // receive
+    #[doc = "Reports accepted, by the form in which they came"]
+    received: counters "trackalert_received_reports_total" ["form": "webhook", "kafka_rest", "report", "batch"];
+    #[doc = "Requests or reports refused, by reason"]
+    refused: counters "trackalert_refused_total" ["reason": "malformed", "unauthorized", "signature", "acl", "too_large",
+        "time_out", "queue_full", "queue_unavailable", "not_found", "method", "header"];
+    #[doc = "Commands allow from Dovecot, answered and never acted on"]
+    allow_ignored: counter "trackalert_allow_ignored_total";
+    #[doc = "Reports whose time was too far ahead and was replaced by the time received"]
+    skewed: counter "trackalert_skewed_reports_total";
+    #[doc = "Values in attrs and device_attrs that were dropped because of their type"]
+    dropped_values: counter "trackalert_dropped_values_total";
+    #[doc = "From the end of a request's body to the moment its reports were on disk"]
+    publish: histogram "trackalert_publish_duration_seconds";
+
+    // queue
+    #[doc = "Messages in a queue that are not done"]
+    queue_messages: gauges "trackalert_queue_messages" ["queue": "reports", "alerts"];
+    #[doc = "Bytes of the messages in a queue that are not done"]
+    queue_bytes: gauges "trackalert_queue_bytes" ["queue": "reports", "alerts"];
+    #[doc = "Age in seconds of the oldest message that is not done"]
+    queue_oldest: gauges "trackalert_queue_oldest_seconds" ["queue": "reports", "alerts"];
+    #[doc = "Dead letters that are kept"]
+    dead_letters: gauges "trackalert_dead_letters" ["queue": "reports", "alerts"];
+    #[doc = "Messages that became dead letters, by reason"]
+    rejected: counters "trackalert_rejected_total" ["reason": "malformed", "policy", "hung", "channel", "internal"];
+    #[doc = "Settlements of a generation that is gone, ignored"]
+    stale_settlements: counter "trackalert_stale_settlements_total";
+    #[doc = "Messages written in one group commit"]
+    group_commit: histogram "trackalert_group_commit_duration_seconds";
+
+    // detect
+    #[doc = "Reports handled: acknowledged or rejected"]
+    handled: counter "trackalert_handled_reports_total";
+    #[doc = "Reports that were handled before and came again"]
+    repeated: counter "trackalert_repeated_reports_total";
+    #[doc = "Handlers running"]
+    in_flight: gauge "trackalert_in_flight";
+    #[doc = "Reports taken and not yet acknowledged"]
+    unsettled: gauge "trackalert_unsettled";
+    #[doc = "Reports that gave up their order because their login had too many waiting"]
+    unordered: counter "trackalert_unordered_reports_total";
+    #[doc = "Messages taken again after a failure, by what failed"]
+    retries: counters "trackalert_retries_total" ["what": "policy", "neighbour", "dependency", "channel"];
+    #[doc = "Seconds from a report's own time to the moment it was handled, the last one"]
+    lag: seconds_gauge "trackalert_lag_seconds";
+    #[doc = "Time in the history and acknowledgement after the handlers"]
+    settle: histogram "trackalert_settle_duration_seconds";
+    #[doc = "1 while work waits for a dependency"]
+    waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy"];
+
+    // policy
+    #[doc = "Calls of a policy's report that failed, by what stopped them"]
+    policy_failures: counters "trackalert_policy_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled"];
+    #[doc = "Virtual machines replaced, by why"]
+    vms_replaced: counters "trackalert_vms_replaced_total" ["why": "reload", "cancelled", "memory", "stuck"];
+    #[doc = "Bytes of Lua memory over all workers"]
+    vm_bytes: gauge "trackalert_vm_bytes";
+    #[doc = "Workers abandoned in C code that does not come back"]
+    workers_stuck: gauge "trackalert_workers_stuck";
+    #[doc = "Reloads of the policies, by outcome"]
+    reloads: counters "trackalert_reloads_total" ["outcome": "done", "refused"];
+
+    // history and state
+    #[doc = "Reports stored in the history"]
+    stored: counter "trackalert_history_stored_total";
+    #[doc = "Time of one commit of the history"]
+    commit: histogram "trackalert_history_commit_duration_seconds";
+    #[doc = "Time of one search"]
+    search: histogram "trackalert_history_search_duration_seconds";
+    #[doc = "Entries of the state removed because they had expired"]
+    swept: counter "trackalert_state_swept_total";
+
+    // notify
+    #[doc = "Alerts raised, by severity"]
+    alerts: counters "trackalert_alerts_total" ["severity": "info", "low", "medium", "high", "critical"];
+    #[doc = "Alerts not sent because the same was sent within the window"]
+    suppressed: counter "trackalert_alerts_suppressed_total";
+    #[doc = "Alerts sent, by kind of channel"]
+    sent: counters "trackalert_alerts_sent_total" ["channel": "log", "webhook"];
+    #[doc = "From an alert's publication to its last channel's answer"]
+    notify: histogram "trackalert_notify_duration_seconds";
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Prometheus text.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        // Writing text into memory has no way to fail.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_there_with_value_zero_from_the_start() {
+        let text = Metrics::new().render();
+        for line in [
+            "trackalert_commands_total{cmd=\"report\"} 0",
+            "trackalert_commands_total{cmd=\"stats\"} 0",
+            "trackalert_commands_total{cmd=\"custom\"} 0",
+            "trackalert_worker_queue_duration_seconds_bucket{le=\"0.001\"} 0",
+            "trackalert_worker_response_duration_seconds_bucket{le=\"0.001\"} 0",
+            "trackalert_active_http_connections 0",
+            "trackalert_dead_letters{queue=\"reports\"} 0",
+        ] {
+            assert!(text.contains(line), "{line} is missing");
+        }
+    }
+}
