@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use dead_letter::{DeadLetter, DeadLetters, Filter};
-pub use delivery::{AckToken, Delivery, Reason, Settlement, Tag};
+pub use delivery::{AckToken, Delivery, Reason, ReasonKind, Settlement, Tag};
 
 use crate::report::Time;
 
