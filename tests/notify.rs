@@ -271,7 +271,7 @@ async fn one_of_two_channels_fails() {
     let mut rig = Rig::start(settings(&[&good.url(), &bad.url()]));
     let reason = rig.rejected(raised("half", 0)).await;
     let failed = format!("webhook:{}", bad.address);
-    assert_eq!(reason.only, [failed.clone()]);
+    assert_eq!(reason.only, std::slice::from_ref(&failed));
     assert_eq!(good.ids(), ["half"]);
 
     assert_eq!(rig.settle(raised("next", 1)).await, Settlement::Ack, "somebody was told: the window stays");
