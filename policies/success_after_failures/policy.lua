@@ -1,0 +1,75 @@
+-- A login succeeds shortly after failures for the same account from many different addresses.
+--
+-- Catches   a distributed guessing attack, many bots with a few tries each, at the moment when it hits.
+-- Misses    an attack slower than the window, and one from a single address (that is wforce's own work).
+-- False     the owner who logs in as usual while others try the account: that is why a success from an address that had been used
+--           before counts as "low" only. An owner on a phone that changes its address with an old password needs five of them.
+
+local WINDOW = 3600            -- failures are counted for so many seconds
+local ADDRESSES = 5            -- so many different addresses make an attack
+local KNOWN_DAYS = 90          -- an address with a success in these days, before the window, is known
+
+-- Failures that say nothing about a guess: our own faults, and accounts that may not log in whatever the password.
+local NO_GUESS = { internal = true, expired = true, disabled = true }
+
+local function ask_history(lt, address)
+  local before = ("now-%ds"):format(WINDOW)
+  local found = history.search {
+    size = 0,
+    query = { bool = { filter = {
+      { term = { login = lt.login } }, { range = { ["@timestamp"] = { gte = ("now-%dd"):format(KNOWN_DAYS) } } },
+    } } },
+    aggs = {
+      failures = {
+        filter = { bool = { filter = { { term = { success = false } }, { range = { ["@timestamp"] = { gte = before } } } } } },
+        aggs = {
+          addresses = { terms = { field = "remote", size = 20 } },
+          countries = { terms = { field = "geoip.country_code2", size = 20 } },
+        },
+      },
+      before = {
+        filter = { bool = { filter = {
+          { term = { success = true } }, { term = { remote = address } }, { range = { ["@timestamp"] = { lt = before } } },
+        } } },
+      },
+    },
+  }
+  return found.aggregations
+end
+
+local function keys(buckets)
+  local list = {}
+  for _, bucket in ipairs(buckets) do list[#list + 1] = bucket.key end
+  return list
+end
+
+function report(lt)
+  local address = lt.remote:tostring()
+  if not lt.success then
+    if not NO_GUESS[lt.fail_type] then state.add(lt.login, address, { within = WINDOW }) end
+    return
+  end
+  local addresses = state.count(lt.login, { within = WINDOW })
+  if addresses < ADDRESSES then return end
+
+  local aggs = ask_history(lt, address)
+  local known = aggs ~= nil and aggs.before.doc_count > 0
+  alert {
+    kind = "success_after_failures",
+    severity = known and "low" or "high",
+    -- A key of its own, so that the owner's login does not suppress the thief's.
+    key = known and (lt.login .. " (known address)") or lt.login,
+    title = ("%s logged in from %s address after failures from %d addresses within %d minutes"):format(
+      lt.login, known and "a known" or "a new", addresses, WINDOW / 60),
+    text = known and "The account is under attack; this login looks like its owner's."
+      or "Somebody may have found the password: lock the account, or ask its owner.",
+    attack = "T1110",
+    evidence = {
+      address = address, known_address = known, country = lt.geo.country, as_org = lt.geo.as_org, protocol = lt.protocol,
+      failing_addresses = addresses, window_seconds = WINDOW,
+      -- The history shows a report about a second late: the list may lack the latest.
+      failures = aggs and aggs.failures.doc_count, some_addresses = aggs and keys(aggs.failures.addresses.buckets),
+      countries = aggs and keys(aggs.failures.countries.buckets),
+    },
+  }
+end
