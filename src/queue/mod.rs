@@ -42,6 +42,47 @@ pub mod headers {
     pub const ATTEMPTS: &str = "trackalert-attempts";
 }
 
+/// Section `[queue]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    pub kind: Kind,
+    pub reports: String,
+    pub alerts: String,
+    #[serde(with = "humantime_serde")]
+    pub retry_first: std::time::Duration,
+    #[serde(with = "humantime_serde")]
+    pub retry_most: std::time::Duration,
+    pub embedded: embedded::Settings,
+    pub kafka: NoSettings,
+    pub amqp: NoSettings,
+}
+
+impl Settings {
+    /// The waits of nacked deliveries.
+    pub const fn backoff(&self) -> Backoff {
+        Backoff { first: self.retry_first, most: self.retry_most }
+    }
+}
+
+/// The drivers that settings can name. Whether this program has one is said where it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// In the data folder.
+    Embedded,
+    /// Kafka.
+    Kafka,
+    /// AMQP 0.9.1, such as RabbitMQ.
+    Amqp,
+}
+
+/// The table of a driver that has no settings yet: any key in it is refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoSettings {}
+
 /// What travels through a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
