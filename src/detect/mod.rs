@@ -114,13 +114,9 @@ impl Detect {
         }
     }
 
-    /// Ends when the role has failed; pending otherwise. Safe to call again after it was cancelled.
-    pub async fn failed(&mut self) -> DetectError {
-        match (&mut self.task).await {
-            Ok(Err(error)) => error,
-            Err(error) => error.into(),
-            Ok(Ok(())) => std::future::pending().await,
-        }
+    /// Whether the role has ended by itself: [`Detect::drain`] then says why.
+    pub fn ended(&self) -> bool {
+        self.task.is_finished()
     }
 
     /// Finishes what runs within `detect.drain_timeout`; the rest is handed out again later. The source's position is stored when
