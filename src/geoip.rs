@@ -10,3 +10,13 @@ impl GeoIp {
         Geo::default()
     }
 }
+// placeholder
+use serde::{Deserialize, Serialize};
+/// placeholder
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Settings {
+    pub files: Vec<String>,
+    #[serde(with = "humantime_serde")]
+    pub check_every: std::time::Duration,
+}

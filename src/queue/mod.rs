@@ -189,3 +189,19 @@ pub trait Queue: Send + Sync {
     /// How full it is.
     fn depth(&self) -> BoxFuture<'_, Result<Depth, QueueError>>;
 }
+// placeholder
+/// placeholder
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[allow(missing_docs)]
+pub struct Settings {
+    pub kind: String,
+    pub reports: String,
+    pub alerts: String,
+    #[serde(with = "humantime_serde")]
+    pub retry_first: std::time::Duration,
+    #[serde(with = "humantime_serde")]
+    pub retry_most: std::time::Duration,
+    pub embedded: embedded::Settings,
+    pub kafka: std::collections::BTreeMap<String, String>,
+    pub amqp: std::collections::BTreeMap<String, String>,
+}

@@ -1,1 +1,3 @@
 //! placeholder
+mod settings;
+pub use settings::{Election, ElectionKind, Settings};
