@@ -86,7 +86,7 @@ mod tests {
         let store = Store::open(temp.path(), 8 << 20).unwrap();
         let hour = Duration::from_secs(3600);
         let markers = Markers::open(&store, 4 * hour).unwrap();
-        let start = Time::from_micros(1_700_000_000_000_000);
+        let start = Time::from_micros(1_699_999_200_000_000);
         let report = |n: u32| ReportId::of(&n.to_be_bytes());
         for n in 0..6 {
             let now = start.plus(hour * n);
