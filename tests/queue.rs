@@ -1,5 +1,7 @@
 //! What every queue owes, whatever driver stands behind it: the same cases, with the driver as a parameter.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where an answer is not what it must be")]
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -308,7 +310,7 @@ async fn rejected_is_listed_resent_and_dropped(driver: &dyn Driver) {
     assert!(!dead.drop_letter(second.id.clone()).await.unwrap());
     let twice = tokio::join!(dead.resend(first.id.clone()), dead.resend(first.id.clone()));
     assert!(twice.0.unwrap() ^ twice.1.unwrap(), "a letter was sent twice, or not at all");
-    assert_eq!(dead.list(Filter::default(), None, 10).await.unwrap(), [third.clone()]);
+    assert_eq!(dead.list(Filter::default(), None, 10).await.unwrap(), std::slice::from_ref(third));
     assert_eq!(queue.depth().await.unwrap().dead, 1);
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
     let resent = next(&mut subscription).await;

@@ -146,9 +146,11 @@ impl Source {
                 return;
             }
             self.wait(full && !nobody_takes, nobody_takes).await;
-            for (tag, settlement) in std::mem::take(&mut self.settled) {
+            let mut settled = std::mem::take(&mut self.settled);
+            for (tag, settlement) in settled.drain(..) {
                 self.settle_one(tag, settlement);
             }
+            self.settled = settled;
             // What was nacked while nobody takes any more is handed out by the next subscription.
             while let Ok((sequence, done)) = self.buried.try_recv() {
                 self.buried(sequence, done);

@@ -34,7 +34,16 @@ fn open(store: &Store, segment_messages: u64) -> Arc<EmbeddedQueue> {
 }
 
 async fn publish(queue: &EmbeddedQueue, numbers: std::ops::Range<u32>, length: usize) {
-    let body = |n: u32| [&n.to_be_bytes()[..], &vec![b'x'; length][..]].concat();
+    let body = |n: u32| {
+        let mut body = n.to_be_bytes().to_vec();
+        // Nothing that would shrink when it is compressed.
+        let mut x = u64::from(n) + 1;
+        body.resize_with(4 + length, || {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (x >> 33) as u8
+        });
+        body
+    };
     queue.publisher().publish(numbers.map(|n| Message::new("k", body(n))).collect()).await.unwrap();
 }
 
@@ -180,6 +189,40 @@ async fn million_messages_are_written_handed_out_and_dropped() {
     until("segments stay", || queue.segments() == 1).await;
     until("the disk is not free", || store.database().disk_space().unwrap() < 200 << 20).await;
     println!("on disk: {} MB", store.database().disk_space().unwrap() >> 20);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    println!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default());
+}
+
+/// Figures, not a test: what stays on disk and in memory while the consumer keeps up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement; run it in a release build"]
+async fn million_messages_pass_through_and_the_journal_stays_small() {
+    let temp = tempfile::tempdir_in(".").unwrap();
+    let store = store(temp.path());
+    let queue = open(&store, 100_000);
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let started = Instant::now();
+    let publishers = (0..16).map(|p| {
+        let queue = Arc::clone(&queue);
+        tokio::spawn(async move {
+            for batch in (p..20_000).step_by(16) {
+                publish(&queue, batch * 100..batch * 100 + 100, 380).await;
+            }
+        })
+    });
+    let publishers = Vec::from_iter(publishers);
+    let (mut most, mut journals) = (0, 0);
+    for n in 0..2_000_000 {
+        next(&mut subscription).await.token.ack();
+        if n % 10_000 == 0 {
+            most = most.max(store.database().disk_space().unwrap() >> 20);
+            journals = journals.max(store.database().journal_count());
+        }
+    }
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    println!("{:.0}/s, most on disk {most} MB, journals {journals}", 2e6 / started.elapsed().as_secs_f64());
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     println!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default());
 }

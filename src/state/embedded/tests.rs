@@ -240,3 +240,45 @@ async fn hostile_keys_are_kept_apart() {
         assert_eq!(state.members(key, at(0), at(1)).await.unwrap(), [member_hash(&n.to_string())]);
     }
 }
+
+/// Figures, not a test: what a report with a value, two adds and a marker costs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement; run it in a release build"]
+async fn two_hundred_thousand_reports_are_applied() {
+    let temp = tempfile::tempdir_in(".").unwrap();
+    let state = open(temp.path(), 4096);
+    let cpu = || nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap().user_time();
+    let (started, before) = (Instant::now(), cpu());
+    let tasks = (0..200_i64).map(|task| {
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            for n in 0..1000 {
+                let (login, t) = (format!("login{}", n % 50 * 200 + task), task + n);
+                let key = format!("p\0{login}");
+                let id = ReportId::of(login.as_bytes());
+                assert!(state.handled(id).await.is_ok());
+                state.get(&key, at(t)).await.unwrap();
+                let writes = vec![
+                    set(&key, "{\"last\":1700000000}", Some(t + 86_400)),
+                    add(&key, &(n % 3).to_string(), t, 86_400),
+                    add(&format!("q\0{}", n % 16), &login, t, 300),
+                ];
+                let handled = Some((ReportId::of(format!("{login}{n}").as_bytes()), vec!["p".to_owned()]));
+                state.apply(Batch { writes, handled, claims: Vec::new() }).await.unwrap();
+            }
+        })
+    });
+    for task in Vec::from_iter(tasks) {
+        task.await.unwrap();
+    }
+    println!("applied: {:.0}/s, user CPU {:?} -> {:?}", 2e5 / started.elapsed().as_secs_f64(), before, cpu());
+    let asked = Instant::now();
+    for n in 0..1000 {
+        state.members(&format!("q\0{}", n % 16), at(0), at(2000)).await.unwrap();
+    }
+    println!(
+        "members: {:?} each, of {}",
+        asked.elapsed() / 1000,
+        state.members("q\01", at(0), at(2000)).await.unwrap().len()
+    );
+}
