@@ -15,6 +15,7 @@ use policy_bench::Bench;
 use trackalert::alert::{Alert, Severity};
 use trackalert::report::{Geo, LoginReport};
 
+const POLICIES: [&str; 4] = ["new_origin", "success_after_failures", "one_address_many_logins", "dormant_account"];
 const DAY: f64 = 86_400.0;
 const MINUTE: f64 = 60.0;
 /// Some day in report time, far from now: what goes by the wall clock fails here.
@@ -229,6 +230,34 @@ async fn dormant_account_falls_back_to_the_history() {
     assert_eq!(bench.history.searches(), 1, "from then on the state knows");
 }
 
+#[tokio::test]
+async fn odd_reports_fail_no_policy() {
+    for policy in POLICIES {
+        let bench = Bench::new(policy).await;
+        for login in ["x".repeat(4000), "\u{0}".to_owned(), "ä\u{202e}%s%d".to_owned(), "[]".to_owned()] {
+            for n in 0..12 {
+                bench.run(failure(&login, &format!("203.0.113.{n}"), f64::from(n))).await;
+                bench.run(success(&login, &format!("2001:db8:{n}::"), f64::from(n) * DAY)).await;
+            }
+        }
+        for address in ["::", "::1", "2001:db8::", "1:2:3:4:5:6:7:8", "0.0.0.0", "::ffff:0:1"] {
+            bench.run(success("alice", address, DAY)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn new_origin_remembers_a_bounded_number_of_networks() {
+    let bench = Bench::new("new_origin").await;
+    for n in 0..900 {
+        bench.history.put(success("nomad", &format!("10.{}.{}.1", n / 200, n % 200), f64::from(n)));
+    }
+    for n in 0..100 {
+        bench.run(success("nomad", &format!("11.0.{n}.1"), DAY + f64::from(n))).await;
+    }
+    assert!(bench.run(success("nomad", "11.0.99.7", 2.0 * DAY)).await.is_empty(), "the last ones are there");
+}
+
 /// A stream that makes every policy raise something.
 fn stories() -> Vec<LoginReport> {
     let mut reports: Vec<_> =
@@ -243,7 +272,7 @@ fn stories() -> Vec<LoginReport> {
 
 #[tokio::test]
 async fn redelivered_reports_raise_the_same_alerts() {
-    for policy in ["new_origin", "success_after_failures", "one_address_many_logins", "dormant_account"] {
+    for policy in POLICIES {
         let whole = Bench::new(policy).await;
         let expected = whole.run_all(stories()).await;
         assert!(!expected.is_empty(), "{policy} raises something");

@@ -8,6 +8,7 @@
 local WINDOW = 3600            -- failures are counted for so many seconds
 local ADDRESSES = 5            -- so many different addresses make an attack
 local KNOWN_DAYS = 90          -- an address with a success in these days, before the window, is known
+local LONGEST_LOGIN = 512      -- no account has a longer name; such a report is noise and must not fail this policy
 
 -- Failures that say nothing about a guess: our own faults, and accounts that may not log in whatever the password.
 local NO_GUESS = { internal = true, expired = true, disabled = true }
@@ -44,6 +45,7 @@ local function keys(buckets)
 end
 
 function report(lt)
+  if #lt.login > LONGEST_LOGIN then return end
   local address = lt.remote:tostring()
   if not lt.success then
     if not NO_GUESS[lt.fail_type] then state.add(lt.login, address, { within = WINDOW }) end

@@ -51,6 +51,7 @@ impl Bench {
             tentative: Arc::default(),
             geoip: Arc::new(GeoIp::none()),
             metrics: Arc::new(Metrics::new()),
+            max_value: 16 * 1024,
         };
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
         let policies = PolicySet::resolve(&[shipped]).unwrap();
