@@ -163,7 +163,10 @@ async fn success_after_failures_counts_addresses_within_an_hour() {
     bench.run(expired).await;
     assert!(bench.run(success("alice", "198.51.100.1", 7.0 * MINUTE)).await.is_empty(), "not a guess");
     bench.run(failure("alice", "203.0.113.5", 59.0 * MINUTE)).await;
-    assert!(bench.run(success("alice", "198.51.100.1", 61.0 * MINUTE)).await.is_empty(), "spread over more than an hour");
+    assert!(
+        bench.run(success("alice", "198.51.100.1", 61.0 * MINUTE)).await.is_empty(),
+        "spread over more than an hour"
+    );
 }
 
 #[tokio::test]
@@ -197,7 +200,11 @@ async fn one_address_many_logins_slow_or_shared() {
         bench.run(success(&format!("customer{n}"), "198.51.100.1", f64::from(n))).await;
     }
     let raised = bench.run_all((0..15).map(|n| failure(&format!("user{n}"), "198.51.100.1", 60.0)).collect()).await;
-    assert_eq!(raised.iter().map(|alert| alert.severity).collect::<Vec<_>>(), [Severity::Low], "many people behind one address");
+    assert_eq!(
+        raised.iter().map(|alert| alert.severity).collect::<Vec<_>>(),
+        [Severity::Low],
+        "many people behind one address"
+    );
 }
 
 #[tokio::test]
@@ -301,4 +308,25 @@ async fn redelivered_reports_raise_the_same_alerts() {
         }
         assert_eq!(raised, ids(&expected), "{policy}: the report's own document must not be found");
     }
+}
+
+#[tokio::test]
+async fn embedded_history_answers_as_the_one_in_memory() {
+    // The order of equal counts is nobody's promise.
+    let sorted = |mut alerts: Vec<Alert>| {
+        let values = alerts.iter_mut().filter_map(|alert| alert.evidence.as_object_mut());
+        for list in values.flat_map(|evidence| evidence.values_mut()).filter_map(|value| value.as_array_mut()) {
+            list.sort_by_key(ToString::to_string);
+        }
+        alerts
+    };
+    let compare = async |policy: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let (memory, embedded) = (Bench::new(policy).await, Bench::embedded(policy, folder.path()).await);
+        for report in stories() {
+            let told = sorted(embedded.run(report.clone()).await);
+            assert_eq!(told, sorted(memory.run(report).await), "{policy}");
+        }
+    };
+    futures_util::future::join_all(POLICIES.map(compare)).await;
 }
