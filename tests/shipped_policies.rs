@@ -130,7 +130,8 @@ async fn new_origin_is_silent_when_a_geoip_file_is_new() {
 #[tokio::test]
 async fn success_after_failures_from_many_addresses() {
     let bench = Bench::new("success_after_failures").await;
-    bench.run(success("alice", "192.0.2.7", -10.0 * DAY)).await;
+    // Known to the history only: the policy is new here.
+    bench.history.put(success("alice", "192.0.2.7", -10.0 * DAY));
     for n in 0..6 {
         let guess = failure("alice", &format!("203.0.113.{n}"), f64::from(n) * MINUTE);
         assert!(bench.run(guess).await.is_empty(), "a failure alone says nothing");
@@ -145,7 +146,18 @@ async fn success_after_failures_from_many_addresses() {
     let owner = bench.run(success("alice", "192.0.2.7", 11.0 * MINUTE)).await;
     assert_eq!(owner[0].severity, Severity::Low, "an address with a success before");
     assert_ne!(owner[0].key, alerts[0].key, "and it must not suppress the other");
+    let again = bench.run(success("alice", "203.0.113.99", 12.0 * MINUTE)).await;
+    assert_eq!(again[0].severity, Severity::High, "an address does not become known under attack");
     assert!(bench.run(success("bob", "203.0.113.99", 11.0 * MINUTE)).await.is_empty(), "another login");
+
+    // What the history shows too late, the state knows at once.
+    let lagging = Bench::new("success_after_failures").await;
+    let owner = success("alice", "192.0.2.7", -DAY);
+    lagging.apply(&owner, lagging.call(&owner).await).await;
+    for n in 0..5 {
+        lagging.run(failure("alice", &format!("203.0.113.{n}"), f64::from(n))).await;
+    }
+    assert_eq!(lagging.run(success("alice", "192.0.2.7", MINUTE)).await[0].severity, Severity::Low);
 }
 
 #[tokio::test]
