@@ -38,14 +38,14 @@ pub(super) fn alert(kind: &str, login: &str, remote: &str, key: &str, at: Time) 
 
 /// What the shipped policies do, in as few words as possible.
 #[derive(Default)]
-struct Model {
+pub(super) struct Model {
     logins: HashMap<String, (i64, i64, usize, HashSet<&'static str>, HashSet<u32>)>,
     failures: HashMap<String, Vec<(i64, IpAddr)>>,
     failing: HashMap<IpAddr, Vec<(i64, String)>>,
 }
 
 impl Model {
-    fn report(&mut self, report: &Generated) -> Vec<Alert> {
+    pub(super) fn report(&mut self, report: &Generated) -> Vec<Alert> {
         let (_, country, asn) = Net::of(report.remote).expect("an address of the demo");
         let (t, login, mut alerts) = (report.t.micros(), &report.login, Vec::new());
         let mut raise = |kind, key: &str| {
