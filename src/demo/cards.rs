@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use owo_colors::{OwoColorize, Style};
 use serde_json::Value;
 
@@ -44,6 +44,11 @@ pub(super) fn moment(time: &str) -> String {
         (Some(date), Some(clock)) => plain(&format!("{date} {clock} UTC")),
         _ => plain(time),
     }
+}
+
+/// The same without the zone, for the table.
+fn short(time: &str) -> String {
+    moment(time).trim_end_matches(" UTC").to_owned()
 }
 
 fn words(value: &Value) -> Option<String> {
@@ -111,14 +116,17 @@ pub(super) fn table(ledger: &Ledger, terminal: bool, colour: bool) -> String {
     if !terminal {
         table.force_no_tty().set_width(WIDTH);
     }
-    table.set_header(["planted", "begins", "found", "alert"]);
+    table.set_header(["planted", "begins (UTC)", "found (UTC)", "alert"]);
+    let (wide, time) =
+        (ColumnConstraint::LowerBoundary(Width::Percentage(32)), ColumnConstraint::Absolute(Width::Fixed(18)));
+    table.set_constraints([wide, time, time, wide]);
     for (story, finds) in ledger.stories() {
-        let begins = moment(&story.from.rfc3339());
+        let begins = short(&story.from.rfc3339());
         if story.is_attack() {
             for (n, (expected, find)) in story.expected.iter().zip(finds).enumerate() {
                 let (title, begins) = if n == 0 { (story.title.as_str(), begins.as_str()) } else { ("  and", "") };
                 match find {
-                    Some((time, alert)) => table.add_row([title, begins, &moment(time), &plain(alert)]),
+                    Some((time, alert)) => table.add_row([title, begins, &short(time), &plain(alert)]),
                     None => table.add_row([title, begins, "MISSED", &format!("no {}", expected.kind)]),
                 };
             }
@@ -174,8 +182,13 @@ mod tests {
 
     #[test]
     fn card_without_colour_is_plain_text_with_the_evidence_in_columns() {
-        let mut raised =
-            alert("new_country", "ann@alpennet.example", "198.19.64.1", "ann", Time::from_micros(1_763_500_000_000_000));
+        let mut raised = alert(
+            "new_country",
+            "ann@alpennet.example",
+            "198.19.64.1",
+            "ann",
+            Time::from_micros(1_763_500_000_000_000),
+        );
         raised.title = "ann logged in from BR\u{1b}[2J for the first time".into();
         raised.text = "Ask her.".into();
         raised.attack = Some(json!("T1078"));
@@ -220,6 +233,9 @@ mod tests {
         assert!(!text.contains('\u{1b}'));
         assert!(text.lines().all(|line| line.chars().count() <= usize::from(WIDTH)), "{text}");
         assert!(text.contains("1 of 11 attacks found in 13 alerts; 5 of 5 temptations stayed quiet; 12 false alarms"));
-        assert!(text.contains("no dormant_account") && text.contains("MISSED") && text.contains("and 2 more"), "{text}");
+        assert!(
+            text.contains("no dormant_account") && text.contains("MISSED") && text.contains("and 2 more"),
+            "{text}"
+        );
     }
 }

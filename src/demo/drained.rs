@@ -26,7 +26,8 @@ struct Load {
 fn sum(text: &str, name: &str) -> f64 {
     let values = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
-        let value = rest.strip_prefix(' ').or_else(|| rest.strip_prefix('{').and_then(|rest| Some(rest.split_once("} ")?.1)));
+        let value =
+            rest.strip_prefix(' ').or_else(|| rest.strip_prefix('{').and_then(|rest| Some(rest.split_once("} ")?.1)));
         value?.trim().parse::<f64>().ok()
     });
     values.sum()

@@ -190,7 +190,10 @@ pub(super) async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Byte
     Ok(open)
 }
 
-pub(super) async fn exchange(open: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+pub(super) async fn exchange(
+    open: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, String> {
     open.ready().await.map_err(text)?;
     let answer: Response<_> = open.send_request(request).await.map_err(text)?;
     let wait = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());

@@ -2,13 +2,19 @@
 //!
 //! Owns what is written before the program starts. A temporary folder goes with this value; one that was named stays.
 
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::DemoError;
+use super::traffic::Generated;
 use super::world::write_geoip;
+
+/// The reports, one a line, in a folder that stays.
+pub(super) const REPORTS: &str = "reports.ndjson";
 
 /// See the module.
 #[derive(Debug)]
@@ -18,7 +24,7 @@ pub(super) struct Folder {
     pub(super) file: PathBuf,
     /// Signs the reports and the alerts.
     pub(super) secret: String,
-    _temporary: Option<TempDir>,
+    temporary: Option<TempDir>,
 }
 
 impl Folder {
@@ -37,7 +43,41 @@ impl Folder {
         let file = path.join("trackalert.toml");
         std::fs::write(&file, configuration(&path.join("data"), &geoip, free_port()?, &secret))
             .map_err(|error| DemoError::Folder(file.clone(), error))?;
-        Ok(Self { path, file, secret, _temporary: temporary })
+        Ok(Self { path, file, secret, temporary })
+    }
+
+    /// For the reports; writes nothing where the folder goes at the end.
+    pub(super) fn recorder(&self) -> Result<Recorder, DemoError> {
+        let path = self.path.join(REPORTS);
+        let file = match &self.temporary {
+            Some(_) => None,
+            None => Some(File::create(&path).map_err(|error| DemoError::Folder(path.clone(), error))?),
+        };
+        Ok(Recorder { path, file: Ok(file.map(BufWriter::new)) })
+    }
+}
+
+/// Writes down what is sent, where somebody keeps it: `trackalert send` takes it.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    path: PathBuf,
+    file: io::Result<Option<BufWriter<File>>>,
+}
+
+impl Recorder {
+    /// Writes one report. The first error is told at the end.
+    pub(super) fn take(&mut self, report: &Generated) {
+        if let Ok(Some(file)) = &mut self.file
+            && let Err(error) = file.write_all(&report.body).and_then(|()| file.write_all(b"\n"))
+        {
+            self.file = Err(error);
+        }
+    }
+
+    /// All is written.
+    pub(super) fn end(self) -> Result<(), DemoError> {
+        let ended = self.file.and_then(|file| file.map_or(Ok(()), |mut file| file.flush()));
+        ended.map_err(|error| DemoError::Folder(self.path, error))
     }
 }
 

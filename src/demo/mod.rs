@@ -21,13 +21,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::LocalBoxFuture;
 
 use crate::alert::Alert;
 use crate::report::Time;
 use drained::{Drained, drained};
 use feed::{Door, FeedError, Progress, feed};
-use folder::Folder;
+use folder::{Folder, Recorder};
 use receiver::Receiver;
 use screen::Screen;
 use stories::Ledger;
@@ -40,7 +40,7 @@ const TICK: Duration = Duration::from_millis(200);
 /// What the demo may be told.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Leave the configuration and the data in this folder, which must be empty or new
+    /// Leave the configuration, the data and the reports in this folder, which must be new or empty
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
     /// End after the table instead of serving on until Ctrl-C
@@ -96,7 +96,7 @@ pub struct Running {
     /// Where it listens.
     pub address: SocketAddr,
     /// Ends it well.
-    pub drain: BoxFuture<'static, ()>,
+    pub drain: LocalBoxFuture<'static, ()>,
 }
 
 /// How long it took.
@@ -128,10 +128,18 @@ pub async fn run(
     ];
     let running = start(&folder.file, &sets).await.map_err(DemoError::Start)?;
     let shown = show(&options, &folder, running.address, &mut receiver).await;
-    running.drain.await;
+    tokio::select! {
+        () = running.drain => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
     if shown.is_ok() && options.keep.is_some() {
-        let mut out = std::io::stdout();
-        let _ = std::io::Write::write_fmt(&mut out, format_args!("all is left in {}\n", folder.path.display()));
+        screen::print(format_args!(
+            "Configuration, data and reports are left in {0}. To see it all again, without the show:\n\
+             \x20 rm -r {0}/data; trackalert run -C {0}/trackalert.toml\n\
+             \x20 trackalert send -C {0}/trackalert.toml {0}/{1}",
+            folder.path.display(),
+            folder::REPORTS,
+        ));
     }
     shown
 }
@@ -157,7 +165,7 @@ async fn show(
     let mut ledger = Ledger::new(stream.stories());
     let progress = Arc::new(Progress::default());
     let door = Door { address, secret: folder.secret.clone() };
-    let work = work(door, stream, Arc::clone(&progress));
+    let work = work(door, stream, folder.recorder()?, Arc::clone(&progress));
     let times = watch(work, &mut screen, &progress, receiver, &mut ledger).await;
     screen.end();
     let times = times?;
@@ -174,9 +182,15 @@ async fn show(
 }
 
 /// Feeds all and waits until all is handled.
-async fn work(door: Door, stream: traffic::Traffic, progress: Arc<Progress>) -> Result<Times, DemoError> {
+async fn work(
+    door: Door,
+    stream: traffic::Traffic,
+    mut recorder: Recorder,
+    progress: Arc<Progress>,
+) -> Result<Times, DemoError> {
     let (address, began) = (door.address, Instant::now());
-    let reports = feed(door, stream, progress).await?;
+    let reports = feed(door, stream.inspect(|report| recorder.take(report)), progress).await?;
+    recorder.end()?;
     let fed = began.elapsed();
     let Drained { at, dead } = drained(address, reports).await?;
     Ok(Times { reports, fed, handled: at.duration_since(began), dead })
@@ -193,13 +207,14 @@ async fn watch(
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     screen.begin();
-    tokio::pin!(work);
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(work, interrupted);
     loop {
         tokio::select! {
             done = &mut work => return done,
             Some(alert) = receiver.alerts.recv() => tell(screen, ledger, &alert),
             _ = tick.tick() => screen.tick(progress, ledger.alerts()),
-            _ = tokio::signal::ctrl_c() => return Err(DemoError::Interrupted),
+            _ = &mut interrupted => return Err(DemoError::Interrupted),
         }
     }
 }
@@ -226,24 +241,28 @@ fn summary(times: &Times) -> String {
 
 /// Goes on showing alerts until Ctrl-C.
 async fn serve(screen: &Screen, folder: &Folder, address: SocketAddr, receiver: &mut Receiver, ledger: &Ledger) {
-    let login = ledger.stories().iter().flat_map(|(story, _)| &story.expected).find_map(|e| match &e.subject {
-        stories::Subject::Login(login) => Some(login.as_str()),
-        stories::Subject::Address(_) => None,
-    });
-    let (login, file) = (login.unwrap_or("nobody"), folder.file.display());
+    let (mut login, mut sprayer, file) = ("nobody", "nowhere", folder.file.display());
+    for expected in ledger.stories().iter().flat_map(|(story, _)| &story.expected).rev() {
+        match &expected.subject {
+            stories::Subject::Login(name) => login = name,
+            stories::Subject::Address(address) => sprayer = address,
+        }
+    }
     screen.say(format_args!(
         "\nIt goes on serving at http://{address} until Ctrl-C. To look around, in another terminal:\n\
-         \x20 trackalert query -C {file} --login {login}\n\
-         \x20 trackalert query -C {file} --failed --by remote\n\
+         \x20 trackalert query -C {file} --login {login} --since 200d\n\
+         \x20 trackalert query -C {file} --remote {sprayer} --failed --by login\n\
          \x20 curl http://{address}/metrics\n\
          or make an alert of your own (its card shows up here):\n\
          \x20 curl -d '{{\"login\":\"{login}\",\"remote\":\"198.19.80.7\",\"success\":true,\"protocol\":\"imap\"}}' \
          http://{address}/command/report\n"
     ));
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
     loop {
         tokio::select! {
             Some(alert) = receiver.alerts.recv() => screen.say(cards::card(&alert, None, screen.colour)),
-            _ = tokio::signal::ctrl_c() => return,
+            _ = &mut interrupted => return,
         }
     }
 }

@@ -15,6 +15,15 @@ use super::feed::Progress;
 /// How often a line is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// One text to stdout.
+pub(super) fn print(text: impl Display) {
+    // The harness of the tests keeps back what is printed by the macro alone.
+    #[cfg(test)]
+    println!("{text}");
+    #[cfg(not(test))]
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
 #[derive(Debug)]
 pub(super) struct Screen {
     bar: ProgressBar,
@@ -48,10 +57,7 @@ impl Screen {
 
     /// Something to read, above the bar.
     pub(super) fn say(&self, text: impl Display) {
-        self.bar.suspend(|| {
-            let mut out = std::io::stdout().lock();
-            let _ = writeln!(out, "{text}").and_then(|()| out.flush());
-        });
+        self.bar.suspend(|| print(text));
     }
 
     /// How far it is.

@@ -127,6 +127,8 @@ async fn show_finds_every_story_when_the_program_does_and_sends_each_report_once
         assert!(seen.reports.abs_diff(FEWEST as u64) * 100 <= FEWEST as u64, "{}", seen.reports);
         assert!(seen.tries > seen.reports, "none was sent again");
     }
+    let kept_reports = std::fs::read_to_string(kept.join("reports.ndjson")).unwrap();
+    assert_eq!(kept_reports.lines().count() as u64, seen.lock().unwrap().reports);
     let (again, _) = demo("", Some(&kept)).await;
     assert!(matches!(again, Err(DemoError::NotEmpty(_))), "a folder with something in it must not be used");
 }

@@ -207,7 +207,12 @@ impl Pen<'_> {
         );
         let slow = Net::HostingNl.address(22);
         self.spray(slow, e, 360, 15 * SECOND);
-        self.end("One address sprays 4 names a minute, for 90 minutes", vec![(kinds::SPRAY, address(slow))], vec![], &[]);
+        self.end(
+            "One address sprays 4 names a minute, for 90 minutes",
+            vec![(kinds::SPRAY, address(slow))],
+            vec![],
+            &[],
+        );
         let bots: Vec<_> = (0..24).map(|_| (self.dice.pick(&FAR), self.dice.next())).collect();
         let title = "24 bots in many countries guess a password, and hit";
         self.guessed(title, cast::GUESSED_FAR, &bots, Net::Romania, f, &[kinds::NEW_COUNTRY]);
@@ -259,7 +264,8 @@ impl Pen<'_> {
         let monday = (1..9).find(|day| local(self.town.at(THIN + day, 8)).1 == 0).unwrap_or(1);
         let (t, gateway) = (self.town.at(THIN + monday, 8), super::accounts::Account::gateway(0));
         let staff = self.town.accounts.iter().filter(|account| account.company == Some(0));
-        let staff: Vec<_> = staff.filter(|account| account.is_there(monday)).map(|account| account.number).take(60).collect();
+        let staff: Vec<_> =
+            staff.filter(|account| account.is_there(monday)).map(|account| account.number).take(60).collect();
         for (n, number) in staff.into_iter().enumerate() {
             let at = t + n as i64 * 5 * SECOND;
             if n % 7 == 3 {

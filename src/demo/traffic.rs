@@ -230,7 +230,9 @@ impl Traffic {
             // The noise of the internet: a bot tries a name, once.
             let remote = dice.pick(&FAR).address(dice.next());
             let who = match dice.below(self.town.accounts.len() as u64 * 2) as u32 {
-                number if (number as usize) < self.town.accounts.len() && number >= cast::EXTRAS => Who::Account(number),
+                number if (number as usize) < self.town.accounts.len() && number >= cast::EXTRAS => {
+                    Who::Account(number)
+                }
                 number => Who::Nobody(number % 4000),
             };
             entries.push(Entry { t, who, remote, via: Via::Script, success: false });
@@ -320,12 +322,12 @@ impl Via {
     /// Protocol and device id.
     const fn words(self) -> (&'static str, &'static str) {
         match self {
-            Self::Phone => ("imap", r#""name" "com.apple.email.maild" "version" "3774" "os" "iOS" "os-version" "17.5""#),
+            Self::Phone => {
+                ("imap", r#""name" "com.apple.email.maild" "version" "3774" "os" "iOS" "os-version" "17.5""#)
+            }
             Self::Desktop => ("imap", r#""name" "Thunderbird" "version" "128.5.0""#),
             Self::Smtp => ("smtp", ""),
-            Self::Webmail => {
-                ("http", "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0")
-            }
+            Self::Webmail => ("http", "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0"),
             Self::Script => ("smtp", ""),
         }
     }

@@ -44,7 +44,15 @@ struct Row {
     org: &'static str,
 }
 
-const fn v4(net: Net, a: [u8; 4], bits: u8, country: &'static str, place: (f64, f64), asn: u32, org: &'static str) -> Row {
+const fn v4(
+    net: Net,
+    a: [u8; 4],
+    bits: u8,
+    country: &'static str,
+    place: (f64, f64),
+    asn: u32,
+    org: &'static str,
+) -> Row {
     let cidr = IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(a[0], a[1], a[2], a[3]), bits));
     Row { net, cidr, country, place, asn, org }
 }
