@@ -1,8 +1,12 @@
-//! `trackalert demo`: hands over to [`crate::demo`].
+//! `trackalert demo`: hands over to [`crate::demo`], with the program to start.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use super::Failure;
+use super::{Failure, block_on};
+use crate::app::App;
+use crate::config::{Config, Roles};
+use crate::demo::{self, Options, Running};
+use crate::telemetry;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,21 +18,26 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Leave the configuration, the data and the reports in this folder
-    #[arg(long, value_name = "DIR")]
-    keep: Option<PathBuf>,
-    /// End after the table instead of serving on
-    #[arg(long)]
-    exit: bool,
-    /// Which made-up world: the same number gives the same logins
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// About how many logins in the fortnight
-    #[arg(long, value_name = "N", default_value_t = 200_000)]
-    reports: usize,
+    #[command(flatten)]
+    options: Options,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let Args { keep, exit, seed, reports } = args;
-    crate::demo::run(crate::demo::Options { keep, exit, seed, reports })
+    let all_found = block_on(async move {
+        demo::run(args.options, start).await.map_err(|error| Failure::failed(error.to_string()))
+    })?;
+    if all_found { Ok(()) } else { Err(Failure::failed("an attack was missed; the table names it".to_owned())) }
+}
+
+async fn start(file: &Path, sets: &[String]) -> Result<Running, String> {
+    let config = Config::load(Some(file), sets).map_err(|errors| errors.to_string())?;
+    telemetry::init_log(&config.log)?;
+    let app = App::start(config, Roles::all()).await.map_err(|error| error.to_string())?;
+    let address = app.address();
+    let drain = Box::pin(async move {
+        if let Err(error) = app.drain().await {
+            tracing::error!(%error, "the program did not end well");
+        }
+    });
+    Ok(Running { address, drain })
 }
