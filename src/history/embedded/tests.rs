@@ -77,7 +77,11 @@ fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() { copy(&entry.path(), &to) } else { drop(std::fs::copy(entry.path(), to)) }
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to)
+        } else {
+            drop(std::fs::copy(entry.path(), to))
+        }
     }
 }
 
@@ -113,7 +117,7 @@ async fn ids_that_agree_in_their_first_half_are_two_reports() {
 async fn killed_between_commits_keeps_what_was_confirmed() {
     let (dir, after) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let slow = Settings { commit_every: Duration::from_secs(60), commit_at: 100, ..settings() };
-    let reports: Vec<_> = (0..130).map(|n| report("ann", START + f64::from(n) * 7_200.0)).collect();
+    let reports: Vec<_> = (0..130).map(|n| report("ann", START + f64::from(n) * 2_400.0)).collect();
     let history = open(dir.path(), &slow);
     assert!(store_all(&history, &reports[..100]).await.iter().all(|stored| *stored == Stored::New));
     let waiting = futures_util::future::join_all(reports[100..].iter().map(|r| history.store(Arc::new(r.clone()))));
@@ -139,15 +143,15 @@ async fn killed_between_commits_keeps_what_was_confirmed() {
 async fn close_commits_what_waits() {
     let dir = TempDir::new().unwrap();
     let history = open(dir.path(), &Settings { commit_every: Duration::from_secs(60), ..settings() });
-    let store = { let history = history.clone(); tokio::spawn(async move { history.store(Arc::new(report("ann", START))).await }) };
-    while history.room.available_permits() == 80_000 {
-        tokio::task::yield_now().await;
+    let mut store = history.store(Arc::new(report("ann", START)));
+    tokio::select! {
+        biased;
+        stored = &mut store => panic!("{stored:?} a minute early"),
+        () = std::future::ready(()) => {}
     }
     history.close().await;
-    let history = match store.await.unwrap() {
-        Ok(stored) => { assert_eq!(stored, Stored::New); open(dir.path(), &settings()) }
-        Err(error) => panic!("{error}"),
-    };
+    assert_eq!(store.await.unwrap(), Stored::New);
+    let history = open(dir.path(), &settings());
     assert_eq!(total(&history).await, 1);
     history.close().await;
 }
@@ -198,10 +202,16 @@ async fn a_hit_has_the_form_of_elasticsearch() {
     let history = open(dir.path(), &settings());
     let mut one = report("ann", START + 0.123_456);
     one.remote = "2001:db8::1".parse().unwrap();
-    one.device_attrs = vec![("os.family".to_owned(), "Linux".to_owned()), ("os.major".to_owned(), "10.12 (16A323)".to_owned())];
+    one.device_attrs =
+        vec![("os.family".to_owned(), "Linux".to_owned()), ("os.major".to_owned(), "10.12 (16A323)".to_owned())];
     one.attrs = vec![("cos".to_owned(), "gold".to_owned())];
     one.attrs_mv = vec![("lists".to_owned(), vec!["a".to_owned(), "b".to_owned()])];
-    one.geo = Geo { country: Some("DE".to_owned()), location: Some((52.5, 13.25)), asn: Some(3320), as_org: Some("DTAG".to_owned()) };
+    one.geo = Geo {
+        country: Some("DE".to_owned()),
+        location: Some((52.5, 13.25)),
+        asn: Some(3320),
+        as_org: Some("DTAG".to_owned()),
+    };
     one.stamp();
     store_all(&history, &[one.clone()]).await;
     let body = json!({"query": {"term": {"device_attrs.os.family": "Linux"}}, "sort": [{"@timestamp": "desc"}, "login", "geoip.asn"]});
@@ -255,8 +265,11 @@ async fn an_answer_that_would_be_too_large_is_refused_with_its_path() {
         (json!({"from": 60, "size": 1}), "size"),
         (json!({"aggs": {"a": {"terms": {"field": "login", "size": 51}}}}), "aggs.a.terms.size"),
         (json!({"aggs": {"a": {"date_histogram": {"field": "@timestamp", "fixed_interval": "1ms"}}}}), "aggs.a"),
-        (json!({"aggs": {"a": {"terms": {"field": "login", "size": 30}, "aggs": {"b": {"top_hits": {"size": 3}},
-            "c": {"terms": {"field": "protocol"}}}}}}), "aggs.a.aggs.c"),
+        (
+            json!({"aggs": {"a": {"terms": {"field": "login", "size": 30}, "aggs": {"b": {"top_hits": {"size": 3}},
+            "c": {"terms": {"field": "protocol"}}}}}}),
+            "aggs.a.aggs.c",
+        ),
     ] {
         match ask(&history, body.clone()).await {
             Err(HistoryError::Query { path: found, .. }) => assert_eq!(found, path, "{body}"),
@@ -292,11 +305,6 @@ async fn a_folder_that_cannot_be_written_refuses_and_then_recovers() {
     let one = Arc::new(report("ann", START));
     assert!(matches!(history.store(one.clone()).await, Err(HistoryError::Unavailable(_))));
     std::fs::remove_file(&in_the_way).unwrap();
-    assert_eq!(history.store(one).await, Ok(Stored::New));
+    assert_eq!(history.store(one).await.unwrap(), Stored::New);
     history.close().await;
-}
-
-#[allow(dead_code, reason = "used by the naive module")]
-fn address(text: &str) -> IpAddr {
-    text.parse().unwrap()
 }

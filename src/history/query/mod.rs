@@ -7,6 +7,8 @@ mod aggs;
 pub mod date_math;
 pub mod field;
 mod parse;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use serde_json::Value;
