@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench history`; under a minute.
 
+#![allow(clippy::panic, reason = "a benchmark that cannot run says so and ends")]
+
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;

@@ -205,6 +205,14 @@ impl Days {
         Ok(days)
     }
 
+    /// Forgets what was opened of a day that failed, so that the next look at it starts from the folder.
+    pub(super) fn reopen(&self, day: i64) {
+        let slot = self.lock().get(&day).cloned();
+        if let Some(slot) = slot {
+            slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
     /// Removes the days before this one. Their writers must be closed.
     pub(super) fn remove_before(&self, day: i64) -> Result<usize, Problem> {
         let mut removed = 0;

@@ -91,10 +91,10 @@ async fn delivered_twice_is_stored_once() {
     let one = report("ann", START);
     let history = open(dir.path(), &settings());
     assert_eq!(store_all(&history, &[one.clone(), one.clone()]).await, [Stored::New, Stored::Already], "in one commit");
-    assert_eq!(store_all(&history, &[one.clone()]).await, [Stored::Already], "across commits");
+    assert_eq!(store_all(&history, std::slice::from_ref(&one)).await, [Stored::Already], "across commits");
     history.close().await;
     let history = open(dir.path(), &settings());
-    assert_eq!(store_all(&history, &[one.clone()]).await, [Stored::Already], "across a restart");
+    assert_eq!(store_all(&history, std::slice::from_ref(&one)).await, [Stored::Already], "across a restart");
     assert_eq!(total(&history).await, 1);
     history.close().await;
     assert!(matches!(history.store(Arc::new(one)).await, Err(HistoryError::Unavailable(_))));
@@ -107,7 +107,7 @@ async fn ids_that_agree_in_their_first_half_are_two_reports() {
     let (mut one, mut two) = (report("ann", START), report("bob", START));
     one.id = "00112233445566778899aabbccddeeff".parse().unwrap();
     two.id = "0011223344556677ffffffffffffffff".parse().unwrap();
-    assert_eq!(store_all(&history, &[one.clone()]).await, [Stored::New]);
+    assert_eq!(store_all(&history, std::slice::from_ref(&one)).await, [Stored::New]);
     assert_eq!(store_all(&history, &[two, one]).await, [Stored::New, Stored::Already]);
     assert_eq!(total(&history).await, 2);
     history.close().await;
@@ -213,7 +213,7 @@ async fn a_hit_has_the_form_of_elasticsearch() {
         as_org: Some("DTAG".to_owned()),
     };
     one.stamp();
-    store_all(&history, &[one.clone()]).await;
+    store_all(&history, std::slice::from_ref(&one)).await;
     let body = json!({"query": {"term": {"device_attrs.os.family": "Linux"}}, "sort": [{"@timestamp": "desc"}, "login", "geoip.asn"]});
     let answer = ask(&history, body).await.unwrap();
     let hit = &answer["hits"]["hits"][0];
@@ -306,5 +306,47 @@ async fn a_folder_that_cannot_be_written_refuses_and_then_recovers() {
     assert!(matches!(history.store(one.clone()).await, Err(HistoryError::Unavailable(_))));
     std::fs::remove_file(&in_the_way).unwrap();
     assert_eq!(history.store(one).await.unwrap(), Stored::New);
+    history.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_vanishes_while_it_is_written_refuses_what_waits_and_then_recovers() {
+    let dir = TempDir::new().unwrap();
+    let history = open(dir.path(), &settings());
+    let (one, two) = (report("ann", START), Arc::new(report("ann", START + 1.0)));
+    assert_eq!(store_all(&history, std::slice::from_ref(&one)).await, [Stored::New]);
+    std::fs::remove_dir_all(dir.path().join("2026.03.01")).unwrap();
+    assert!(matches!(history.store(two.clone()).await, Err(HistoryError::Unavailable(_))));
+    assert_eq!(history.store(two).await.unwrap(), Stored::New, "what was refused is not held for stored");
+    assert_eq!(total(&history).await, 1);
+    history.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_of_nothing_answers_as_an_empty_one() {
+    let dir = TempDir::new().unwrap();
+    let history = open(dir.path(), &settings());
+    let number = |kind: &str| json!({kind: {"field": "t"}});
+    let body = json!({"size": 0, "aggs": {
+        "a": {"terms": {"field": "login"}, "aggs": {"b": number("min")}}, "c": number("cardinality"), "d": number("stats"),
+        "e": {"filter": {"match_all": {}}, "aggs": {"f": number("max"), "g": number("sum"), "h": number("value_count")}},
+        "i": {"top_hits": {}}, "j": {"date_histogram": {"field": "@timestamp", "fixed_interval": "1d"}}, "k": number("avg"),
+    }});
+    let search = Search { body: body.clone(), now: Time::default(), up_to: None, without: None };
+    let mut answer = ask(&history, body).await.unwrap();
+    answer["took"] = json!(0);
+    assert_eq!(answer, crate::history::NoHistory.search(search).await.unwrap());
+    history.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_takes_too_long_is_given_up() {
+    let dir = TempDir::new().unwrap();
+    let history = open(dir.path(), &Settings { search_timeout: Duration::ZERO, ..settings() });
+    store_all(&history, &[report("ann", START)]).await;
+    match ask(&history, json!({})).await {
+        Err(HistoryError::Unavailable(reason)) => assert!(reason.contains("history.search_timeout"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
     history.close().await;
 }

@@ -159,6 +159,7 @@ impl Writer {
                 let _ = reply.send(Err(error.clone()));
             }
         }
+        self.days.reopen(number);
         error
     }
 

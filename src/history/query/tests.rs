@@ -81,7 +81,7 @@ fn what_lies_deep_or_is_much_is_refused_before_it_costs_anything() {
         nested = json!({"a": {"terms": {"field": "login"}, "aggs": nested}});
     }
     assert!(refused(&json!({"query": deep})).1.contains("nested more than 32"));
-    assert!(refused(&json!({"aggs": nested})).1.contains("nested more than 32"));
+    assert!(refused(&json!({"aggs": nested})).1.contains("nested more than 8"));
     let many = vec![json!({"match_all": {}}); MAX_CLAUSES];
     assert!(refused(&json!({"query": {"bool": {"should": many}}})).1.contains("1024 are allowed"));
     let values = vec![json!("a"); MAX_TERMS + 1];

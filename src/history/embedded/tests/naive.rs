@@ -52,7 +52,7 @@ fn reports(dice: &mut Dice, count: u64) -> Vec<LoginReport> {
         .map(|n| {
             // Four days, no two reports in one millisecond, not in order of time.
             let mut one =
-                report(*dice.pick::<&str>(LOGINS), START + ((n * 7919) % count) as f64 * 4.0 * DAY / count as f64);
+                report(dice.pick::<&str>(LOGINS), START + ((n * 7919) % count) as f64 * 4.0 * DAY / count as f64);
             one.t = Time::from_micros(one.t.micros() + dice.roll(900) as i64);
             one.remote = match dice.roll(3) {
                 0 => std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, dice.roll(9) as u16).into(),
