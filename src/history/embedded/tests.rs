@@ -283,15 +283,15 @@ async fn an_answer_that_would_be_too_large_is_refused_with_its_path() {
 async fn more_days_than_open_writers_in_any_order() {
     let dir = TempDir::new().unwrap();
     let history = open(dir.path(), &settings());
-    let reports: Vec<_> = (0..200).map(|n| report("ann", START + f64::from(n * 7 % 20) * DAY + f64::from(n))).collect();
-    for some in reports.chunks(50) {
+    let reports: Vec<_> = (0..120).map(|n| report("ann", START + f64::from(n * 7 % 12) * DAY + f64::from(n))).collect();
+    for some in reports.chunks(40) {
         assert!(store_all(&history, some).await.iter().all(|stored| *stored == Stored::New));
     }
     assert!(store_all(&history, &reports).await.iter().all(|stored| *stored == Stored::Already));
-    assert_eq!(total(&history).await, 200);
+    assert_eq!(total(&history).await, 120);
     history.close().await;
     let history = open(dir.path(), &settings());
-    assert_eq!(total(&history).await, 200);
+    assert_eq!(total(&history).await, 120);
     history.close().await;
 }
 
