@@ -167,13 +167,13 @@ impl<'a> Node<'a> {
             }
             (Kind::Among(among), _, Collected::One(bucket)) => {
                 let docs: Vec<DocId> = docs.iter().copied().filter(|doc| among.contains(*doc)).collect();
-                self.into_bucket(&docs, bucket, budget)
+                self.fill(&docs, bucket, budget)
             }
             _ => Err(unavailable("an aggregation met what another one collected")),
         }
     }
 
-    fn into_bucket(&self, docs: &[DocId], bucket: &mut Bucket, budget: &Budget) -> Result<(), HistoryError> {
+    fn fill(&self, docs: &[DocId], bucket: &mut Bucket, budget: &Budget) -> Result<(), HistoryError> {
         bucket.count += docs.len() as u64;
         if docs.is_empty() {
             return Ok(());
@@ -264,10 +264,10 @@ impl<'a> Node<'a> {
         let keys = column.keys(&codes)?;
         for (key, group) in keys.into_iter().zip(pairs.chunk_by(|a, b| a.0 == b.0)) {
             let docs: Vec<DocId> = group.iter().map(|(_, doc)| *doc).collect();
-            self.into_bucket(&docs, self.bucket(buckets, key, budget)?, budget)?;
+            self.fill(&docs, self.bucket(buckets, key, budget)?, budget)?;
         }
         if let Some(key) = missing.filter(|_| !without.is_empty()) {
-            self.into_bucket(&without, self.bucket(buckets, key, budget)?, budget)?;
+            self.fill(&without, self.bucket(buckets, key, budget)?, budget)?;
         }
         Ok(())
     }
@@ -292,7 +292,7 @@ impl<'a> Node<'a> {
         pairs.sort_unstable();
         for group in pairs.chunk_by(|a, b| a.0 == b.0) {
             let docs: Vec<DocId> = group.iter().map(|(_, doc)| *doc).collect();
-            self.into_bucket(&docs, self.bucket(buckets, Key::Millis(group[0].0), budget)?, budget)?;
+            self.fill(&docs, self.bucket(buckets, Key::Millis(group[0].0), budget)?, budget)?;
         }
         Ok(())
     }

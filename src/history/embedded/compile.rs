@@ -95,8 +95,10 @@ impl Compiler<'_> {
         let mut all: Vec<Compiled> = bool
             .all
             .iter()
-            .filter(|clause| {
-                !matches!(clause, Clause::All) && !(top && matches!(clause, Clause::Time(s) if s.from < s.to))
+            .filter(|clause| match clause {
+                Clause::All => false,
+                Clause::Time(span) => !top || span.from >= span.to,
+                _ => true,
             })
             .map(|clause| if top { self.top(clause) } else { self.clause(clause) })
             .collect();

@@ -205,6 +205,21 @@ impl Days {
         Ok(days)
     }
 
+    /// Whether this report is committed in that day.
+    pub(super) fn has(&self, day: i64, id: &ReportId) -> Result<bool, Problem> {
+        let span = Span { from: day * DAY, to: (day + 1) * DAY };
+        let found = self.within(span).map_err(|error| Problem(error.to_string()))?;
+        Ok(found.first().map_or(Ok(false), |day| day.has(id))?)
+    }
+
+    /// Forgets what was opened of a day that failed, so that the next look at it starts from the folder.
+    pub(super) fn reopen(&self, day: i64) {
+        let slot = self.lock().get(&day).cloned();
+        if let Some(slot) = slot {
+            slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
     /// Removes the days before this one. Their writers must be closed.
     pub(super) fn remove_before(&self, day: i64) -> Result<usize, Problem> {
         let mut removed = 0;

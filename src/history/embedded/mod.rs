@@ -1,6 +1,6 @@
 //! The history in the data folder: one tantivy index a day.
 //!
-//! Owns the meeting of the asynchronous program with the index: one thread writes ([`writer`]), searches run on the pool for blocking
+//! Owns the meeting of the asynchronous program with the index: one thread writes (`writer`), searches run on the pool for blocking
 //! work, few at once and within a time. Retention is removing a folder.
 
 mod aggregate;
@@ -142,12 +142,15 @@ impl EmbeddedHistory {
             .map_err(|_| unavailable("it is closed"))?;
         let days = self.days.clone();
         let limits = search::Limits { buckets: self.settings.max_buckets, hits: self.settings.max_hits, deadline };
-        let answer = tokio::task::spawn_blocking(move || {
+        let running = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             search::run(&days, &search, &parsed, limits)
-        })
-        .await
-        .map_err(|error| unavailable(format!("the search failed: {error}")))?;
+        });
+        // The search itself looks at the deadline now and then, and keeps its permit until it has seen it.
+        let answer = tokio::time::timeout_at(deadline.into(), running)
+            .await
+            .map_err(|_| late())?
+            .map_err(|error| unavailable(format!("the search failed: {error}")))?;
         let took = started.elapsed();
         self.metrics.search.observe(took.as_secs_f64());
         match answer? {

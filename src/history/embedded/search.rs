@@ -110,9 +110,9 @@ impl Run<'_> {
             for (agg, into) in self.query.aggs.iter().zip(&mut self.collected) {
                 let node = Node::open(agg, Place { fields, searcher, segment, at })?;
                 node.collect(&docs, into, &self.budget)?;
-            }
-            if Instant::now() > self.deadline {
-                return Ok(false);
+                if Instant::now() > self.deadline {
+                    return Ok(false);
+                }
             }
         }
         Ok(true)

@@ -3,7 +3,7 @@
 //! Owns put-if-absent and the group commit. A report is in one of three places: waiting here with its caller, committed, or refused
 //! back to its caller; after an error a day's writer is thrown away with all that it had not committed, so nothing is half there.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -29,7 +29,11 @@ const LEAST_MEMORY: usize = 15_000_000;
 const MOST_OPEN: usize = 4;
 /// A day into which nothing came for so long is closed and its segments are merged into one.
 const IDLE: Duration = Duration::from_secs(60);
+/// A day of so few reports and so many segments is merged whenever it is closed.
+const SMALL: u64 = 20_000;
+const SEGMENTS: usize = 4;
 
+type Parked = (Arc<LoginReport>, Reply<Stored>, OwnedSemaphorePermit);
 type Reply<T> = oneshot::Sender<Result<T, HistoryError>>;
 
 /// What the thread is asked for.
@@ -55,6 +59,9 @@ pub(super) struct Writer {
     settings: Settings,
     metrics: Arc<Metrics>,
     open: HashMap<i64, OpenDay>,
+    /// Reports of days for which no writer is free: opened one after another at the next commit. Reports of many days in any order
+    /// would else open and close a day for each report, at some 50 ms.
+    parked: BTreeMap<i64, Vec<Parked>>,
     closer: Closer,
     waiting: usize,
     due: Option<Instant>,
@@ -63,7 +70,16 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(days: Arc<Days>, settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, HistoryError> {
         let closer = Closer::start().map_err(|error| unavailable(format!("no thread can be started: {error}")))?;
-        Ok(Self { days, settings: settings.clone(), metrics, open: HashMap::new(), closer, waiting: 0, due: None })
+        Ok(Self {
+            days,
+            settings: settings.clone(),
+            metrics,
+            open: HashMap::new(),
+            parked: BTreeMap::new(),
+            closer,
+            waiting: 0,
+            due: None,
+        })
     }
 
     /// Runs until every sender is gone; commits what waits.
@@ -80,6 +96,7 @@ impl Writer {
             if step.is_err() {
                 error!("the history's writer panicked; what was not committed is stored again");
                 self.open.clear();
+                self.parked.clear();
                 self.waiting = 0;
                 self.due = None;
             }
@@ -93,7 +110,7 @@ impl Writer {
 
     fn step(&mut self, command: Option<Command>) {
         match command {
-            Some(Command::Store(report, reply, permit)) => self.store(&report, reply, permit),
+            Some(Command::Store(report, reply, permit)) => self.store(report, reply, permit),
             Some(Command::Retain(before, reply)) => {
                 let _ = reply.send(self.retain(before));
             }
@@ -106,12 +123,30 @@ impl Writer {
         self.close_idle();
     }
 
-    fn store(&mut self, report: &LoginReport, reply: Reply<Stored>, permit: OwnedSemaphorePermit) {
+    fn store(&mut self, report: Arc<LoginReport>, reply: Reply<Stored>, permit: OwnedSemaphorePermit) {
         let number = day_of(report.t.micros());
         if number < first_day(Time::now(), &self.settings) {
             let _ = reply.send(Ok(Stored::TooOld));
             return;
         }
+        // What comes again of a day that is not being written needs no writer to be told so.
+        if !self.open.contains_key(&number) {
+            match self.days.has(number, &report.id) {
+                Ok(false) => {}
+                Ok(true) => return drop(reply.send(Ok(Stored::Already))),
+                Err(problem) => return drop(reply.send(Err(self.fail(number, &problem)))),
+            }
+        }
+        let free = self.open.len() < self.most_open() || self.open.values().any(|open| open.waiting.is_empty());
+        if self.open.contains_key(&number) || free {
+            return self.put(number, &report, reply, permit);
+        }
+        self.parked.entry(number).or_default().push((report, reply, permit));
+        self.waiting += 1;
+        self.due.get_or_insert_with(|| Instant::now() + self.settings.commit_every);
+    }
+
+    fn put(&mut self, number: i64, report: &LoginReport, reply: Reply<Stored>, permit: OwnedSemaphorePermit) {
         let found = self.open_day(number).and_then(|open| open.put(report));
         let stored = match found {
             Ok(Some(stored)) => stored,
@@ -134,19 +169,22 @@ impl Writer {
 
     fn open_day(&mut self, number: i64) -> Result<&mut OpenDay, Problem> {
         if !self.open.contains_key(&number) {
-            let memory = self.settings.writer_memory.as_u64() as usize;
-            let most = (memory / LEAST_MEMORY).clamp(1, MOST_OPEN);
+            let most = self.most_open();
             while self.open.len() >= most {
-                let Some(oldest) = self.open.iter().min_by_key(|(_, open)| open.touched).map(|(day, _)| *day) else {
-                    break;
-                };
-                self.close(oldest);
+                let oldest = self.open.iter().min_by_key(|(_, open)| (!open.waiting.is_empty(), open.touched));
+                let Some(oldest) = oldest.map(|(day, _)| *day) else { break };
+                self.close(oldest, false);
             }
+            let memory = self.settings.writer_memory.as_u64() as usize;
             self.closer.wait_for(number);
             let open = OpenDay::open(self.days.create(number)?, memory / most)?;
             self.open.insert(number, open);
         }
         self.open.get_mut(&number).ok_or_else(|| Problem("a day that was opened is not open".to_owned()))
+    }
+
+    fn most_open(&self) -> usize {
+        (self.settings.writer_memory.as_u64() as usize / LEAST_MEMORY).clamp(1, MOST_OPEN)
     }
 
     /// Refuses all that waits for this day and throws its writer away.
@@ -159,12 +197,20 @@ impl Writer {
                 let _ = reply.send(Err(error.clone()));
             }
         }
+        self.days.reopen(number);
         error
     }
 
     fn commit_all(&mut self) {
         let days: Vec<i64> = self.open.iter().filter(|(_, o)| !o.waiting.is_empty()).map(|(day, _)| *day).collect();
         days.into_iter().for_each(|day| self.commit(day));
+        while let Some((day, reports)) = self.parked.pop_first() {
+            self.waiting -= reports.len();
+            for (report, reply, permit) in reports {
+                self.put(day, &report, reply, permit);
+            }
+            self.commit(day);
+        }
         self.due = None;
     }
 
@@ -188,10 +234,14 @@ impl Writer {
         }
     }
 
-    fn close(&mut self, number: i64) {
+    fn close(&mut self, number: i64, idle: bool) {
         self.commit(number);
         if let Some(open) = self.open.remove(&number) {
-            self.closer.close(open, true);
+            // Merging is cheap for a small day, and for a large one that nothing comes into any more.
+            let searcher = open.day.searcher();
+            let cheap = searcher.num_docs() <= SMALL && searcher.segment_readers().len() >= SEGMENTS;
+            drop(searcher);
+            self.closer.close(open, idle || cheap);
         }
     }
 
@@ -202,13 +252,13 @@ impl Writer {
             .iter()
             .find(|(day, open)| Some(**day) != newest && open.waiting.is_empty() && open.touched.elapsed() >= IDLE);
         if let Some(day) = idle.map(|(day, _)| *day) {
-            self.close(day);
+            self.close(day, true);
         }
     }
 
     fn retain(&mut self, before: i64) -> Result<usize, HistoryError> {
         let gone: Vec<i64> = self.open.keys().filter(|day| **day < before).copied().collect();
-        gone.into_iter().for_each(|day| self.close(day));
+        gone.into_iter().for_each(|day| self.close(day, false));
         self.closer.wait_before(before);
         self.days.remove_before(before).map_err(|problem| unavailable(problem.0))
     }

@@ -4,10 +4,11 @@
 
 use serde_json::{Map, Value};
 
+use super::clause::missing_value;
 use super::field::Field;
-use super::parse::{Reader, descending, hits, missing_value};
+use super::parse::{Reader, descending, hits};
 use super::walk::{bad, below, count, known, object, only, text, unknown};
-use super::{Agg, AggKind, Calendar, Interval, MAX_AGGREGATIONS, MAX_DEPTH, MAX_TOP_HITS, Metric, OrderBy, Terms};
+use super::{Agg, AggKind, Calendar, Interval, MAX_AGG_DEPTH, MAX_AGGREGATIONS, MAX_TOP_HITS, Metric, OrderBy, Terms};
 use crate::history::HistoryError;
 
 const KINDS: &[&str] = &[
@@ -26,8 +27,8 @@ const KINDS: &[&str] = &[
 
 /// All aggregations of one level.
 pub(super) fn all(reader: &mut Reader, value: &Value, path: &str, depth: usize) -> Result<Vec<Agg>, HistoryError> {
-    if depth >= MAX_DEPTH {
-        return Err(bad(path, format!("is nested more than {MAX_DEPTH} deep")));
+    if depth >= MAX_AGG_DEPTH {
+        return Err(bad(path, format!("is nested more than {MAX_AGG_DEPTH} deep")));
     }
     object(value, path)?.iter().map(|(name, value)| one(reader, name, value, &below(path, name), depth)).collect()
 }

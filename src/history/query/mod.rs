@@ -4,9 +4,13 @@
 //! path, never ignored: a filter that is not applied would make a policy see other people's logins.
 
 mod aggs;
+mod clause;
 pub mod date_math;
+mod empty;
 pub mod field;
 mod parse;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use serde_json::Value;
@@ -17,8 +21,10 @@ use self::field::{Flag, Number, Text};
 use super::HistoryError;
 use crate::report::{ReportId, Time};
 
-/// The most levels of queries within queries, and of aggregations within aggregations.
+/// The most levels of queries within queries.
 pub const MAX_DEPTH: usize = 32;
+/// The most levels of aggregations within aggregations; each may hold the place of every document while the next one works.
+pub const MAX_AGG_DEPTH: usize = 8;
 /// The most clauses of one body.
 pub const MAX_CLAUSES: usize = 1024;
 /// The most values of one `terms` query.
