@@ -1,5 +1,163 @@
-//! placeholder
-/// Entry.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The command line: what a person or a unit file types.
+//!
+//! ```text
+//! run  check  demo                        this process does it
+//! send  query  dead-letters               ask the running process over HTTP, found from the same -C (or --offline)
+//! config  completions  man                print
+//! ```
+//!
+//! Owns arguments, output and exit codes: 0 well, 1 failed, 2 wrong usage or configuration. Never opens the data folder itself: a
+//! folder has one owner, the running process.
+
+mod check;
+mod client;
+mod config;
+mod dead_letters;
+mod demo;
+mod generate;
+mod output;
+mod pin;
+mod query;
+mod run;
+mod send;
+mod session;
+mod when;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, Errors};
+pub use output::Failure;
+
+/// What the help says before all else.
+const ABOUT: &str =
+    "Remembers every login report for months and tells people about the abuse that nobody sees in real time";
+
+const EXAMPLES: &str = "\
+Examples:
+  trackalert demo                            everything at once, with made-up logins and attacks
+  trackalert run                             the whole program, data in ./trackalert-data
+  trackalert run -C /etc/trackalert.toml     the same, configured
+  trackalert check -C /etc/trackalert.toml   what would run, and what is wrong
+  trackalert send reports.ndjson             reports of a file into the running program
+  trackalert query --login alice --since 7d  what is remembered about alice
+
+Exit codes: 0 well, 1 failed, 2 wrong usage or configuration.";
+
+/// The arguments.
+#[derive(Debug, Parser)]
+#[command(name = "trackalert", version, about = ABOUT, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, clap::Args)]
+struct Common {
+    /// The configuration; without it the defaults hold (`trackalert config` shows them)
+    #[arg(short = 'C', long = "config", value_name = "FILE", global = true)]
+    file: Option<PathBuf>,
+    /// One setting, over file and environment: --set detect.workers=4 (may be given again)
+    #[arg(long = "set", value_name = "KEY=VALUE", global = true)]
+    sets: Vec<String>,
+}
+
+impl Common {
+    fn load(&self) -> Result<Config, Errors> {
+        self.load_and(&[])
+    }
+
+    /// With further settings that win.
+    fn load_and(&self, more: &[&str]) -> Result<Config, Errors> {
+        let sets: Vec<String> = self.sets.iter().cloned().chain(more.iter().map(|set| (*set).to_owned())).collect();
+        Config::load(self.file.as_deref(), &sets)
+    }
+
+    /// The arguments again, for a message that says what to type.
+    fn again(&self) -> String {
+        self.file.as_ref().map(|file| format!(" -C {}", file.display())).unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the program: all roles, or some of them
+    Run(run::Args),
+    /// Check configuration, policies, GeoIP files and channels, and say what would run
+    Check(check::Args),
+    /// Put reports from a file or stdin into the running program
+    Send(send::Args),
+    /// See it work: generated logins of a small provider with attacks hidden in them
+    Demo(demo::Args),
+    /// Search the history
+    Query(query::Args),
+    /// List, show, send again or drop what could not be handled
+    #[command(name = "dead-letters")]
+    DeadLetters(dead_letters::Args),
+    /// Print every setting in force and where it comes from; secrets are masked
+    Config(config::Args),
+    /// Print a completion script for a shell
+    Completions(generate::CompletionsArgs),
+    /// Print the manual page, or write one page a command into a folder
+    Man(generate::ManArgs),
+}
+
+/// Reads the arguments, does what they say, and gives the exit code.
+pub fn main() -> ExitCode {
+    // The TLS of everything in this process; a second call (a test) finds it there.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to stdout with 0, mistakes to stderr with 2; a closed pipe is nobody's fault.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).map_or(ExitCode::from(2), ExitCode::from);
+        }
+    };
+    let Some(command) = cli.command else {
+        return output::end(output::print(Cli::command().render_help().ansi()));
+    };
+    output::end(match command {
+        Command::Run(args) => run::run(&cli.common, &args),
+        Command::Check(args) => check::run(&cli.common, &args),
+        Command::Send(args) => send::run(&cli.common, &args),
+        Command::Demo(args) => demo::run(args),
+        Command::Query(args) => query::run(&cli.common, &args),
+        Command::DeadLetters(args) => dead_letters::run(&cli.common, &args),
+        Command::Config(args) => config::run(&cli.common, &args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
+    })
+}
+
+/// Runs the future of an operator's command to its end.
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
+    runtime.block_on(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_have_no_contradiction() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_in_its_help() {
+        for command in Cli::command().get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Example"), "{}: no example", command.get_name());
+        }
+    }
 }

@@ -1,1 +1,128 @@
-//! placeholder
+//! The role `detect`: takes reports from their queue, runs every policy on each, and settles it.
+//!
+//! ```text
+//! delivery ─▶ decode ─▶ dispatch ─▶ worker ─▶ outcome ─▶ effects (1, 2) ─▶ history, ack (3, 4)
+//!                          ▲                     │
+//!                          └──── retry, alone ◀──┘
+//! ```
+//!
+//! One task owns all that is undecided about the reports in hand ([`Detector`]); the workers' threads and the settling tasks are lent
+//! what they need and report back.
+
+mod circuit;
+mod detector;
+mod dispatch;
+mod hung;
+mod pool;
+mod retry;
+mod settings;
+mod settle;
+mod slot;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+pub use settings::Settings;
+
+use crate::decode;
+use crate::health::Health;
+use crate::perfstats::PerfStats;
+use crate::policy::{self, LoadError, PolicySet, Services};
+use crate::queue::{Backoff, Publisher, Subscription};
+
+/// What the role needs.
+pub struct Parts {
+    /// Section `[detect]`.
+    pub settings: Settings,
+    /// Section `[policy]`.
+    pub policy: policy::Settings,
+    /// The limits of one report.
+    pub limits: decode::Limits,
+    /// How far ahead of this clock a report's time may be.
+    pub max_skew: std::time::Duration,
+    /// The first and the longest wait of a retry.
+    pub backoff: Backoff,
+    /// The policies, checked.
+    pub policies: PolicySet,
+    /// The reports.
+    pub reports: Subscription,
+    /// Where alerts go.
+    pub alerts: Arc<dyn Publisher>,
+    /// History, state, GeoIP, metrics.
+    pub services: Services,
+    /// Latches.
+    pub health: Arc<Health>,
+    /// How long reports waited and ran, for `/command/stats`.
+    pub perf: Arc<PerfStats>,
+    /// Where the list of hung reports is kept.
+    pub hung_list: PathBuf,
+}
+
+/// Why the role ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum DetectError {
+    /// A worker is in C code that does not come back. The report is written down and will be a dead letter after the restart.
+    #[error(
+        "policy `{policy}` has hung on report {report} for longer than policy.abort_after; the process ends, and after its restart \
+         that report is a dead letter"
+    )]
+    Hung {
+        /// Which policy.
+        policy: String,
+        /// Which report.
+        report: crate::report::ReportId,
+    },
+    /// No worker can be started any more.
+    #[error("no worker can be started: {0}")]
+    Worker(#[from] LoadError),
+    /// The task itself failed.
+    #[error("the task of the role detect failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// What the role is told from outside.
+pub(crate) enum Control {
+    /// Exchange the policies between two reports.
+    Load(PolicySet, oneshot::Sender<()>),
+    /// Finish what runs, hand back the rest, end.
+    Drain,
+}
+
+/// The running role.
+pub struct Detect {
+    control: mpsc::Sender<Control>,
+    task: JoinHandle<Result<(), DetectError>>,
+}
+
+impl Detect {
+    /// Starts the workers and the task. An error: the policies do not load.
+    pub fn start(parts: Parts) -> Result<Self, LoadError> {
+        let (control, orders) = mpsc::channel(4);
+        let detector = detector::Detector::new(parts)?;
+        Ok(Self { control, task: tokio::spawn(detector.run(orders)) })
+    }
+
+    /// Exchanges the policies; resolves when the workers were told.
+    pub async fn load(&self, policies: PolicySet) {
+        let (done, told) = oneshot::channel();
+        if self.control.send(Control::Load(policies, done)).await.is_ok() {
+            let _ = told.await;
+        }
+    }
+
+    /// Whether the role has ended by itself: [`Detect::drain`] then says why.
+    pub fn ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Finishes what runs within `detect.drain_timeout`; the rest is handed out again later. The source's position is stored when
+    /// this resolves.
+    pub async fn drain(self) -> Result<(), DetectError> {
+        let _ = self.control.send(Control::Drain).await;
+        self.task.await?
+    }
+}

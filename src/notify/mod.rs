@@ -1,1 +1,177 @@
-//! placeholder
+//! From the alerts queue to people: the log and the webhooks.
+//!
+//! ```text
+//! delivery ──▶ decode ──▶ turn of its kind and key ──▶ suppression ──▶ log, then every channel side by side ──▶ ack
+//!                │ malformed                              │ in a window          │ one given up
+//!                ▼                                        ▼                      ▼
+//!           dead letter                                  ack             dead letter that names it
+//! ```
+//!
+//! Owns the order of these steps and the settlement of each delivery. An alert goes out at least once: a crash between a channel's
+//! answer and the ack sends it again, under the same `Idempotency-Key`. Never raises an alert and never changes one.
+
+mod channel;
+mod deliver;
+mod log;
+mod render;
+mod suppress;
+mod webhook;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde::{Deserialize, Serialize};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+pub use channel::{Channel, ChannelSettings, build_channels};
+pub use render::line;
+pub use webhook::Webhook;
+
+use crate::health::{Beat, Health};
+use crate::queue::delivery::ReasonKind;
+use crate::queue::{Delivery, Settlement, Subscription};
+use crate::state::State;
+use crate::telemetry::Metrics;
+use deliver::{Shared, decode, reason};
+use suppress::{Suppression, Turns};
+
+/// Settings of notify.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    #[serde(with = "humantime_serde")]
+    pub suppress: Duration,
+    pub in_flight: usize,
+    pub max_attempts: u32,
+    #[serde(with = "humantime_serde")]
+    pub retry_first: Duration,
+    #[serde(with = "humantime_serde")]
+    pub retry_most: Duration,
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    pub channels: Vec<ChannelSettings>,
+}
+
+/// How long the source may take to store its position after everything was settled.
+const SOURCE_END: Duration = Duration::from_secs(10);
+/// How often the loop shows that it is alive.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// What the role is made of.
+pub struct Parts {
+    /// `[notify]`.
+    pub settings: Settings,
+    /// The alerts queue.
+    pub alerts: Subscription,
+    /// Where the windows of suppression lie.
+    pub state: Arc<dyn State>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Where a receiver that does not answer is named.
+    pub health: Arc<Health>,
+    /// How long [`Notify::drain`] finishes what is in flight.
+    pub drain_timeout: Duration,
+}
+
+/// The notify role, running.
+#[must_use = "alerts go out until it is drained"]
+pub struct Notify {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Notify {
+    /// Builds the channels and starts taking alerts. All errors of the settings at once. Needs a tokio runtime.
+    pub fn start(parts: Parts) -> Result<Self, Vec<String>> {
+        let channels = build_channels(&parts.settings)?;
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            suppression: Suppression::new(parts.state, parts.settings.suppress),
+            settings: parts.settings,
+            channels,
+            turns: Turns::default(),
+            metrics: parts.metrics,
+            health: parts.health,
+            stop: stop.clone(),
+        });
+        let beat = shared.health.beat("notify");
+        let task = tokio::spawn(run(shared, parts.alerts, beat, parts.drain_timeout));
+        Ok(Self { stop, task })
+    }
+
+    /// Whether it has ended by itself, because the source of the alerts queue has.
+    pub fn ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Takes nothing more, finishes what is in flight within `drain_timeout` (a channel that waits for its next try is not waited
+    /// for), hands the rest back, and returns when the source has stored its position.
+    pub async fn drain(self) {
+        self.stop.cancel();
+        if self.task.await.is_err() {
+            tracing::error!("the task of notify panicked; what was in flight is handed out again at the next start");
+        }
+    }
+}
+
+async fn run(shared: Arc<Shared>, alerts: Subscription, beat: Beat, drain: Duration) {
+    let Subscription { mut deliveries, pause, source } = alerts;
+    let mut tasks = JoinSet::new();
+    let mut tick = tokio::time::interval(BEAT);
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => break,
+            _ = tick.tick() => beat.beat(),
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+            taken = deliveries.recv(), if tasks.len() < shared.settings.in_flight => match taken {
+                Some(delivery) => start(&shared, delivery, &mut tasks),
+                None => break,
+            },
+        }
+    }
+    beat.done();
+    let _ = pause.send(true);
+    // What waits in the channel goes back at once: its tokens are dropped with it.
+    drop(deliveries);
+    let finish = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(drain, finish).await.is_err() {
+        tracing::warn!(alerts = tasks.len(), "not all alerts were sent in time; they go back to the queue");
+        tasks.shutdown().await;
+    }
+    let abort = source.abort_handle();
+    if tokio::time::timeout(SOURCE_END, source).await.is_err() {
+        tracing::warn!("the source of the alerts queue did not stop in time; alerts may be sent again");
+        abort.abort();
+    }
+}
+
+fn start(shared: &Arc<Shared>, delivery: Delivery, tasks: &mut JoinSet<()>) {
+    let Delivery { message, token, coordinates, .. } = delivery;
+    let mut job = match decode(message) {
+        Ok(job) => job,
+        Err(why) => {
+            tracing::warn!(coordinates, why, "a message in the alerts queue is no alert; it becomes a dead letter");
+            return token.reject(reason(ReasonKind::Malformed, why));
+        }
+    };
+    // The place in the line is taken here, in the order of the queue, and not by whichever task runs first.
+    let turn = job.only.is_none().then(|| shared.turns.take(&job.alert));
+    job.turn = turn;
+    let shared = Arc::clone(shared);
+    tasks.spawn(async move {
+        // The token stays out here: a panic in there makes a dead letter, and a cancelled task hands the alert back.
+        match AssertUnwindSafe(shared.handle(job)).catch_unwind().await {
+            Ok(Settlement::Ack) => token.ack(),
+            Ok(Settlement::Nack) => token.nack(),
+            Ok(Settlement::Reject(reason)) => token.reject(reason),
+            Err(_) => {
+                tracing::error!(coordinates, "sending an alert panicked; it becomes a dead letter");
+                token.reject(reason(ReasonKind::Internal, "a fault of this program; see its log".to_owned()));
+            }
+        }
+    });
+}

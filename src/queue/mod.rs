@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use dead_letter::{DeadLetter, DeadLetters, Filter};
-pub use delivery::{AckToken, Delivery, Reason, Settlement, Tag};
+pub use delivery::{AckToken, Delivery, Reason, ReasonKind, Settlement, Tag};
 
 use crate::report::Time;
 
@@ -41,6 +41,47 @@ pub mod headers {
     /// How often the message was tried before it became a dead letter.
     pub const ATTEMPTS: &str = "trackalert-attempts";
 }
+
+/// Section `[queue]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    pub kind: Kind,
+    pub reports: String,
+    pub alerts: String,
+    #[serde(with = "humantime_serde")]
+    pub retry_first: std::time::Duration,
+    #[serde(with = "humantime_serde")]
+    pub retry_most: std::time::Duration,
+    pub embedded: embedded::Settings,
+    pub kafka: NoSettings,
+    pub amqp: NoSettings,
+}
+
+impl Settings {
+    /// The waits of nacked deliveries.
+    pub const fn backoff(&self) -> Backoff {
+        Backoff { first: self.retry_first, most: self.retry_most }
+    }
+}
+
+/// The drivers that settings can name. Whether this program has one is said where it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// In the data folder.
+    Embedded,
+    /// Kafka.
+    Kafka,
+    /// AMQP 0.9.1, such as RabbitMQ.
+    Amqp,
+}
+
+/// The table of a driver that has no settings yet: any key in it is refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoSettings {}
 
 /// What travels through a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,4 +229,35 @@ pub trait Queue: Send + Sync {
     fn dead_letters(&self) -> Arc<dyn DeadLetters>;
     /// How full it is.
     fn depth(&self) -> BoxFuture<'_, Result<Depth, QueueError>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn section_of_the_reference_is_the_settings_and_nothing_else() {
+        let reference = config::File::from_str(include_str!("../../config/default.toml"), config::FileFormat::Toml);
+        let reference = config::Config::builder().add_source(reference).build().unwrap();
+        let queue: Settings = reference.get("queue").unwrap();
+        assert_eq!(queue.kind, Kind::Embedded);
+        assert_eq!(queue.backoff().first, Duration::from_millis(100));
+        assert_eq!(queue.embedded.max_bytes, bytesize::ByteSize::gib(8));
+        let state: crate::state::Settings = reference.get("state").unwrap();
+        assert_eq!(state.handled_for, Duration::from_secs(86_400));
+        assert!(reference.get::<NoSettings>("queue.embedded").is_err(), "a key that is not known is taken");
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_end_and_never_falls_below_half() {
+        let backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(1) };
+        assert_eq!(backoff.wait(1, 1.0), Duration::from_millis(100));
+        assert_eq!(backoff.wait(1, 0.0), Duration::from_millis(50));
+        assert_eq!(backoff.wait(3, 1.0), Duration::from_millis(400));
+        for attempt in [5, 31, 32, 33, 1000, u32::MAX] {
+            assert_eq!(backoff.wait(attempt, 1.0), Duration::from_secs(1), "attempt {attempt}");
+        }
+    }
 }

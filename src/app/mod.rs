@@ -1,0 +1,320 @@
+//! The composition root: builds each part from the configuration, starts the roles in the order in which nothing is lost, and drains
+//! them in the reverse order.
+//!
+//! Owns the order and the signals. Holds no logic of a role, and nothing is global: what a part needs is handed to it here.
+
+mod stores;
+mod upkeep;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use stores::Stores;
+
+use crate::config::{Config, Roles};
+use crate::detect::{self, Detect, DetectError};
+use crate::geoip::{GeoIp, GeoIpError};
+use crate::health::Health;
+use crate::history::HistoryError;
+use crate::http::{self, HttpError, Server, admin};
+use crate::notify::{self, Notify};
+use crate::perfstats::PerfStats;
+use crate::policy::{self, LoadError, PolicySet};
+use crate::queue::{Backoff, QueueError, Unsettled};
+use crate::receive;
+use crate::schedule;
+use crate::state::{StateError, Tentative};
+use crate::store::StoreError;
+use crate::telemetry::Metrics;
+
+/// Why the program did not start, or ended by itself. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each wraps the error of the part it names")]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    #[error(transparent)]
+    GeoIp(#[from] GeoIpError),
+    #[error(transparent)]
+    Policy(#[from] LoadError),
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    #[error(transparent)]
+    Detect(#[from] DetectError),
+    #[error("{0}")]
+    Settings(String),
+    #[error("the handlers of signals could not be set: {0}")]
+    Signals(std::io::Error),
+}
+
+/// What a reload needs, shared with the operators' route.
+struct Reload {
+    paths: Vec<PathBuf>,
+    detect: tokio::sync::Mutex<Option<Detect>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Reload {
+    /// Loads and checks the policies beside the running ones, then exchanges them between two reports. An error leaves the old ones.
+    async fn policies(&self) -> Result<String, String> {
+        let paths = self.paths.clone();
+        let loaded = tokio::task::spawn_blocking(move || PolicySet::resolve(&paths)).await;
+        let outcome = match loaded.map_err(|error| error.to_string()).and_then(|set| set.map_err(|e| e.to_string())) {
+            Ok(set) => {
+                let names = set.names().join(", ");
+                if let Some(detect) = &*self.detect.lock().await {
+                    detect.load(set).await;
+                }
+                Ok(format!("policies in use: {names}"))
+            }
+            Err(error) => Err(format!("{error}; the policies that run stay in use")),
+        };
+        let label = if outcome.is_ok() { "done" } else { "refused" };
+        self.metrics.reloads.with_label_values(&[label]).inc();
+        outcome
+    }
+}
+
+/// The running program.
+pub struct App {
+    server: Server,
+    reload: Arc<Reload>,
+    notify: Option<Notify>,
+    upkeep: Vec<JoinHandle<()>>,
+    stop: CancellationToken,
+    stores: Stores,
+    health: Arc<Health>,
+}
+
+impl App {
+    /// Opens the stores and starts the roles. Listens last, so that nothing is accepted before it can be kept.
+    pub async fn start(config: Config, roles: Roles) -> Result<Self, StartError> {
+        let metrics = Arc::new(Metrics::new());
+        let opening = {
+            let (config, metrics) = (config.clone(), Arc::clone(&metrics));
+            tokio::task::spawn_blocking(move || Stores::open(&config, &metrics))
+        };
+        let stores = opening.await.map_err(|error| StartError::Settings(error.to_string()))??;
+        Self::assemble(config, roles, stores, metrics).await
+    }
+
+    /// Starts the roles on stores that are open.
+    pub async fn assemble(
+        config: Config,
+        roles: Roles,
+        stores: Stores,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StartError> {
+        let health = Arc::new(Health::default());
+        let perf = Arc::new(PerfStats::default());
+        let stop = CancellationToken::new();
+        let mut upkeep = vec![upkeep::queues(&stores, Arc::clone(&metrics), stop.clone())];
+
+        let notify = if roles.notify {
+            Some(start_notify(&config, &stores, &metrics, &health)?)
+        } else {
+            None
+        };
+        let detect = if roles.detect {
+            let geoip = Arc::new(GeoIp::open(&config.geoip)?);
+            upkeep.push(tokio::spawn(Arc::clone(&geoip).watch(config.geoip.check_every, stop.clone())));
+            upkeep.push(upkeep::sweep(&stores, &config.state, Arc::clone(&metrics), stop.clone()));
+            Some(start_detect(&config, &stores, &metrics, &health, &perf, geoip)?)
+        } else {
+            None
+        };
+        if roles.schedule {
+            upkeep.push(schedule::start(&config.schedule, Arc::clone(&stores.history), stop.clone()));
+        }
+        let reload = Arc::new(Reload {
+            paths: config.policy.path.clone(),
+            detect: tokio::sync::Mutex::new(detect),
+            metrics: Arc::clone(&metrics),
+        });
+        let server = start_http(&config, &roles, &stores, &metrics, &health, perf, Arc::clone(&reload)).await?;
+        health.set_started();
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            %roles,
+            listen = ?server.addresses(),
+            data_dir = %config.data_dir.display(),
+            "trackalert runs"
+        );
+        Ok(Self { server, reload, notify, upkeep, stop, stores, health })
+    }
+
+    /// The first address that it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Exchanges the policies; gives what to tell a person in either case.
+    pub async fn reload(&self) -> Result<String, String> {
+        self.reload.policies().await
+    }
+
+    /// Takes nothing more, finishes what is in flight within `detect.drain_timeout`, stores every position. An error is the one for
+    /// which a role had ended before.
+    pub async fn drain(self) -> Result<(), StartError> {
+        self.health.set_draining();
+        self.server.drain().await;
+        let detect = self.reload.detect.lock().await.take();
+        let ended = match detect {
+            Some(detect) => detect.drain().await,
+            None => Ok(()),
+        };
+        if let Some(notify) = self.notify {
+            notify.drain().await;
+        }
+        self.stop.cancel();
+        for task in self.upkeep {
+            let _ = task.await;
+        }
+        if let Err(error) = self.stores.state.sync().await {
+            tracing::error!(%error, "the state could not be synced at the end; a power cut now may repeat a little");
+        }
+        ended.map_err(StartError::from)
+    }
+
+    /// Runs until SIGTERM or SIGINT (then drains; a second one ends at once, and what was in flight is handed out again at the next
+    /// start), or until a role fails. SIGHUP reloads the policies and the certificates.
+    pub async fn run_until_signal(self) -> Result<(), StartError> {
+        let listen = |kind| signal(kind).map_err(StartError::Signals);
+        let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        let mut hup = listen(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                _ = hup.recv() => {
+                    match self.reload().await {
+                        Ok(done) => tracing::info!(done, "reloaded"),
+                        Err(error) => tracing::error!(error, "not reloaded"),
+                    }
+                    if let Err(error) = self.server.reload_tls() {
+                        tracing::error!(%error, "the certificates were not reloaded; the old ones stay in use");
+                    }
+                }
+                () = self.detect_ended() => break,
+            }
+        }
+        tracing::info!("draining");
+        tokio::select! {
+            ended = self.drain() => {
+                tracing::info!("drained");
+                ended
+            }
+            _ = term.recv() => Ok(()),
+            _ = int.recv() => Ok(()),
+        }
+    }
+
+    async fn detect_ended(&self) {
+        let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
+        loop {
+            tick.tick().await;
+            if self.reload.detect.lock().await.as_ref().is_some_and(Detect::ended) {
+                return;
+            }
+        }
+    }
+}
+
+fn backoff(config: &Config) -> Backoff {
+    Backoff { first: config.queue.retry_first, most: config.queue.retry_most }
+}
+
+fn start_notify(
+    config: &Config,
+    stores: &Stores,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+) -> Result<Notify, StartError> {
+    let limit = Unsettled { messages: config.notify.in_flight, bytes: usize::MAX };
+    let parts = notify::Parts {
+        settings: config.notify.clone(),
+        alerts: stores.alerts.subscribe(limit, backoff(config))?,
+        state: Arc::clone(&stores.state),
+        metrics: Arc::clone(metrics),
+        health: Arc::clone(health),
+        drain_timeout: config.detect.drain_timeout,
+    };
+    Notify::start(parts).map_err(|errors| StartError::Settings(errors.join("\n")))
+}
+
+fn start_detect(
+    config: &Config,
+    stores: &Stores,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+    perf: &Arc<PerfStats>,
+    geoip: Arc<GeoIp>,
+) -> Result<Detect, StartError> {
+    let limit = Unsettled {
+        messages: config.detect.unsettled,
+        bytes: usize::try_from(config.detect.unsettled_bytes.as_u64()).unwrap_or(usize::MAX),
+    };
+    let services = policy::Services {
+        history: Arc::clone(&stores.history),
+        state: Arc::clone(&stores.state),
+        tentative: Arc::new(Tentative::default()),
+        geoip,
+        metrics: Arc::clone(metrics),
+        max_value: usize::try_from(config.state.max_value.as_u64()).unwrap_or(usize::MAX),
+    };
+    let parts = detect::Parts {
+        settings: config.detect.clone(),
+        policy: config.policy.clone(),
+        limits: config.receive.limits(),
+        max_skew: config.receive.max_skew,
+        backoff: backoff(config),
+        policies: PolicySet::resolve(&config.policy.path)?,
+        reports: stores.reports.subscribe(limit, backoff(config))?,
+        alerts: stores.alerts.publisher(),
+        services,
+        health: Arc::clone(health),
+        perf: Arc::clone(perf),
+        hung_list: config.data_dir.join("hung.json"),
+    };
+    Ok(Detect::start(parts)?)
+}
+
+async fn start_http(
+    config: &Config,
+    roles: &Roles,
+    stores: &Stores,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+    perf: Arc<PerfStats>,
+    reload: Arc<Reload>,
+) -> Result<Server, StartError> {
+    let receiver = roles.receive.then(|| {
+        let publisher = stores.reports.publisher();
+        Arc::new(receive::Receiver::new(&config.receive, publisher, Arc::clone(metrics), Arc::clone(health)))
+    });
+    let operators = admin::Services {
+        reports: Arc::clone(&stores.reports),
+        alerts: Arc::clone(&stores.alerts),
+        history: Arc::clone(&stores.history),
+        metrics: Arc::clone(metrics),
+        health: Arc::clone(health),
+        roles: roles.names().into_iter().map(str::to_owned).collect(),
+        reload: Arc::new(move || {
+            let reload = Arc::clone(&reload);
+            Box::pin(async move { reload.policies().await })
+        }),
+    };
+    let router = http::router(&config.http, receiver.map(receive::router), operators, perf);
+    Ok(http::start(&config.http, router, Arc::clone(metrics)).await?)
+}

@@ -1,0 +1,52 @@
+//! Opens what the configuration names: the data folder, the two queues, the state and the history.
+//!
+//! The one place, with `config`, where a driver is chosen. Never runs a role.
+
+use std::sync::Arc;
+
+use super::StartError;
+use crate::config::Config;
+use crate::history::embedded::EmbeddedHistory;
+use crate::history::{self, History, NoHistory};
+use crate::queue::Queue;
+use crate::queue::embedded::EmbeddedQueue;
+use crate::state::State;
+use crate::state::embedded::EmbeddedState;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// The stores that the roles work on. A test may put its own around them.
+#[derive(Clone)]
+pub struct Stores {
+    /// From `receive` to `detect`.
+    pub reports: Arc<dyn Queue>,
+    /// From `detect` to `notify`.
+    pub alerts: Arc<dyn Queue>,
+    /// What policies remember.
+    pub state: Arc<dyn State>,
+    /// What was reported.
+    pub history: Arc<dyn History>,
+}
+
+impl Stores {
+    /// Opens them all. Blocks for as long as the recovery after a crash takes (seconds at most).
+    pub fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, StartError> {
+        let store = Store::open(&config.data_dir, config.queue.embedded.cache.as_u64())?;
+        let queue = |name: &str, label| {
+            let most = usize::try_from(config.http.max_body.as_u64()).unwrap_or(usize::MAX);
+            EmbeddedQueue::open(&store, name, &config.queue.embedded, most, Arc::clone(metrics), label)
+        };
+        let history: Arc<dyn History> = match config.history.kind {
+            history::Kind::None => Arc::new(NoHistory),
+            history::Kind::Embedded | history::Kind::Elasticsearch => {
+                EmbeddedHistory::open(&config.data_dir.join("history"), &config.history, Arc::clone(metrics))?
+            }
+        };
+        Ok(Self {
+            reports: queue(&config.queue.reports, "reports")?,
+            alerts: queue(&config.queue.alerts, "alerts")?,
+            state: EmbeddedState::open(&store, &config.state, Arc::clone(metrics))?,
+            history,
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! `trackalert config`.
+
+use super::{Common, Failure, output};
+
+const EXAMPLES: &str = "\
+Examples:
+  trackalert config                          every setting, as a file that -C takes, with the source of each value
+  trackalert config -C trackalert.toml --format json
+  trackalert config | grep -v '# default'    what differs from the defaults";
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Toml)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Lines `key = value  # source`
+    Toml,
+    /// A list of objects with key, value, source
+    Json,
+}
+
+pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
+    let config = common.load()?;
+    for warning in &config.warnings {
+        output::say(format_args!("warning: {warning}"));
+    }
+    if args.format == Format::Json {
+        let text =
+            serde_json::to_string_pretty(config.explain()).map_err(|error| Failure::failed(error.to_string()))?;
+        return output::line(text);
+    }
+    for one in config.explain() {
+        output::line(format_args!("{:<60} # {}", format!("{} = {}", one.key, one.toml()), one.source))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! `trackalert run`.
+
+use super::{Common, Failure, block_on};
+use crate::app::App;
+use crate::config::Roles;
+use crate::telemetry;
+
+const EXAMPLES: &str = "\
+Examples:
+  trackalert run                                   all roles, data in ./trackalert-data
+  trackalert run -C trackalert.toml --roles receive,detect
+  trackalert run --set http.listen=0.0.0.0:8085 --set data_dir=/var/lib/trackalert
+
+SIGTERM and Ctrl-C finish what is in flight (detect.drain_timeout); SIGHUP reads policies and certificates again.";
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Which roles this process runs, of receive, detect, schedule, notify
+    #[arg(long, value_name = "LIST", default_value = "receive,detect,schedule,notify")]
+    roles: Roles,
+}
+
+pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
+    let config = common.load()?;
+    telemetry::init_log(&config.log).map_err(Failure::usage)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let roles = args.roles;
+    block_on(async move {
+        let app = App::start(config, roles).await.map_err(|error| Failure::failed(error.to_string()))?;
+        tracing::info!(address = %app.address(), %roles, "started");
+        app.run_until_signal().await.map_err(|error| Failure::failed(error.to_string()))
+    })
+}

@@ -1,0 +1,272 @@
+//! What a value may be, beyond its type, and which values must fit together.
+//!
+//! The checks go by key, on the values before they are turned into structs, so that a mistake can be told with its place.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use super::merged::Merged;
+use super::unknown::{CHANNEL_KEYS, nearest};
+
+/// Key, kinds of this program, kinds to come.
+const KINDS: [(&str, &[&str], &[&str]); 4] = [
+    ("queue.kind", &["embedded"], &["kafka", "amqp"]),
+    ("history.kind", &["embedded", "none"], &["elasticsearch"]),
+    ("state.kind", &["embedded"], &["redis", "elasticsearch"]),
+    ("schedule.election.kind", &["none"], &["kubernetes", "kafka", "amqp"]),
+];
+
+/// Key, least, most, and why.
+const WHOLE: [(&str, i64, i64, &str); 20] = [
+    ("http.max_connections", 1, 1_000_000, ""),
+    ("http.max_headers", 8, 10_000, ""),
+    ("receive.max_attrs", 1, 100_000, ""),
+    ("queue.embedded.max_batch", 1, 1_000_000, ""),
+    ("queue.embedded.segment_messages", 100, 100_000_000, ""),
+    ("detect.workers", 0, 1024, ""),
+    ("detect.in_flight", 1, 1_000_000, ""),
+    ("detect.unsettled", 1, 10_000_000, ""),
+    ("detect.login_backlog", 1, 1_000_000, ""),
+    ("policy.in_flight", 1, 4000, "one LuaJIT VM holds about 8,000 references"),
+    ("policy.max_attempts", 1, 1000, ""),
+    ("policy.breaker_calls", 1, 1_000_000, ""),
+    ("history.retention_days", 1, 36_500, ""),
+    ("history.commit_at", 1, 10_000_000, ""),
+    ("history.max_hits", 1, 1_000_000, ""),
+    ("history.max_buckets", 1, 10_000_000, ""),
+    ("state.max_members", 1, 1_000_000, ""),
+    ("state.sweep_entries", 1, 100_000_000, ""),
+    ("notify.in_flight", 1, 100_000, ""),
+    ("notify.max_attempts", 1, 1000, ""),
+];
+
+/// Durations that may be zero; any other one at zero would spin or never wait.
+const MAY_BE_ZERO: [&str; 3] = ["receive.max_skew", "queue.embedded.linger", "notify.suppress"];
+
+/// Key and least size in bytes, and why.
+const SIZES: [(&str, u64, &str); 10] = [
+    ("http.max_body", 1 << 10, ""),
+    ("http.max_head", 8 << 10, "a browser's cookies alone may have that"),
+    ("receive.max_report", 256, ""),
+    ("receive.max_field", 16, ""),
+    ("queue.embedded.max_bytes", 1 << 20, ""),
+    ("queue.embedded.cache", 1 << 20, ""),
+    ("detect.unsettled_bytes", 64 << 10, ""),
+    ("policy.memory", 4 << 20, "an empty VM with its libraries takes most of that"),
+    ("history.writer_memory", 16 << 20, "the index writer takes no less"),
+    ("state.max_value", 16, ""),
+];
+
+/// Key, key that must not be smaller.
+const ORDERED: [(&str, &str); 9] = [
+    ("receive.max_field", "receive.max_report"),
+    ("receive.max_report", "http.max_body"),
+    ("receive.max_report", "detect.unsettled_bytes"),
+    ("queue.retry_first", "queue.retry_most"),
+    ("policy.retry_first", "policy.retry_most"),
+    ("notify.retry_first", "notify.retry_most"),
+    ("policy.cpu_limit", "policy.time_limit"),
+    ("policy.stuck_after", "policy.abort_after"),
+    ("detect.in_flight", "detect.unsettled"),
+];
+
+/// Checks everything; mistakes are noted in `merged`.
+pub(super) fn all(merged: &mut Merged) {
+    kinds(merged);
+    ranges(merged);
+    order(merged);
+    http(merged);
+    names(merged);
+    channels(merged);
+    if let Some(level) = merged.text("log.level")
+        && let Err(error) = tracing_subscriber::EnvFilter::try_new(&level)
+    {
+        merged.refuse("log.level", format!("\"{level}\" is no level and no filter: {error}"));
+    }
+}
+
+fn kinds(merged: &mut Merged) {
+    for (key, known, to_come) in KINDS {
+        let Some(kind) = merged.text(key) else { continue };
+        if known.contains(&kind.as_str()) {
+            continue;
+        }
+        let words = known.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ");
+        if to_come.contains(&kind.as_str()) {
+            merged.refuse(key, format!("\"{kind}\" is not in this program yet; use {words}"));
+        } else {
+            merged.refuse(key, format!("\"{kind}\" is no kind; use {words}"));
+        }
+    }
+}
+
+fn ranges(merged: &mut Merged) {
+    for (key, least, most, why) in WHOLE {
+        if let Some(value) = merged.whole(key)
+            && !(least..=most).contains(&value)
+        {
+            let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
+            merged.refuse(key, format!("{value} is out of range: {least} to {most}{why}"));
+        }
+    }
+    for (key, least, why) in SIZES {
+        if let Some(size) = merged.size(key)
+            && size < least
+        {
+            let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
+            merged.refuse(key, format!("{} is too small: at least {}{why}", bytes(size), bytes(least)));
+        }
+    }
+    for key in merged.known.order.clone() {
+        let is_duration =
+            merged.known.default_of(&key).as_str().is_some_and(|text| humantime::parse_duration(text).is_ok());
+        if is_duration && !MAY_BE_ZERO.contains(&key.as_str()) && merged.duration(&key).is_some_and(|d| d.is_zero()) {
+            merged.refuse(&key, "must be longer than nothing");
+        }
+    }
+    if let Some(share) = merged.get("policy.breaker").as_f64()
+        && !(0.0..=1.0).contains(&share)
+    {
+        merged.refuse("policy.breaker", format!("{share} is no share: 0 to 1 (1 turns the breaker off)"));
+    }
+}
+
+fn bytes(size: u64) -> String {
+    bytesize::ByteSize(size).to_string()
+}
+
+fn order(merged: &mut Merged) {
+    for (low, high) in ORDERED {
+        let larger = match (merged.duration(low), merged.duration(high)) {
+            (Some(a), Some(b)) => a > b,
+            _ => match (merged.size(low), merged.size(high)) {
+                (Some(a), Some(b)) => a > b,
+                _ => false,
+            },
+        };
+        if larger {
+            let (a, b) = (show(merged.get(low)), show(merged.get(high)));
+            // The one that somebody wrote is the one to correct.
+            let key = if merged.source(low) == Some(&super::Source::Default) { high } else { low };
+            merged.complain(key, format!("{low} ({a}) must not be larger than {high} ({b})"));
+        }
+    }
+}
+
+fn show(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn http(merged: &mut Merged) {
+    if let Some(list) = merged.list("http.listen") {
+        if list.is_empty() {
+            merged.refuse("http.listen", "names no address; the operators' commands and the probes need one");
+        }
+        for (index, item) in list.iter().enumerate() {
+            if let Some(text) = item.as_str()
+                && text.parse::<SocketAddr>().is_err()
+            {
+                let key = format!("http.listen[{index}]");
+                merged.refuse(
+                    &key,
+                    format!("\"{text}\" is no address with port, such as \"127.0.0.1:8085\" or \"[::1]:8085\""),
+                );
+                break;
+            }
+        }
+    }
+    if let Some(list) = merged.list("http.acl") {
+        for (index, item) in list.iter().enumerate() {
+            if let Some(text) = item.as_str()
+                && text.parse::<ipnet::IpNet>().is_err()
+            {
+                let key = format!("http.acl[{index}]");
+                merged.refuse(&key, format!("\"{text}\" is no network, such as \"10.0.0.0/8\" or \"192.0.2.7/32\""));
+                break;
+            }
+        }
+    }
+    let set = |key: &str| merged.text(key).is_some_and(|path| !path.is_empty());
+    match (set("http.tls_cert"), set("http.tls_key")) {
+        (true, false) => merged.complain("http.tls_cert", "http.tls_key is not set; HTTPS needs both"),
+        (false, true) => merged.complain("http.tls_key", "http.tls_cert is not set; HTTPS needs both"),
+        _ => {}
+    }
+}
+
+fn names(merged: &mut Merged) {
+    for key in ["queue.reports", "queue.alerts"] {
+        if let Some(name) = merged.text(key) {
+            let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            if name.is_empty() || name.len() > 200 || !name.chars().all(fits) {
+                merged.refuse(key, format!("\"{name}\" is no name of a queue: letters, digits, . _ - (at most 200)"));
+            }
+        }
+    }
+    if merged.get("queue.reports") == merged.get("queue.alerts") {
+        merged.complain("queue.alerts", "is the same as queue.reports; reports and alerts need a queue each");
+    }
+}
+
+fn channels(merged: &mut Merged) {
+    let Some(list) = merged.list("notify.channels") else { return };
+    let before = merged.errors.len();
+    for (index, channel) in list.iter().enumerate() {
+        let name = format!("notify.channels[{index}]");
+        let Some(channel) = channel.as_object() else {
+            merged.complain(&name, "is no channel; write [[notify.channels]] with kind and url below");
+            continue;
+        };
+        for key in channel.keys().filter(|key| !CHANNEL_KEYS.contains(&key.as_str())) {
+            let text = match nearest(key, CHANNEL_KEYS.into_iter()) {
+                Some(near) => format!("unknown; did you mean {near}?"),
+                None => format!("unknown; a channel has {}", CHANNEL_KEYS.join(", ")),
+            };
+            merged.complain(&format!("{name}.{key}"), text);
+        }
+        let text = |key: &str| channel.get(key).map_or(Some(""), Value::as_str);
+        match text("kind") {
+            Some("webhook") => match text("url") {
+                Some("") => merged.complain(&name, "has no url"),
+                Some(url) if !is_http(url) => {
+                    merged.complain(
+                        &format!("{name}.url"),
+                        "is no address that begins with http:// or https:// and names a host",
+                    );
+                }
+                Some(_) => {}
+                None => merged.complain(&format!("{name}.url"), "must be a text"),
+            },
+            Some("log") => {}
+            Some("") => merged.complain(&name, "has no kind; use \"webhook\""),
+            Some(kind) => merged.complain(
+                &format!("{name}.kind"),
+                format!("\"{kind}\" is no kind of channel; use \"webhook\" or \"log\""),
+            ),
+            None => merged.complain(&format!("{name}.kind"), "must be a text"),
+        }
+        for key in ["secret", "secret_file"] {
+            if text(key).is_none() {
+                merged.complain(&format!("{name}.{key}"), "must be a text; put it in quotes");
+            }
+        }
+    }
+    if merged.errors.len() > before {
+        merged.set("notify.channels", Value::Array(Vec::new()));
+        return;
+    }
+    // What may be left out is filled in, because a list has no defaults of its own.
+    for index in 0..list.len() {
+        for key in CHANNEL_KEYS {
+            let key = format!("notify.channels[{index}].{key}");
+            if merged.get(&key).is_null() {
+                merged.set(&key, Value::from(""));
+            }
+        }
+    }
+}
+
+fn is_http(url: &str) -> bool {
+    url.parse::<reqwest::Url>().is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}

@@ -1,0 +1,92 @@
+//! What is in force and where it comes from, for `trackalert config`.
+//!
+//! Owns the masking of secrets. A secret leaves this file as a mask only.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::merged::Merged;
+use crate::settings::MASK;
+
+/// One setting in force.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Explained {
+    /// `section.key`.
+    pub key: String,
+    /// The value; of a secret only whether it is set.
+    pub value: Value,
+    /// `default`, `FILE:LINE`, the name of an environment variable, `--set KEY`, or the file of a secret.
+    pub source: String,
+}
+
+/// All of them, in the order of `config/default.toml`.
+pub(super) fn explain(merged: &Merged) -> Vec<Explained> {
+    merged
+        .known
+        .order
+        .iter()
+        .map(|key| {
+            let secret = merged.known.is_secret(key);
+            let value = mask(merged.get(key), secret);
+            let source = match merged.notes.get(key) {
+                Some(note) => note.clone(),
+                None => merged.source(key).map_or_else(|| "default".to_owned(), ToString::to_string),
+            };
+            Explained { key: key.clone(), value, source }
+        })
+        .collect()
+}
+
+fn mask(value: &Value, secret: bool) -> Value {
+    match value {
+        Value::String(text) if secret && !text.is_empty() => Value::from(MASK),
+        Value::Array(items) => Value::Array(items.iter().map(|item| mask(item, secret)).collect()),
+        Value::Object(map) => Value::Object(
+            map.iter()
+                .map(|(key, value)| match (key.as_str(), value) {
+                    // An address may carry a password or a token.
+                    ("url", Value::String(url)) => (key.clone(), Value::from(mask_url(url))),
+                    _ => (key.clone(), mask(value, key == "secret")),
+                })
+                .collect(),
+        ),
+        other => other.clone(),
+    }
+}
+
+/// Scheme, host and port stay; credentials, and what follows a `?`, go. Chat systems put their token into the path, so that of the
+/// path only the first part stays.
+pub(super) fn mask_url(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let credentials = if host.len() < authority.len() { format!("{MASK}@") } else { String::new() };
+    let shown = path.split(['?', '#']).next().unwrap_or_default();
+    let parts: Vec<&str> = shown.split('/').filter(|part| !part.is_empty()).collect();
+    let tail = if path.len() > shown.len() || parts.len() > 1 { format!("/{MASK}") } else { String::new() };
+    let first = parts.first().map(|part| format!("/{part}")).unwrap_or_default();
+    format!("{scheme}://{credentials}{host}{first}{tail}")
+}
+
+impl Explained {
+    /// The value as TOML writes it, on one line.
+    pub fn toml(&self) -> String {
+        to_toml(&self.value).to_string().trim().to_owned()
+    }
+}
+
+fn to_toml(value: &Value) -> toml_edit::Value {
+    match value {
+        Value::Null => toml_edit::Value::from(""),
+        Value::Bool(value) => toml_edit::Value::from(*value),
+        Value::Number(number) => match number.as_i64() {
+            Some(whole) => toml_edit::Value::from(whole),
+            None => toml_edit::Value::from(number.as_f64().unwrap_or_default()),
+        },
+        Value::String(text) => toml_edit::Value::from(text.as_str()),
+        Value::Array(items) => toml_edit::Value::Array(items.iter().map(to_toml).collect()),
+        Value::Object(map) => {
+            toml_edit::Value::InlineTable(map.iter().map(|(key, item)| (key.as_str(), to_toml(item))).collect())
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The configuration: default ← file ← environment ← `--set`, and every mistake in it at once.
+//!
+//! ```text
+//! config/default.toml  <  -C FILE  <  TRACKALERT__SECTION__KEY  <  --set section.key=value
+//!     │ names and defaults     │ each value keeps the place where it stands
+//!     └────────▶ unknown names ──▶ merge ──▶ secrets from files ──▶ checks ──▶ the sections' own structs
+//! ```
+//!
+//! Owns reading, merging and checking. Never opens anything that a setting names, but for the files of secrets.
+
+mod check;
+mod error;
+mod explain;
+mod merged;
+mod roles;
+mod secrets;
+mod sources;
+mod unknown;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::{detect, geoip, history, http, notify, policy, queue, receive, schedule, state, telemetry};
+
+pub use error::{Error, Errors};
+pub use explain::Explained;
+pub use roles::{BadRoles, Roles};
+pub use sources::{ENV_PREFIX, Source};
+
+use merged::Merged;
+use unknown::Known;
+
+/// The embedded `config/default.toml`: every setting, its meaning and its default.
+pub const DEFAULTS: &str = include_str!("../../config/default.toml");
+
+/// The whole configuration of one process, checked.
+#[derive(Debug, Clone, Serialize)]
+pub struct Config {
+    /// Where the embedded queue, history and state live; resolved, never empty.
+    pub data_dir: PathBuf,
+    /// `[http]`.
+    pub http: http::Settings,
+    /// `[receive]`.
+    pub receive: receive::Settings,
+    /// `[queue]`.
+    pub queue: queue::Settings,
+    /// `[detect]`.
+    pub detect: detect::Settings,
+    /// `[policy]`.
+    pub policy: policy::Settings,
+    /// `[history]`.
+    pub history: history::Settings,
+    /// `[state]`.
+    pub state: state::Settings,
+    /// `[geoip]`.
+    pub geoip: geoip::Settings,
+    /// `[notify]`.
+    pub notify: notify::Settings,
+    /// `[schedule]`.
+    pub schedule: schedule::Settings,
+    /// `[log]`.
+    pub log: telemetry::LogSettings,
+    /// What is allowed and unwise, for the log.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
+    #[serde(skip)]
+    explained: Vec<Explained>,
+}
+
+impl Config {
+    /// Reads the configuration of this process: the file if there is one, the environment, and `sets` (`section.key=value`).
+    pub fn load(file: Option<&Path>, sets: &[String]) -> Result<Self, Errors> {
+        // A variable that is not Unicode is none of ours.
+        let variables =
+            std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+        Self::load_with(file, variables, sets)
+    }
+
+    /// Like [`Config::load`], with the environment given.
+    pub fn load_with(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+        sets: &[String],
+    ) -> Result<Self, Errors> {
+        let variables: Vec<_> = variables.into_iter().collect();
+        let mut errors = Vec::new();
+        let (known, defaults) = defaults()?;
+        let mut layers = vec![defaults];
+        if let Some(file) = file {
+            layers.push(sources::read_file(file, &known, &mut errors)?);
+        }
+        layers.push(sources::read_env(variables.iter().cloned(), &known, &mut errors));
+        layers.push(sources::read_sets(sets, &known, &mut errors));
+
+        let mut merged = Merged::of(known, layers, errors)?;
+        secrets::resolve(&mut merged);
+        let state_directory = variables.iter().find(|(name, _)| name == "STATE_DIRECTORY").map(|(_, dir)| dir.as_str());
+        let data_dir = merged.data_dir(state_directory);
+        check::all(&mut merged);
+        Self::assemble(merged, data_dir)
+    }
+
+    fn assemble(mut merged: Merged, data_dir: PathBuf) -> Result<Self, Errors> {
+        let sections = (
+            (merged.section("http"), merged.section("receive"), merged.section("queue"), merged.section("detect")),
+            (merged.section("policy"), merged.section("history"), merged.section("state"), merged.section("geoip")),
+            (merged.section("notify"), merged.section("schedule"), merged.section("log")),
+        );
+        match sections {
+            (
+                (Some(http), Some(receive), Some(queue), Some(detect)),
+                (Some(policy), Some(history), Some(state), Some(geoip)),
+                (Some(notify), Some(schedule), Some(log)),
+            ) if merged.errors.is_empty() => Ok(Self {
+                explained: explain::explain(&merged),
+                warnings: merged.warnings,
+                data_dir,
+                http,
+                receive,
+                queue,
+                detect,
+                policy,
+                history,
+                state,
+                geoip,
+                notify,
+                schedule,
+                log,
+            }),
+            _ => Err(Errors(merged.errors).sorted()),
+        }
+    }
+
+    /// Every setting in the order of `config/default.toml`, with its value (secrets masked) and the place it comes from.
+    pub fn explain(&self) -> &[Explained] {
+        &self.explained
+    }
+}
+
+/// The names and the values of the embedded defaults. They have a fault only if this program was built from a broken file.
+fn defaults() -> Result<(Known, sources::Layer), Errors> {
+    let known = Known::of(DEFAULTS).map_err(|error| Errors::one(Source::Default, error.message()))?;
+    let mut errors = Vec::new();
+    let layer = sources::parse(DEFAULTS, &known, &mut errors, &|_| Source::Default)?;
+    Ok((known.with_defaults(&layer), layer))
+}
+
+#[cfg(test)]
+mod tests;

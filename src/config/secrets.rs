@@ -1,0 +1,85 @@
+//! Secrets that lie in files of their own: `password_file` instead of `password`.
+//!
+//! Owns reading those files. Never keeps a secret anywhere but in the value that it is for, and never shows one.
+
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::merged::Merged;
+
+/// A larger file is no file of secrets; whoever names /dev/zero is told instead of waiting.
+const MAX_FILE: u64 = 64 << 10;
+
+/// Puts the contents of each `X_file` into `X`.
+pub(super) fn resolve(merged: &mut Merged) {
+    let mut keys = merged.known.secrets();
+    let channels = merged.list("notify.channels").map_or(0, |list| list.len());
+    keys.extend((0..channels).map(|index| format!("notify.channels[{index}].secret")));
+    for key in keys {
+        one(merged, &key);
+    }
+}
+
+fn one(merged: &mut Merged, key: &str) {
+    let file_key = format!("{key}_file");
+    let Some(path) = merged.text(&file_key).filter(|path| !path.is_empty()) else { return };
+    let is_list = merged.get(key).is_array();
+    let set = match merged.get(key) {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    };
+    if set {
+        let place = merged.source(key).map(|source| format!(" ({source})")).unwrap_or_default();
+        let name = key.rsplit('.').next().unwrap_or(key).to_owned();
+        merged.complain(&file_key, format!("{name} is set too{place}; set one of the two"));
+        return;
+    }
+    match read(Path::new(&path)) {
+        Ok((text, world_readable)) => {
+            if world_readable {
+                merged
+                    .warnings
+                    .push(format!("{file_key}: every user of this machine can read {path}; chmod o-r {path}"));
+            }
+            let value = if is_list {
+                Value::Array(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Value::from).collect())
+            } else {
+                Value::from(text)
+            };
+            if matches!(&value, Value::Array(items) if items.is_empty()) || value == "" {
+                // An empty password would mean that none is asked for.
+                merged.refuse(&file_key, format!("{path} is empty; write the secret into it"));
+                return;
+            }
+            let source = merged.source(&file_key).map_or_else(String::new, ToString::to_string);
+            merged.notes.insert(key.to_owned(), format!("{path}, named by {file_key} ({source})"));
+            merged.set(key, value);
+        }
+        Err(said) => merged.refuse(&file_key, format!("{path}: {said}")),
+    }
+}
+
+/// The text without its last line's end, and whether every user of the machine can read it.
+fn read(path: &Path) -> Result<(String, bool), String> {
+    let file = std::fs::File::open(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    })?;
+    let meta = file.metadata().map_err(|error| format!("cannot be read: {error}"))?;
+    if meta.is_dir() {
+        return Err("is a folder; name a file".to_owned());
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(format!("has more than {MAX_FILE} bytes; that is no secret"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())?;
+    let text = text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
+    Ok((text.to_owned(), meta.permissions().mode() & 0o004 != 0))
+}

@@ -1,0 +1,321 @@
+//! The four sources, the order among them, and the full text of what is wrong.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+/// A file in a folder of its own, so that messages have a short path.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// The text without the folder's name.
+    fn shorten(&self, text: &str) -> String {
+        text.replace(&format!("{}/", self.0.path().display()), "")
+    }
+}
+
+fn load(file: Option<&Path>, variables: &[(&str, &str)], sets: &[&str]) -> Result<Config, Errors> {
+    let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    Config::load_with(file, variables, &sets)
+}
+
+fn told(file: &str, variables: &[(&str, &str)], sets: &[&str]) -> String {
+    let folder = Folder::new();
+    let path = folder.write("ta.toml", file);
+    folder.shorten(&load(Some(&path), variables, sets).unwrap_err().to_string())
+}
+
+fn told_set(set: &str) -> String {
+    let text = load(None, &[], &[set]).unwrap_err().to_string();
+    text.strip_prefix("the configuration has a mistake:\n  ").unwrap_or(&text).to_owned()
+}
+
+fn explained<'a>(config: &'a Config, key: &str) -> &'a Explained {
+    config.explain().iter().find(|one| one.key == key).unwrap()
+}
+
+#[test]
+fn nothing_given_gives_the_defaults() {
+    let config = load(None, &[], &[]).unwrap();
+    assert_eq!(config.data_dir, Path::new("./trackalert-data"));
+    assert_eq!(config.detect.in_flight, 10_000);
+    assert_eq!(config.detect.unsettled_bytes.as_u64(), 256 << 20);
+    assert_eq!(config.policy.time_limit, std::time::Duration::from_secs(30));
+    assert!(config.warnings.is_empty());
+    assert!(config.explain().iter().all(|one| one.source == "default"), "{:#?}", config.explain());
+}
+
+#[test]
+fn each_source_wins_over_the_one_before() {
+    let folder = Folder::new();
+    let path = folder.write("ta.toml", "[detect]\nin_flight = 1\nunsettled = 11\nlogin_backlog = 21\n");
+    let env = [("TRACKALERT__DETECT__UNSETTLED", "12"), ("TRACKALERT__DETECT__LOGIN_BACKLOG", "22")];
+    let config = load(Some(&path), &env, &["detect.login_backlog=23"]).unwrap();
+    assert_eq!((config.detect.in_flight, config.detect.unsettled, config.detect.login_backlog), (1, 12, 23));
+    let source = |key| folder.shorten(&explained(&config, key).source);
+    assert_eq!(source("detect.in_flight"), "ta.toml:2");
+    assert_eq!(source("detect.unsettled"), "TRACKALERT__DETECT__UNSETTLED");
+    assert_eq!(source("detect.login_backlog"), "--set detect.login_backlog");
+    assert_eq!(source("detect.workers"), "default");
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_with_their_places() {
+    let text = told(
+        r#"data_dir = "/var/lib/trackalert"
+
+[http]
+lisen = ["127.0.0.1:8085"]
+max_connections = "many"
+password = 1234
+tls_cert = "cert.pem"
+
+[detct]
+workers = 2
+
+[queue]
+kind = "kafka"
+
+[queue.kafka]
+brokers = "localhost:9092"
+
+[policy]
+breaker = 1.5
+time_limit = "soon"
+in_flight = 8000
+
+[[notify.channels]]
+kind = "webhook"
+url = "ftp://example.com/"
+secrt = "x"
+
+[[notify.channels]]
+kind = "pager"
+"#,
+        &[("TRACKALERT__RECEIVE__MAX_SKEWED", "1m"), ("TRACKALERT__HISTORY__KIND", "elasticsearch")],
+        &["notify.retry_most=0s", "histry.kind=none", "log.format=pretty", "detect"],
+    );
+    let expected = r#"the configuration has 19 mistakes:
+  ta.toml:4: http.lisen: unknown; did you mean http.listen?
+  ta.toml:5: http.max_connections: string "many", expected a whole number, 0 or more
+  ta.toml:6: http.password: must be a text; put it in quotes
+  ta.toml:7: http.tls_cert: http.tls_key is not set; HTTPS needs both
+  ta.toml:10: detct.workers: unknown; did you mean detect.workers?
+  ta.toml:13: queue.kind: "kafka" is not in this program yet; use "embedded"
+  ta.toml:16: queue.kafka.brokers: [queue.kafka] is not in this program yet
+  ta.toml:19: policy.breaker: 1.5 is no share: 0 to 1 (1 turns the breaker off)
+  ta.toml:20: policy.time_limit: string "soon", expected a duration, such as "10s" or "5m"
+  ta.toml:21: policy.in_flight: 8000 is out of range: 1 to 4000 (one LuaJIT VM holds about 8,000 references)
+  ta.toml:25: notify.channels[0].url: is no address that begins with http:// or https:// and names a host
+  ta.toml:26: notify.channels[0].secrt: unknown; did you mean secret?
+  ta.toml:29: notify.channels[1].kind: "pager" is no kind of channel; use "webhook" or "log"
+  TRACKALERT__HISTORY__KIND: history.kind: "elasticsearch" is not in this program yet; use "embedded" or "none"
+  TRACKALERT__RECEIVE__MAX_SKEWED: receive.max_skewed: unknown; did you mean receive.max_skew?
+  --set detect: has no value; write --set section.key=value
+  --set histry.kind: unknown; did you mean history.kind?
+  --set log.format: unknown variant "pretty", expected one of "auto", "text", "json"
+  --set notify.retry_most: must be longer than nothing"#;
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_told_with_line_and_column_and_without_the_line() {
+    let text = told("[http]\npassword = \"hunter2\n", &[], &[]);
+    assert!(text.contains("ta.toml:2: column 20: not TOML: "), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+    let text = told("[http]\nmax_headers = 1\nmax_headers = 2\n", &[], &[]);
+    assert!(text.contains("ta.toml:3: column 1: not TOML: duplicate key"), "{text}");
+}
+
+#[test]
+fn a_missing_file_says_what_to_do() {
+    let text = load(Some(Path::new("nowhere/ta.toml")), &[], &[]).unwrap_err().to_string();
+    assert!(text.contains("nowhere/ta.toml: there is no such file; name your configuration with -C FILE"), "{text}");
+    let text = load(Some(Path::new("/")), &[], &[]).unwrap_err().to_string();
+    assert!(text.contains("/: is a folder"), "{text}");
+}
+
+#[test]
+fn a_section_written_as_a_value_and_a_value_written_as_a_section_are_told() {
+    let text = told("http = 5\n[detect.workers]\nx = 1\n", &[], &[]);
+    assert!(text.contains("ta.toml:1: http: is a section; write [http] and its keys below"), "{text}");
+    assert!(text.contains("ta.toml:2: detect.workers: map, expected a whole number, 0 or more"), "{text}");
+    assert!(told_set("http=5").contains("--set http: is a section"));
+}
+
+#[test]
+fn lists_from_the_environment_are_toml_or_comma_separated() {
+    let env =
+        [("TRACKALERT__GEOIP__FILES", "a.mmdb, b.mmdb"), ("TRACKALERT__HTTP__LISTEN", r#"["[::1]:1", "127.0.0.1:2"]"#)];
+    let config = load(None, &env, &["policy.path="]).unwrap();
+    assert_eq!(explained(&config, "geoip.files").value, serde_json::json!(["a.mmdb", "b.mmdb"]));
+    assert_eq!(explained(&config, "http.listen").value, serde_json::json!(["[::1]:1", "127.0.0.1:2"]));
+    assert_eq!(explained(&config, "policy.path").value, serde_json::json!([]));
+    let channels = r#"notify.channels=[{kind = "webhook", url = "http://127.0.0.1:9/x"}]"#;
+    let config = load(None, &[], &[channels]).unwrap();
+    assert_eq!(config.notify.channels.len(), 1);
+}
+
+#[test]
+fn a_number_as_password_from_the_environment_is_a_text() {
+    let config = load(None, &[("TRACKALERT__HTTP__PASSWORD", "0123")], &[]).unwrap();
+    assert_eq!(config.http.password.expose(), "0123");
+}
+
+#[test]
+fn foreign_variables_with_one_underscore_are_left_alone() {
+    let env = [("TRACKALERT_SERVICE_HOST", "10.0.0.1"), ("TRACKALERT_PORT", "tcp://x"), ("PATH", "/bin")];
+    assert!(load(None, &env, &[]).is_ok());
+}
+
+#[test]
+fn the_data_folder_is_what_is_set_else_systemds_else_here() {
+    let systemd = [("STATE_DIRECTORY", "/var/lib/trackalert:/var/lib/other")];
+    let config = load(None, &systemd, &[]).unwrap();
+    assert_eq!(config.data_dir, Path::new("/var/lib/trackalert"));
+    assert_eq!(explained(&config, "data_dir").source, "STATE_DIRECTORY");
+    assert_eq!(load(None, &systemd, &["data_dir=/srv/ta"]).unwrap().data_dir, Path::new("/srv/ta"));
+    assert_eq!(load(None, &[("STATE_DIRECTORY", "")], &[]).unwrap().data_dir, Path::new("./trackalert-data"));
+}
+
+#[test]
+fn a_secret_comes_from_a_file_without_its_last_line_end() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new();
+    let secret = folder.write("password", " pass word \n");
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+    let hooks = folder.write("hooks", "new\n\nold\r\n");
+    std::fs::set_permissions(&hooks, PermissionsExt::from_mode(0o644)).unwrap();
+    let file = folder.write(
+        "ta.toml",
+        &format!("http.password_file = {secret:?}\nreceive.webhook_secrets_file = {hooks:?}\n[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://localhost/\"\nsecret_file = {secret:?}\n"),
+    );
+    let config = load(Some(&file), &[], &[]).unwrap();
+    assert_eq!(config.http.password.expose(), " pass word ");
+    assert_eq!(
+        config.receive.webhook_secrets.iter().map(|s| s.expose().to_owned()).collect::<Vec<_>>(),
+        ["new", "old"]
+    );
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert!(config.warnings[0].starts_with("receive.webhook_secrets_file: every user of this machine can read"));
+    let source = folder.shorten(&explained(&config, "http.password").source);
+    assert_eq!(source, "password, named by http.password_file (ta.toml:1)");
+}
+
+#[test]
+fn a_secret_set_twice_or_in_a_bad_file_is_told() {
+    let folder = Folder::new();
+    let empty = folder.write("empty", "\n");
+    let large = folder.write("large", &"x".repeat(70_000));
+    let file = folder.write(
+        "ta.toml",
+        &format!("[http]\npassword = \"hunter2\"\npassword_file = {empty:?}\nadmin_password_file = {empty:?}\n[receive]\nwebhook_secrets_file = {large:?}\n"),
+    );
+    let text = folder.shorten(&load(Some(&file), &[], &[]).unwrap_err().to_string());
+    assert_eq!(
+        text,
+        "the configuration has 3 mistakes:\n  \
+         ta.toml:3: http.password_file: password is set too (ta.toml:2); set one of the two\n  \
+         ta.toml:4: http.admin_password_file: empty is empty; write the secret into it\n  \
+         ta.toml:6: receive.webhook_secrets_file: large: has more than 65536 bytes; that is no secret"
+    );
+    assert_eq!(
+        told_set("http.password_file=/nowhere/x"),
+        "--set http.password_file: /nowhere/x: there is no such file"
+    );
+}
+
+#[test]
+fn no_secret_is_shown_by_anything_that_prints_a_configuration() {
+    let sets = [
+        "http.password=hunter2",
+        "http.admin_password=hunter2",
+        "receive.webhook_secrets=hunter2,hunter2",
+        r#"notify.channels=[{kind="webhook", url="https://u:hunter2@chat.example/hooks/hunter2?t=hunter2", secret="hunter2"}]"#,
+    ];
+    let config = load(None, &[], &sets).unwrap();
+    for one in config.explain() {
+        assert!(!one.toml().contains("hunter2"), "{one:?}");
+    }
+    assert_eq!(explained(&config, "http.password").toml(), "\"********\"");
+    assert_eq!(explained(&config, "receive.webhook_secrets").toml(), r#"["********", "********"]"#);
+    let channel = explained(&config, "notify.channels").toml();
+    assert!(channel.contains(r#"url = "https://********@chat.example/hooks/********""#), "{channel}");
+    let bad =
+        load(None, &[], &["receive.webhook_secrets=hunter2", "detect.workers=x", "receive.webhook_secrets_file=/x"]);
+    assert!(!bad.unwrap_err().to_string().contains("hunter2"));
+}
+
+#[test]
+fn values_that_do_not_fit_together_are_told() {
+    for (set, expected) in [
+        ("detect.unsettled=5", "detect.in_flight (10000) must not be larger than detect.unsettled (5)"),
+        ("policy.retry_first=1h", "policy.retry_first (1h) must not be larger than policy.retry_most (10s)"),
+        ("receive.max_field=1 MiB", "receive.max_field (1 MiB) must not be larger than receive.max_report (64 KiB)"),
+        ("queue.alerts=trackalert-reports", "is the same as queue.reports"),
+        ("queue.alerts=a b", "is no name of a queue"),
+        ("http.tls_key=k.pem", "http.tls_cert is not set; HTTPS needs both"),
+        ("http.listen=localhost", "\"localhost\" is no address with port"),
+        ("http.listen=", "names no address"),
+        ("http.acl=10.0.0.1", "\"10.0.0.1\" is no network"),
+        ("http.max_head=1 KiB", "is too small: at least 8.0 KiB"),
+        ("queue.kind=sqs", "\"sqs\" is no kind; use \"embedded\""),
+        ("schedule.election.kind=kubernetes", "not in this program yet; use \"none\""),
+        ("log.level=nonsense=loud", "is no level and no filter"),
+        ("notify.channels=[1]", "is no channel"),
+        ("notify.channels=[{}]", "has no kind"),
+        ("notify.channels=[{kind=\"webhook\"}]", "has no url"),
+        ("policy.breaker=nan", "expected a number"),
+        ("state.handled_for=5", "expected a duration"),
+        ("history.writer_memory=lots", "history.writer_memory: "),
+        ("detect.workers=-1", "-1 is out of range: 0 to 1024"),
+    ] {
+        let text = told_set(set);
+        assert!(text.starts_with("--set ") && text.contains(expected), "{set}: {text}");
+    }
+}
+
+#[test]
+fn every_default_is_written_down_and_passes_its_own_checks() {
+    let config = load(None, &[], &[]).unwrap();
+    // What the structs hold is what the file names: serialized, they give the same keys.
+    let mut held = BTreeSet::new();
+    collect("", &serde_json::to_value(&config).unwrap(), &mut held);
+    let written: BTreeSet<String> = config.explain().iter().map(|one| one.key.clone()).collect();
+    let empty = BTreeSet::from(["queue.kafka".to_owned(), "queue.amqp".to_owned()]);
+    assert_eq!(held.difference(&written).cloned().collect::<BTreeSet<_>>(), empty, "held and not written down");
+    assert_eq!(written.difference(&held).next(), None, "written down and not held");
+}
+
+fn collect(prefix: &str, value: &serde_json::Value, into: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(map) if !map.is_empty() => {
+            for (key, value) in map {
+                collect(&if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") }, value, into);
+            }
+        }
+        _ => {
+            into.insert(prefix.to_owned());
+        }
+    }
+}
+
+#[test]
+fn the_whole_configuration_as_toml_is_read_back_as_the_same() {
+    let config = load(None, &[], &["detect.workers=3", "geoip.files=a,b"]).unwrap();
+    let text: String = config.explain().iter().map(|one| format!("{} = {}\n", one.key, one.toml())).collect();
+    let folder = Folder::new();
+    let again = load(Some(&folder.write("ta.toml", &text)), &[], &[]).unwrap();
+    assert_eq!(serde_json::to_value(&config).unwrap(), serde_json::to_value(&again).unwrap());
+}

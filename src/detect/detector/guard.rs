@@ -1,0 +1,154 @@
+//! What keeps one policy, or one report, from taking the others with it: the breaker of a policy that fails on most reports, and the
+//! giving up of a worker that hangs.
+//!
+//! A part of [`Detector`], in a file of its own because it acts on workers and policies rather than on one report's outcome.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Detector;
+use crate::alert::{Alert, Severity};
+use crate::detect::DetectError;
+use crate::detect::hung::HungCall;
+use crate::detect::retry::{Breaker, Turn};
+use crate::detect::settle::Collected;
+use crate::detect::slot::{Given, Phase, Slot};
+use crate::detect::worker::WorkerId;
+use crate::policy::{Failure, PolicySet, watchdog};
+use crate::queue::ReasonKind;
+use crate::report::ReportId;
+use crate::state::Batch;
+
+impl Detector {
+    /// Exchanges the policies: the workers take them between two reports, and what was held because of a broken one goes on.
+    pub(super) fn load(&mut self, policies: PolicySet) {
+        self.pool.load(policies);
+        self.breakers.clear();
+        self.probe = None;
+        self.parts.health.set_waiting("policy", None);
+        self.parts.services.metrics.waiting.with_label_values(&["policy"]).set(0);
+    }
+
+    /// A report that hung a worker before the restart: the policies it hung are given up at once, the others run.
+    pub(super) fn give_up_hung(&self, slot: &mut Slot) {
+        for policy in self.hung.policies(slot.report.id) {
+            let why = "hung on it until the process had to end (policy.abort_after)".to_owned();
+            slot.given_up.push(Given { policy, why, kind: ReasonKind::Hung });
+        }
+    }
+
+    /// When the next report may try a policy whose breaker is open.
+    pub(super) fn breaker_opens(&self) -> Option<Instant> {
+        self.breakers.values().filter_map(Breaker::open_until).max()
+    }
+
+    pub(super) fn note_breaker(&mut self, policy: &str, failure: Option<&Failure>, number: u64) {
+        let settings = &self.parts.policy;
+        let breaker = match self.breakers.get_mut(policy) {
+            Some(breaker) => breaker,
+            None => self
+                .breakers
+                .entry(policy.to_owned())
+                .or_insert_with(|| Breaker::new(settings.breaker, settings.breaker_calls, settings.breaker_pause)),
+        };
+        let turn = breaker.record(failure.is_none(), Instant::now());
+        let waiting = self.parts.services.metrics.waiting.with_label_values(&["policy"]);
+        match (turn, failure) {
+            (Turn::Opened, Some(failure)) => {
+                tracing::error!(policy, error = %failure, "a policy fails on most reports; reports wait until it works (reload it)");
+                waiting.set(1);
+                self.parts.health.set_waiting("policy", Some(format!("{policy}: {failure}")));
+                self.tell_operators(policy, failure, number);
+            }
+            (Turn::Closed, _) => {
+                tracing::info!(policy, "the policy works again");
+                waiting.set(0);
+                self.parts.health.set_waiting("policy", None);
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_operators(&self, policy: &str, failure: &Failure, number: u64) {
+        let Some(slot) = self.slots.get(&number) else { return };
+        let settings = &self.parts.policy;
+        let alert = Alert {
+            id: Alert::make_id("policy_failing", policy, slot.report.id),
+            time: slot.report.t.rfc3339(),
+            kind: "policy_failing".to_owned(),
+            severity: Severity::High,
+            title: format!("Policy {policy} fails on most reports; reports wait for it"),
+            text: format!(
+                "It failed on more than {:.0} % of its last {} calls. No report is lost: they stay in the queue. Mend the policy and \
+                 reload (SIGHUP).",
+                settings.breaker * 100.0,
+                settings.breaker_calls
+            ),
+            login: None,
+            remote: None,
+            evidence: serde_json::json!({ "policy": policy, "last_error": failure.to_string() }),
+            attack: None,
+            audience: Some(serde_json::json!("operators")),
+            key: policy.to_owned(),
+            policy: policy.to_owned(),
+        };
+        let (settler, metrics) = (Arc::clone(&self.settler), Arc::clone(&self.parts.services.metrics));
+        metrics.unsettled.inc();
+        self.spawn_settling(async move {
+            settler.effects(Collected { alerts: vec![alert], batch: Batch::default() }).await;
+        });
+    }
+
+    pub(super) fn on_watchdog(&mut self, event: watchdog::Event) -> Result<(), DetectError> {
+        match event {
+            watchdog::Event::Stuck { report, policy } => self.on_stuck(report, policy)?,
+            watchdog::Event::Back { report } => {
+                self.hung.remove(report);
+                if self.abort.as_ref().is_some_and(|(_, call)| call.report == report) {
+                    self.abort = None;
+                }
+                self.parts.services.metrics.workers_stuck.dec();
+            }
+        }
+        Ok(())
+    }
+
+    /// A worker does not come back from a report: it is given up, what else it held runs again alone, and the report is written down
+    /// before anything can end the process.
+    fn on_stuck(&mut self, report: ReportId, policy: String) -> Result<(), DetectError> {
+        let running = |slot: &Slot| match slot.phase {
+            Phase::Running(worker) if slot.report.id == report => Some(worker),
+            _ => None,
+        };
+        let Some((number, worker)) = self.slots.iter().find_map(|(number, slot)| Some((*number, running(slot)?)))
+        else {
+            return Ok(());
+        };
+        tracing::error!(policy, %report, "a worker hangs in a policy; it is given up and its other reports run again");
+        let metrics = Arc::clone(&self.parts.services.metrics);
+        metrics.workers_stuck.inc();
+        metrics.vms_replaced.with_label_values(&["stuck"]).inc();
+        let call = HungCall { report, policy };
+        self.hung.add(call.clone());
+        let abort_at = Instant::now() + self.parts.policy.abort_after;
+        self.abort.get_or_insert((abort_at, call));
+        self.take_back(worker, number)
+    }
+
+    fn take_back(&mut self, worker: WorkerId, hanging: u64) -> Result<(), DetectError> {
+        for number in self.pool.abandon(worker)? {
+            let Some(slot) = self.slots.get_mut(&number) else { continue };
+            if number == hanging {
+                slot.phase = Phase::Hanging(worker);
+                continue;
+            }
+            slot.phase = Phase::Waiting;
+            slot.alone = true;
+            self.running -= 1;
+            self.parts.services.metrics.in_flight.dec();
+            self.parts.services.metrics.retries.with_label_values(&["neighbour"]).inc();
+            self.alone.push_back(number);
+        }
+        Ok(())
+    }
+}

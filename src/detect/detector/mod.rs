@@ -1,0 +1,323 @@
+//! The one task that owns what is undecided about the reports in hand.
+//!
+//! It takes deliveries, starts those whose turn it is, reads outcomes, decides what follows, and hands decided reports to settling
+//! tasks. Everything it awaits in its loop is an event; it never waits for a store or a policy itself.
+
+mod guard;
+mod outcome;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::circuit::Circuits;
+use super::dispatch::{Dispatch, Place};
+use super::hung::{HungCall, HungList};
+use super::pool::Pool;
+use super::retry::Breaker;
+use super::settle::Settler;
+use super::slot::{Phase, Slot};
+use super::worker::{Job, Outcome, Plan};
+use super::{Control, DetectError, Parts};
+use crate::decode;
+use crate::policy::LoadError;
+use crate::policy::watchdog::{self, Watchdog};
+use crate::queue::{Delivery, Reason, ReasonKind, headers};
+use crate::report::Time;
+
+/// Outcomes and deliveries read in one go.
+const AT_ONCE: usize = 256;
+
+/// What a settling task reports back.
+enum Settled {
+    /// Steps 1 and 2 are done, and the report goes on here: it has policies to run again.
+    Applied(u64, Duration),
+    /// Steps 1 and 2 are done, the rest goes on by itself: the login's next report may start.
+    Released(Box<str>),
+}
+
+pub(super) struct Detector {
+    parts: Parts,
+    settler: Arc<Settler>,
+    circuits: Arc<Circuits>,
+    any_circuit: watch::Receiver<bool>,
+    dispatch: Dispatch,
+    pool: Pool,
+    slots: HashMap<u64, Slot>,
+    next_number: u64,
+    running: usize,
+    /// Reports that wait for a VM of their own.
+    alone: VecDeque<u64>,
+    retries: BinaryHeap<Reverse<(Instant, u64)>>,
+    breakers: HashMap<String, Breaker>,
+    /// The report that tries whether a policy with an open breaker works again.
+    probe: Option<u64>,
+    hung: HungList,
+    abort: Option<(Instant, HungCall)>,
+    tasks: TaskTracker,
+    /// Ends the settling tasks when a drain runs out of time: their tokens hand the reports out again.
+    cut: CancellationToken,
+    outcomes: mpsc::UnboundedReceiver<Outcome>,
+    settled: mpsc::UnboundedReceiver<Settled>,
+    report_settled: mpsc::UnboundedSender<Settled>,
+    watchdog: mpsc::UnboundedReceiver<watchdog::Event>,
+    /// When the giving up of order was last said, and how often since.
+    unordered: (Instant, u64),
+}
+
+impl Detector {
+    pub(super) fn new(parts: Parts) -> Result<Self, LoadError> {
+        let (report_outcomes, outcomes) = mpsc::unbounded_channel();
+        let (report_settled, settled) = mpsc::unbounded_channel();
+        let (watchdog, watchdog_events) = Watchdog::start(parts.policy.stuck_after)?;
+        let metrics = Arc::clone(&parts.services.metrics);
+        let circuits = Arc::new(Circuits::new(parts.backoff, Arc::clone(&parts.health), Arc::clone(&metrics)));
+        let plan = Plan {
+            policies: parts.policies.clone(),
+            services: parts.services.clone(),
+            settings: parts.policy.clone(),
+            watchdog,
+            outcomes: report_outcomes,
+            alone: false,
+        };
+        Ok(Self {
+            settler: Arc::new(Settler {
+                alerts: Arc::clone(&parts.alerts),
+                state: Arc::clone(&parts.services.state),
+                history: Arc::clone(&parts.services.history),
+                circuits: Arc::clone(&circuits),
+                metrics,
+            }),
+            any_circuit: circuits.watch(),
+            circuits,
+            dispatch: Dispatch::new(parts.settings.login_backlog),
+            pool: Pool::start(plan, parts.settings.worker_count(), parts.policy.in_flight)?,
+            slots: HashMap::new(),
+            next_number: 0,
+            running: 0,
+            alone: VecDeque::new(),
+            retries: BinaryHeap::new(),
+            breakers: HashMap::new(),
+            probe: None,
+            hung: HungList::open(parts.hung_list.clone()),
+            abort: None,
+            tasks: TaskTracker::new(),
+            cut: CancellationToken::new(),
+            outcomes,
+            settled,
+            report_settled,
+            watchdog: watchdog_events,
+            unordered: (Instant::now(), 0),
+            parts,
+        })
+    }
+
+    /// Runs until it is told to drain, its source ends, or it fails; what it holds is finished or handed back in any case.
+    pub(super) async fn run(mut self, control: mpsc::Receiver<Control>) -> Result<(), DetectError> {
+        let ended = self.serve(control).await;
+        self.drain().await;
+        ended
+    }
+
+    async fn serve(&mut self, mut control: mpsc::Receiver<Control>) -> Result<(), DetectError> {
+        let beat = self.parts.health.beat("detect");
+        let mut heart = tokio::time::interval(Duration::from_secs(1));
+        let mut deliveries = Vec::with_capacity(AT_ONCE);
+        let mut outcomes = Vec::with_capacity(AT_ONCE);
+        loop {
+            self.start_ready();
+            let held = self.held();
+            self.parts.reports.pause.send_if_modified(|paused| std::mem::replace(paused, held) != held);
+            let wake = self.next_timer();
+            tokio::select! {
+                biased;
+                order = control.recv() => match order {
+                    Some(Control::Load(policies, done)) => {
+                        self.load(policies);
+                        let _ = done.send(());
+                    }
+                    Some(Control::Drain) | None => break,
+                },
+                Some(event) = self.watchdog.recv() => self.on_watchdog(event)?,
+                _ = self.outcomes.recv_many(&mut outcomes, AT_ONCE) => {
+                    for outcome in outcomes.drain(..) {
+                        self.on_outcome(outcome);
+                    }
+                }
+                Some(settled) = self.settled.recv() => self.on_settled(settled),
+                () = tokio::time::sleep_until(wake.into()) => self.on_timer()?,
+                _ = heart.tick() => beat.beat(),
+                changed = self.any_circuit.changed() => drop(changed),
+                taken = self.parts.reports.deliveries.recv_many(&mut deliveries, AT_ONCE), if !held => {
+                    if taken == 0 {
+                        break;
+                    }
+                    for delivery in deliveries.drain(..) {
+                        self.on_delivery(delivery);
+                    }
+                }
+            }
+        }
+        beat.done();
+        Ok(())
+    }
+
+    /// Nothing more is taken: a dependency is out, or a policy is so broken that the reports wait.
+    fn held(&self) -> bool {
+        *self.any_circuit.borrow() || self.breaker_opens().is_some()
+    }
+
+    fn next_timer(&self) -> Instant {
+        let retry = self.retries.peek().map(|Reverse((at, _))| *at);
+        let abort = self.abort.as_ref().map(|(at, _)| *at);
+        let breaker = self.breaker_opens().filter(|_| self.probe.is_none() && self.dispatch.has_ready());
+        let far = Instant::now() + Duration::from_secs(3600);
+        [retry, abort, breaker].into_iter().flatten().min().unwrap_or(far)
+    }
+
+    fn on_delivery(&mut self, delivery: Delivery) {
+        let metrics = &self.parts.services.metrics;
+        metrics.unsettled.inc();
+        let Delivery { message, coordinates, token, .. } = delivery;
+        let decoded = match decode::decode(&message.body, &self.parts.limits) {
+            Ok(decoded) => decoded,
+            Err(malformed) => {
+                metrics.unsettled.dec();
+                metrics.handled.inc();
+                let text = format!("not a report: {malformed}");
+                token.reject(Reason { kind: ReasonKind::Malformed, text, only: Vec::new(), attempts: 1 });
+                return;
+            }
+        };
+        let mut report =
+            decoded.from_queue(Some(message.published), &message.body, &coordinates, Time::now(), self.parts.max_skew);
+        report.geo = self.parts.services.geoip.lookup(report.remote);
+        let only = message.header(headers::ONLY).map(|names| names.split(',').map(str::to_owned).collect());
+        let number = self.next_number;
+        self.next_number += 1;
+        let place = self.dispatch.admit(number, &report.login);
+        if place == Place::SideBySide {
+            self.say_unordered();
+        }
+        let mut slot = Slot::new(token, report, place, only);
+        if !self.hung.is_empty() {
+            self.give_up_hung(&mut slot);
+        }
+        self.slots.insert(number, slot);
+    }
+
+    fn say_unordered(&mut self) {
+        self.parts.services.metrics.unordered.inc();
+        self.unordered.1 += 1;
+        if self.unordered.0.elapsed() >= Duration::from_secs(60) {
+            tracing::warn!(
+                reports = self.unordered.1,
+                "reports of logins with more than detect.login_backlog waiting ran out of order"
+            );
+            self.unordered = (Instant::now(), 0);
+        }
+    }
+
+    fn start_ready(&mut self) {
+        while let Some(place) = self.pool.vacancy(true)
+            && let Some(number) = self.alone.pop_front()
+        {
+            self.lend(place, number);
+        }
+        while self.running < self.parts.settings.in_flight && self.dispatch.has_ready() {
+            let trying = match self.breaker_opens() {
+                None => false,
+                Some(at) if self.probe.is_none() && Instant::now() >= at => true,
+                Some(_) => return,
+            };
+            let Some(place) = self.pool.vacancy(false) else { return };
+            let Some(number) = self.dispatch.next() else { return };
+            if trying {
+                self.probe = Some(number);
+            }
+            if self.slots.get(&number).is_some_and(|slot| slot.alone) {
+                self.alone.push_back(number);
+            } else {
+                self.lend(place, number);
+            }
+        }
+    }
+
+    fn lend(&mut self, place: usize, number: u64) {
+        let Some(slot) = self.slots.get_mut(&number) else { return };
+        let mut except: Vec<String> = slot.given_up.iter().map(|given| given.policy.clone()).collect();
+        except.extend(slot.handled.iter().cloned());
+        let job =
+            Job { number, report: Arc::clone(&slot.report), only: slot.only.clone(), except, lent: Instant::now() };
+        slot.phase = Phase::Running(self.pool.lend(place, job));
+        self.running += 1;
+        self.parts.services.metrics.in_flight.inc();
+    }
+
+    fn on_settled(&mut self, settled: Settled) {
+        match settled {
+            Settled::Applied(number, wait) => {
+                // It was counted down when its task ended, and is in hand again.
+                self.parts.services.metrics.unsettled.inc();
+                self.retry_later(number, wait);
+            }
+            Settled::Released(login) => self.dispatch.release(&login),
+        }
+    }
+
+    fn retry_later(&mut self, number: u64, wait: Duration) {
+        if let Some(slot) = self.slots.get_mut(&number) {
+            slot.phase = Phase::Waiting;
+            self.retries.push(Reverse((Instant::now() + wait, number)));
+        }
+    }
+
+    fn on_timer(&mut self) -> Result<(), DetectError> {
+        let now = Instant::now();
+        if let Some((at, call)) = &self.abort
+            && *at <= now
+        {
+            return Err(DetectError::Hung { policy: call.policy.clone(), report: call.report });
+        }
+        while let Some(Reverse((at, number))) = self.retries.peek().copied()
+            && at <= now
+        {
+            self.retries.pop();
+            self.dispatch.again(number);
+        }
+        Ok(())
+    }
+
+    /// Finishes what runs and settles, within the time set; everything else is dropped, and so handed out again later.
+    async fn drain(mut self) {
+        self.parts.reports.pause.send_replace(true);
+        self.parts.reports.deliveries.close();
+        while self.parts.reports.deliveries.recv().await.is_some() {}
+        self.slots.retain(|_, slot| matches!(slot.phase, Phase::Running(_) | Phase::Applying));
+        let deadline = tokio::time::Instant::now() + self.parts.settings.drain_timeout;
+        while self.slots.values().any(|slot| slot.phase != Phase::Waiting) {
+            tokio::select! {
+                Some(outcome) = self.outcomes.recv() => self.on_outcome(outcome),
+                Some(settled) = self.settled.recv() => self.on_settled(settled),
+                () = tokio::time::sleep_until(deadline) => {
+                    tracing::warn!(reports = self.slots.len(), "detect.drain_timeout is over; the rest is handed out again later");
+                    break;
+                }
+            }
+        }
+        self.slots.clear();
+        self.tasks.close();
+        if tokio::time::timeout_at(deadline, self.tasks.wait()).await.is_err() {
+            self.cut.cancel();
+            self.tasks.wait().await;
+        }
+        if tokio::time::timeout(Duration::from_secs(5), self.parts.reports.source).await.is_err() {
+            tracing::warn!("the source did not store its position in time; a little will be handed out again");
+        }
+    }
+}

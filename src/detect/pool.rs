@@ -1,0 +1,92 @@
+//! The workers of one process: who gets the next report, and what becomes of a worker that hangs.
+//!
+//! Owns how many reports each worker holds, and which ones. Never looks into a report.
+
+use std::collections::HashSet;
+
+use tokio::sync::mpsc;
+
+use super::worker::{self, Job, Order, Plan, WorkerId};
+use crate::policy::{LoadError, PolicySet};
+
+/// Reports that run alone, each in a VM of its own, at once.
+const ALONE_AT_ONCE: usize = 8;
+
+struct Place {
+    id: WorkerId,
+    orders: mpsc::UnboundedSender<Order>,
+    jobs: HashSet<u64>,
+    most: usize,
+}
+
+/// The workers.
+pub(super) struct Pool {
+    plan: Plan,
+    places: Vec<Place>,
+}
+
+impl Pool {
+    /// Starts `workers` workers of `most` reports each, and the one for reports that run alone.
+    pub(super) fn start(plan: Plan, workers: usize, most: usize) -> Result<Self, LoadError> {
+        let mut pool = Self { plan, places: Vec::with_capacity(workers + 1) };
+        for place in 0..=workers {
+            let id = WorkerId { place, epoch: 0 };
+            let alone = place == workers;
+            let orders = worker::start(id, Plan { alone, ..pool.plan.clone() })?;
+            let most = if alone { ALONE_AT_ONCE } else { most };
+            pool.places.push(Place { id, orders, jobs: HashSet::new(), most });
+        }
+        Ok(pool)
+    }
+
+    /// The worker that would take the next report: the one with the fewest; `None` while all are full.
+    pub(super) fn vacancy(&self, alone: bool) -> Option<usize> {
+        let last = self.places.len() - 1;
+        let candidates = if alone { last..last + 1 } else { 0..last };
+        candidates
+            .filter(|place| self.places[*place].jobs.len() < self.places[*place].most)
+            .min_by_key(|place| self.places[*place].jobs.len())
+    }
+
+    /// Lends a report to the worker at `place`.
+    pub(super) fn lend(&mut self, place: usize, job: Job) -> WorkerId {
+        let place = &mut self.places[place];
+        place.jobs.insert(job.number);
+        // A worker's thread only ends when its sender is dropped, which is here.
+        let _ = place.orders.send(Order::Run(job));
+        place.id
+    }
+
+    /// A report came back. `false`: from a worker that was abandoned.
+    pub(super) fn returned(&mut self, worker: WorkerId, number: u64) -> bool {
+        let place = &mut self.places[worker.place];
+        place.id == worker && place.jobs.remove(&number)
+    }
+
+    /// Whether reports that run alone run in this worker.
+    pub(super) fn is_alone(&self, worker: WorkerId) -> bool {
+        worker.place + 1 == self.places.len()
+    }
+
+    /// Gives up a worker that hangs and starts another in its place. The reports it was lent, in no order: all are to be run again,
+    /// but for the one that hangs. The thread itself cannot be ended; its outcomes are stale from now on.
+    pub(super) fn abandon(&mut self, worker: WorkerId) -> Result<HashSet<u64>, LoadError> {
+        let alone = self.is_alone(worker);
+        let place = &mut self.places[worker.place];
+        if place.id != worker {
+            return Ok(HashSet::new());
+        }
+        let id = WorkerId { epoch: worker.epoch + 1, ..worker };
+        place.orders = worker::start(id, Plan { alone, ..self.plan.clone() })?;
+        place.id = id;
+        Ok(std::mem::take(&mut place.jobs))
+    }
+
+    /// Hands new policies to every worker.
+    pub(super) fn load(&mut self, policies: PolicySet) {
+        for place in &self.places {
+            let _ = place.orders.send(Order::Load(policies.clone()));
+        }
+        self.plan.policies = policies;
+    }
+}

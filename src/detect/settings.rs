@@ -1,0 +1,29 @@
+//! Settings of the role `detect`; the meaning of each stands in `config/default.toml`.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+/// Section `[detect]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    pub workers: usize,
+    pub in_flight: usize,
+    pub unsettled: usize,
+    pub unsettled_bytes: ByteSize,
+    pub login_backlog: usize,
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+}
+
+impl Settings {
+    /// The number of policy workers: what is set, or one for each core.
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            set => set,
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The order in which a report is settled, and nothing else:
+//!
+//! 1. its alerts are confirmed by the alerts queue,
+//! 2. its writes to the state are applied as one batch, with the marker that says who has handled it,
+//! 3. its history document is stored,
+//! 4. it is acknowledged.
+//!
+//! Any other order loses alerts at a crash: a report whose traces are stored before its alert is safe finds itself at the second run,
+//! and stays silent. The login's next report may start after step 2.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::circuit::Circuits;
+use crate::alert::Alert;
+use crate::history::{History, HistoryError, Stored};
+use crate::queue::{AckToken, Message, Publisher, Reason};
+use crate::report::{LoginReport, Time};
+use crate::state::{Batch, State};
+use crate::telemetry::Metrics;
+
+/// The places where a report's effects go.
+pub(super) struct Settler {
+    pub(super) alerts: Arc<dyn Publisher>,
+    pub(super) state: Arc<dyn State>,
+    pub(super) history: Arc<dyn History>,
+    pub(super) circuits: Arc<Circuits>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// What a round of handlers wants to take effect.
+#[derive(Debug, Default)]
+pub(super) struct Collected {
+    pub(super) alerts: Vec<Alert>,
+    pub(super) batch: Batch,
+}
+
+impl Collected {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.alerts.is_empty() && self.batch.writes.is_empty()
+    }
+}
+
+/// How a report ends.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// Every policy has handled it.
+    Handled,
+    /// Some policy never will.
+    Dead(Reason),
+}
+
+impl Settler {
+    /// Steps 1 and 2.
+    pub(super) async fn effects(&self, collected: Collected) {
+        if !collected.alerts.is_empty() {
+            let messages: Vec<Message> = collected.alerts.iter().map(alert_message).collect();
+            self.circuits.until_done("alerts", || self.alerts.publish(messages.clone())).await;
+            for alert in &collected.alerts {
+                self.metrics.alerts.with_label_values(&[alert.severity.name()]).inc();
+            }
+        }
+        let Batch { writes, handled, claims } = collected.batch;
+        if !writes.is_empty() {
+            let again = || Batch { writes: writes.clone(), handled: handled.clone(), claims: Vec::new() };
+            self.circuits.until_done("state", || self.state.apply(again())).await;
+        }
+        // Until here the adds were counted as claims; from here on they are counted as stored.
+        drop(claims);
+    }
+
+    /// Steps 3 and 4. `wrote`: the report has writes in the state, which must be safe from a power cut before the ack.
+    pub(super) async fn finish(&self, report: Arc<LoginReport>, token: AckToken, wrote: bool, ending: Ending) {
+        let began = Instant::now();
+        let t = report.t;
+        let stored = self
+            .circuits
+            .until_done("history", || async {
+                match self.history.store(Arc::clone(&report)).await {
+                    // A report that this history will never take must not stop all the others.
+                    Err(HistoryError::Query { path, reason }) => {
+                        tracing::error!(report = %report.id, path, reason, "the history refuses a report; it is not stored");
+                        Ok(Stored::Nothing)
+                    }
+                    other => other,
+                }
+            })
+            .await;
+        match stored {
+            Stored::New => self.metrics.stored.inc(),
+            Stored::Already => self.metrics.repeated.inc(),
+            Stored::TooOld | Stored::Nothing => {}
+        }
+        if wrote {
+            self.circuits.until_done("state", || self.state.sync()).await;
+        }
+        match ending {
+            Ending::Handled => token.ack(),
+            Ending::Dead(reason) => token.reject(reason),
+        }
+        self.metrics.handled.inc();
+        self.metrics.settle.observe(began.elapsed().as_secs_f64());
+        self.metrics.lag.set(Time::now().since(t).as_secs_f64());
+    }
+}
+
+fn alert_message(alert: &Alert) -> Message {
+    // An alert is strings and JSON values: writing it has no way to fail.
+    Message::new(alert.key.clone(), serde_json::to_vec(alert).unwrap_or_default())
+}

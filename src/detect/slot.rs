@@ -1,0 +1,91 @@
+//! One report in hand: what is known and what is undecided about it, from its delivery to the start of its settling.
+//!
+//! Owns the counting of attempts for each policy. Holds the token, so that whatever drops a slot hands the report out again.
+
+use std::sync::Arc;
+
+use super::dispatch::Place;
+use super::worker::WorkerId;
+use crate::queue::{AckToken, Reason, ReasonKind};
+use crate::report::LoginReport;
+
+/// Where the report is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// In dispatch, or waiting for its retry.
+    Waiting,
+    /// Lent to a worker.
+    Running(WorkerId),
+    /// Its worker was abandoned while it hung on this report.
+    Hanging(WorkerId),
+    /// The effects of a round are being applied.
+    Applying,
+}
+
+/// A policy that will not be tried again on this report.
+#[derive(Debug, Clone)]
+pub(super) struct Given {
+    pub(super) policy: String,
+    pub(super) why: String,
+    pub(super) kind: ReasonKind,
+}
+
+/// One report in hand.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) token: AckToken,
+    pub(super) report: Arc<LoginReport>,
+    pub(super) place: Place,
+    pub(super) phase: Phase,
+    /// Only these policies are to run; `None`: all.
+    pub(super) only: Option<Vec<String>>,
+    /// Those that have handled it.
+    pub(super) handled: Vec<String>,
+    /// Those that failed on it, with the number of attempts.
+    attempts: Vec<(String, u32)>,
+    /// Those that will not be tried again.
+    pub(super) given_up: Vec<Given>,
+    /// It is to run in a VM of its own.
+    pub(super) alone: bool,
+    /// It has writes in the state.
+    pub(super) wrote: bool,
+    /// What a policy asked and got no answer from, at the last round.
+    pub(super) waited_for: Option<&'static str>,
+}
+
+impl Slot {
+    pub(super) fn new(token: AckToken, report: LoginReport, place: Place, only: Option<Vec<String>>) -> Self {
+        Self {
+            token,
+            report: Arc::new(report),
+            place,
+            phase: Phase::Waiting,
+            only,
+            handled: Vec::new(),
+            attempts: Vec::new(),
+            given_up: Vec::new(),
+            alone: false,
+            wrote: false,
+            waited_for: None,
+        }
+    }
+
+    /// Counts a failed attempt of a policy; gives their number.
+    pub(super) fn count_attempt(&mut self, policy: &str) -> u32 {
+        if let Some((_, attempts)) = self.attempts.iter_mut().find(|(name, _)| name == policy) {
+            *attempts += 1;
+            return *attempts;
+        }
+        self.attempts.push((policy.to_owned(), 1));
+        1
+    }
+
+    /// The reason of the dead letter; `None` where no policy was given up.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        let first = self.given_up.first()?;
+        let attempts = self.attempts.iter().map(|(_, attempts)| *attempts).max().unwrap_or(1);
+        let text = self.given_up.iter().map(|given| format!("policy `{}`: {}", given.policy, given.why));
+        let only = self.given_up.iter().map(|given| given.policy.clone()).collect();
+        Some(Reason { kind: first.kind, text: text.collect::<Vec<_>>().join("; "), only, attempts })
+    }
+}

@@ -1,0 +1,224 @@
+//! One worker: a thread with a Lua VM and many reports in flight.
+//!
+//! Owns the thread, its VM's replacement, and the running of a report's policies one after another. It is lent reports and returns
+//! outcomes; it never holds a token, never settles and never retries, so that a worker that hangs can be abandoned.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::policy::watchdog::Watchdog;
+use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Spoiled, Vm};
+use crate::report::LoginReport;
+use crate::state::StateError;
+
+/// Which worker: its place in the pool, and how often the worker of that place was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WorkerId {
+    pub(super) place: usize,
+    pub(super) epoch: u32,
+}
+
+/// A report lent to a worker.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) number: u64,
+    pub(super) report: Arc<LoginReport>,
+    /// Only these policies; `None`: all.
+    pub(super) only: Option<Vec<String>>,
+    /// All but these.
+    pub(super) except: Vec<String>,
+    pub(super) lent: Instant,
+}
+
+/// One policy's call.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) policy: String,
+    pub(super) result: Result<Effects, Failure>,
+}
+
+/// What became of a job.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) worker: WorkerId,
+    pub(super) number: u64,
+    /// The policies that had handled the report before it was lent.
+    pub(super) handled_before: Vec<String>,
+    pub(super) calls: Vec<Call>,
+    /// The state did not say who had handled it before: nothing was run.
+    pub(super) state_error: Option<StateError>,
+    /// How long it waited for the worker, and how long its handlers ran.
+    pub(super) waited: Duration,
+    pub(super) ran: Duration,
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    Run(Job),
+    /// Use these policies for the next reports; those in flight finish with the old ones.
+    Load(PolicySet),
+}
+
+/// All that a worker needs to start.
+#[derive(Clone)]
+pub(super) struct Plan {
+    pub(super) policies: PolicySet,
+    pub(super) services: Services,
+    pub(super) settings: Settings,
+    pub(super) watchdog: Arc<Watchdog>,
+    pub(super) outcomes: mpsc::UnboundedSender<Outcome>,
+    /// One report a VM: for those that must be told apart from their neighbours.
+    pub(super) alone: bool,
+}
+
+/// Starts a worker. It ends when the sender is dropped and its reports have ended. An error: the policies do not load, or the
+/// system gives no thread.
+pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Order>, LoadError> {
+    let (orders, inbox) = mpsc::unbounded_channel();
+    let (ready, started) = std::sync::mpsc::sync_channel(1);
+    let name = if plan.alone { "policy-alone".to_owned() } else { format!("policy-{}", id.place) };
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = ready.send(Err(LoadError::from(error)));
+                return;
+            }
+        };
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async move {
+            match Worker::new(id, plan) {
+                Ok(worker) => {
+                    let _ = ready.send(Ok(()));
+                    Rc::new(worker).serve(inbox).await;
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        });
+    });
+    thread.map_err(LoadError::from)?;
+    started.recv().map_err(|_| LoadError::from(std::io::Error::other("the worker's thread ended at its start")))??;
+    Ok(orders)
+}
+
+struct Worker {
+    id: WorkerId,
+    plan: RefCell<Plan>,
+    /// The VM for the next reports; one that is spoiled stays with those in flight in it.
+    current: RefCell<Rc<Vm>>,
+    /// VMs that wait for a report that runs alone.
+    idle: RefCell<Vec<Vm>>,
+}
+
+impl Worker {
+    fn new(id: WorkerId, plan: Plan) -> Result<Self, LoadError> {
+        let vm = new_vm(&plan)?;
+        Ok(Self { id, plan: RefCell::new(plan), current: RefCell::new(Rc::new(vm)), idle: RefCell::default() })
+    }
+
+    async fn serve(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Order>) {
+        let mut orders = Vec::with_capacity(256);
+        let tasks = tokio_util::task::TaskTracker::new();
+        while inbox.recv_many(&mut orders, 256).await > 0 {
+            for order in orders.drain(..) {
+                match order {
+                    Order::Run(job) => {
+                        tasks.spawn_local(Rc::clone(&self).run(job));
+                    }
+                    Order::Load(policies) => self.load(policies),
+                }
+            }
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    fn load(&self, policies: PolicySet) {
+        self.plan.borrow_mut().policies = policies;
+        self.idle.borrow_mut().clear();
+        self.replace("reload");
+    }
+
+    /// A new VM for the next reports. One that cannot be made leaves the old one in use: the policies were checked before, so this is
+    /// the system's want of memory, and it is tried again at the next report.
+    fn replace(&self, why: &'static str) {
+        let plan = self.plan.borrow();
+        match new_vm(&plan) {
+            Ok(vm) => {
+                plan.services.metrics.vms_replaced.with_label_values(&[why]).inc();
+                *self.current.borrow_mut() = Rc::new(vm);
+            }
+            Err(error) => tracing::error!(%error, "no new virtual machine; the old one stays in use"),
+        }
+    }
+
+    async fn run(self: Rc<Self>, job: Job) {
+        let waited = job.lent.elapsed();
+        let began = Instant::now();
+        let number = job.number;
+        let state = Arc::clone(&self.plan.borrow().services.state);
+        let (handled_before, calls, state_error) = match state.handled(job.report.id).await {
+            Ok(handled) => {
+                let calls = self.call_policies(&job, &handled).await;
+                (handled, calls, None)
+            }
+            Err(error) => (Vec::new(), Vec::new(), Some(error)),
+        };
+        let ran = began.elapsed();
+        let outcomes = self.plan.borrow().outcomes.clone();
+        let worker = self.id;
+        // Where nobody takes it any more, the process is ending and the report will be handed out again.
+        let _ = outcomes.send(Outcome { worker, number, handled_before, calls, state_error, waited, ran });
+    }
+
+    async fn call_policies(&self, job: &Job, handled: &[String]) -> Vec<Call> {
+        if self.plan.borrow().alone {
+            let vm = match self.idle.borrow_mut().pop() {
+                Some(vm) => Ok(vm),
+                None => new_vm(&self.plan.borrow()),
+            };
+            return match vm {
+                Ok(vm) => {
+                    let calls = self.call_in(&vm, job, handled).await;
+                    if vm.spoiled().is_none() {
+                        self.idle.borrow_mut().push(vm);
+                    }
+                    calls
+                }
+                Err(error) => vec![Call { policy: String::new(), result: Err(Failure::Error(error.to_string())) }],
+            };
+        }
+        let spoiled = self.current.borrow().spoiled();
+        match spoiled {
+            Some(Spoiled::Cancelled) => self.replace("cancelled"),
+            Some(Spoiled::Memory) => self.replace("memory"),
+            None => {}
+        }
+        let vm = Rc::clone(&self.current.borrow());
+        self.call_in(&vm, job, handled).await
+    }
+
+    async fn call_in(&self, vm: &Vm, job: &Job, handled: &[String]) -> Vec<Call> {
+        let mut calls = Vec::new();
+        for (index, policy) in vm.names().iter().enumerate() {
+            let wanted = job.only.as_ref().is_none_or(|only| only.contains(policy));
+            if !wanted || handled.contains(policy) || job.except.contains(policy) {
+                continue;
+            }
+            let result = vm.run(index, &job.report).await;
+            calls.push(Call { policy: policy.clone(), result });
+        }
+        calls
+    }
+}
+
+fn new_vm(plan: &Plan) -> Result<Vm, LoadError> {
+    Vm::new(&plan.policies, &plan.services, &plan.settings, &plan.watchdog)
+}

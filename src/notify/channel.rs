@@ -1,0 +1,169 @@
+//! The ways out that can fail: their settings, their names, and how one alert is tried on one of them until it is through or given
+//! up.
+//!
+//! Owns the retries. A channel says of a failed try whether another may help; it never decides what becomes of the alert (that is
+//! [`super`]).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::Settings;
+use super::webhook::Webhook;
+use crate::health::Health;
+use crate::queue::Backoff;
+use crate::settings::Secret;
+use crate::telemetry::Metrics;
+
+/// One entry of `notify.channels`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct ChannelSettings {
+    pub kind: String,
+    pub url: String,
+    // An entry of a list has no defaults in config/default.toml: these two may be left out.
+    #[serde(default)]
+    pub secret: Secret,
+    #[serde(default)]
+    pub secret_file: PathBuf,
+}
+
+/// What goes out.
+pub(super) struct Post {
+    /// The alert's id: the same for each try and each redelivery, so that a receiver can tell.
+    pub(super) id: String,
+    /// The alert as JSON.
+    pub(super) body: bytes::Bytes,
+}
+
+/// One try failed.
+#[derive(Debug)]
+pub(super) struct SendError {
+    /// Another try may help.
+    pub(super) again: bool,
+    /// What the receiver asked to wait.
+    pub(super) wait: Option<Duration>,
+    /// For people; no secret in it.
+    pub(super) said: String,
+}
+
+/// One way out.
+#[derive(Debug)]
+pub enum Channel {
+    /// HTTP POST.
+    Webhook(Webhook),
+}
+
+/// What became of an alert on one channel.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The receiver has it.
+    Sent,
+    /// Given up.
+    Failed {
+        /// For people.
+        said: String,
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// The program stops while it waits for the next try.
+    Stopped,
+}
+
+impl Channel {
+    /// Unique among the channels, and stable while its address is: dead letters name it. `webhook:example.com:8443`.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Webhook(webhook) => webhook.name(),
+        }
+    }
+
+    /// The word that its settings and metrics have for it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Webhook(_) => "webhook",
+        }
+    }
+
+    async fn send(&self, post: &Post) -> Result<(), SendError> {
+        match self {
+            Self::Webhook(webhook) => webhook.send(post).await,
+        }
+    }
+
+    /// Tries until it is sent, until no further try would help or is left, or until `stop` while it waits.
+    pub(super) async fn deliver(
+        &self,
+        post: &Post,
+        settings: &Settings,
+        metrics: &Metrics,
+        health: &Health,
+        stop: &CancellationToken,
+    ) -> Outcome {
+        let backoff = Backoff { first: settings.retry_first, most: settings.retry_most };
+        let mut attempt = 1;
+        loop {
+            let error = match self.send(post).await {
+                Ok(()) => {
+                    health.set_waiting(self.name(), None);
+                    metrics.sent.with_label_values(&[self.kind()]).inc();
+                    return Outcome::Sent;
+                }
+                Err(error) => error,
+            };
+            if !error.again || attempt >= settings.max_attempts {
+                // A receiver that refuses one alert is there; one that never answered is still waited for by the next alert.
+                if !error.again {
+                    health.set_waiting(self.name(), None);
+                }
+                return Outcome::Failed { said: error.said, attempts: attempt };
+            }
+            tracing::debug!(channel = self.name(), alert = post.id, attempt, said = error.said, "alert not sent yet");
+            health.set_waiting(self.name(), Some(error.said));
+            metrics.retries.with_label_values(&["channel"]).inc();
+            let wait = backoff.wait(attempt, rand::random());
+            // A receiver's wish counts up to our own longest wait: it must not hold an alert for a day.
+            let wait = error.wait.map_or(wait, |asked| asked.max(wait).min(settings.retry_most.max(wait)));
+            tokio::select! {
+                () = stop.cancelled() => return Outcome::Stopped,
+                () = tokio::time::sleep(wait) => {}
+            }
+            attempt += 1;
+        }
+    }
+}
+
+/// Builds the channels of the settings. All errors at once, each with its key.
+pub fn build_channels(settings: &Settings) -> Result<Vec<Arc<Channel>>, Vec<String>> {
+    let mut errors = Vec::new();
+    for (key, value) in [("in_flight", settings.in_flight), ("max_attempts", settings.max_attempts as usize)] {
+        if value == 0 {
+            errors.push(format!("notify.{key}: must be at least 1"));
+        }
+    }
+    if settings.timeout.is_zero() {
+        errors.push("notify.timeout: must be longer than 0s".to_owned());
+    }
+    if settings.retry_most < settings.retry_first {
+        errors.push("notify.retry_most: must not be shorter than notify.retry_first".to_owned());
+    }
+    let mut channels: Vec<Arc<Channel>> = Vec::with_capacity(settings.channels.len());
+    for (index, entry) in settings.channels.iter().enumerate() {
+        let path = format!("notify.channels[{index}]");
+        match entry.kind.as_str() {
+            "webhook" => {
+                let taken = |name: &str| channels.iter().any(|channel| channel.name() == name);
+                match Webhook::new(&path, index, entry, settings.timeout, taken) {
+                    Ok(webhook) => channels.push(Arc::new(Channel::Webhook(webhook))),
+                    Err(found) => errors.extend(found),
+                }
+            }
+            other => errors.push(format!("{path}.kind: \"{other}\" is not a kind of channel; there is: webhook")),
+        }
+    }
+    if errors.is_empty() { Ok(channels) } else { Err(errors) }
+}

@@ -1,0 +1,174 @@
+//! What happens to one alert between its delivery and its settlement.
+//!
+//! Owns the steps: decode, turn, suppression, log, channels, settlement. Never touches a token: it says what becomes of a delivery.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+
+use super::channel::{Channel, Outcome, Post};
+use super::suppress::{Suppression, Turn, Turns, Verdict};
+use super::{Settings, log};
+use crate::alert::Alert;
+use crate::health::Health;
+use crate::queue::delivery::ReasonKind;
+use crate::queue::{Backoff, Message, Reason, Settlement, headers};
+use crate::report::Time;
+use crate::state::StateError;
+use crate::telemetry::Metrics;
+
+/// What all alerts share.
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) channels: Vec<Arc<Channel>>,
+    pub(super) suppression: Suppression,
+    pub(super) turns: Turns,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
+    pub(super) stop: CancellationToken,
+}
+
+/// An alert that is to be handled, and where it may go.
+pub(super) struct Job {
+    pub(super) alert: Alert,
+    at: Time,
+    /// The channels that a resent dead letter is limited to; such a letter passes suppression.
+    pub(super) only: Option<Vec<String>>,
+    /// Absent where suppression is passed.
+    pub(super) turn: Option<Turn>,
+    message: Arc<Message>,
+}
+
+impl Shared {
+    /// All steps of one alert.
+    pub(super) async fn handle(&self, mut job: Job) -> Settlement {
+        if let Some(mut turn) = job.turn.take() {
+            turn.come().await;
+            match self.until_answered(|| self.suppression.check(&job.alert, job.at)).await {
+                None => return Settlement::Nack,
+                Some(Verdict::Send) => {}
+                Some(Verdict::Suppressed(by)) => {
+                    self.metrics.suppressed.inc();
+                    tracing::debug!(
+                        id = job.alert.id,
+                        kind = job.alert.kind,
+                        key = job.alert.key,
+                        by,
+                        "alert suppressed"
+                    );
+                    return Settlement::Ack;
+                }
+            }
+        }
+        let wanted = |name: &str| job.only.as_ref().is_none_or(|only| only.iter().any(|one| one == name));
+        if wanted(log::NAME) {
+            log::write(&job.alert);
+            self.metrics.sent.with_label_values(&[log::NAME]).inc();
+        }
+        let post = Post { id: job.alert.id.clone(), body: job.message.body.clone() };
+        let channels: Vec<_> = self.channels.iter().filter(|channel| wanted(channel.name())).collect();
+        let sending = channels
+            .iter()
+            .map(|channel| channel.deliver(&post, &self.settings, &self.metrics, &self.health, &self.stop));
+        let outcomes = join_all(sending).await;
+        self.metrics.notify.observe(Time::now().since(job.message.published).as_secs_f64());
+        self.settle(&job, &channels, outcomes).await
+    }
+
+    /// What becomes of an alert whose channels have answered so.
+    async fn settle(&self, job: &Job, channels: &[&Arc<Channel>], outcomes: Vec<Outcome>) -> Settlement {
+        let mut failed = Vec::new();
+        let mut texts = Vec::new();
+        let mut tried = 1;
+        for (channel, outcome) in channels.iter().zip(outcomes) {
+            match outcome {
+                Outcome::Sent => {}
+                Outcome::Stopped => return Settlement::Nack,
+                Outcome::Failed { said, attempts } => {
+                    failed.push(channel.name().to_owned());
+                    texts.push(format!("{}: {said}", channel.name()));
+                    tried = tried.max(attempts);
+                }
+            }
+        }
+        let nobody_told = !channels.is_empty() && failed.len() == channels.len();
+        for name in job.only.iter().flatten() {
+            let known = name == log::NAME || self.channels.iter().any(|channel| channel.name() == name);
+            if !known {
+                failed.push(name.clone());
+                texts.push(format!("{name}: there is no such channel any more"));
+            }
+        }
+        if failed.is_empty() {
+            return Settlement::Ack;
+        }
+        if job.only.is_none() && nobody_told {
+            // Before the letter: with its window left open nobody would hear of what follows either.
+            let mut turn = self.turns.take(&job.alert);
+            turn.come().await;
+            if self.until_answered(|| self.suppression.close(&job.alert, job.at)).await.is_none() {
+                return Settlement::Nack;
+            }
+        }
+        let text = texts.join("; ");
+        tracing::warn!(
+            id = job.alert.id,
+            kind = job.alert.kind,
+            why = text,
+            "alert not sent; it becomes a dead letter"
+        );
+        Settlement::Reject(Reason { kind: ReasonKind::Channel, text, only: failed, attempts: tried })
+    }
+
+    /// Asks the state until it answers: without it an alert could be sent twice or never. `None`: stopped meanwhile.
+    async fn until_answered<T, F>(&self, ask: impl Fn() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T, StateError>>,
+    {
+        let backoff = Backoff { first: self.settings.retry_first, most: self.settings.retry_most };
+        let mut attempt = 1_u32;
+        loop {
+            match ask().await {
+                Ok(answer) => {
+                    if attempt > 1 {
+                        self.health.set_waiting("state", None);
+                        self.metrics.waiting.with_label_values(&["state"]).set(0);
+                    }
+                    return Some(answer);
+                }
+                Err(error) => {
+                    self.health.set_waiting("state", Some(error.to_string()));
+                    self.metrics.waiting.with_label_values(&["state"]).set(1);
+                    self.metrics.retries.with_label_values(&["dependency"]).inc();
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                () = tokio::time::sleep(backoff.wait(attempt, rand::random())) => attempt = attempt.saturating_add(1),
+            }
+        }
+    }
+}
+
+/// A dead letter that is not a channel's fault.
+pub(super) fn reason(kind: ReasonKind, text: String) -> Reason {
+    Reason { kind, text, only: Vec::new(), attempts: 1 }
+}
+
+/// The alert of a message, or why it is none.
+pub(super) fn decode(message: Arc<Message>) -> Result<Job, String> {
+    let mut json = serde_json::Deserializer::from_slice(&message.body);
+    let alert: Alert = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| format!("not an alert: {}: {}", error.path(), error.inner()))?;
+    json.end().map_err(|error| format!("not an alert: {error}"))?;
+    let at = alert.at().ok_or("not an alert: time: not a time as in 2026-01-31T12:00:00Z")?;
+    let odd = alert.id.is_empty() || !alert.id.bytes().all(|byte| byte.is_ascii_graphic());
+    if odd {
+        return Err("not an alert: id: must be printable ASCII, for it goes into a header".to_owned());
+    }
+    let only = message.header(headers::ONLY).map(|names| {
+        names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    });
+    Ok(Job { alert, at, only: only.filter(|names| !names.is_empty()), turn: None, message })
+}

@@ -1,0 +1,304 @@
+//! One alert as one HTTP POST, with wforce's signed headers.
+//!
+//! Owns the request, what its answer means, and that no part of the URL but the host comes into a log, a name or a dead letter: the
+//! path and query of a chat service's webhook are its password. Follows no redirect: it would hand the alert, and its signature, to
+//! somebody whom the settings do not name.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode, Url};
+use sha2::{Digest, Sha256};
+
+use super::channel::{ChannelSettings, Post, SendError};
+use super::render::printable;
+use crate::report::Time;
+use crate::settings::Secret;
+
+/// What of an answer is told to people, in characters.
+const TOLD: usize = 200;
+/// What of an answer is read so that the connection can be used again; a longer one closes it.
+const READ: usize = 64 * 1024;
+/// A receiver that does not take a connection in this time is down.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A receiver of alerts over HTTP.
+#[derive(Debug)]
+pub struct Webhook {
+    name: String,
+    hook: String,
+    url: Url,
+    secret: Secret,
+    client: Client,
+    timeout: Duration,
+}
+
+impl Webhook {
+    /// `path` is the key of its settings, for errors; `taken` says which names other channels have.
+    pub(super) fn new(
+        path: &str,
+        index: usize,
+        settings: &ChannelSettings,
+        timeout: Duration,
+        taken: impl Fn(&str) -> bool,
+    ) -> Result<Self, Vec<String>> {
+        let mut errors = Vec::new();
+        let url = check_url(&settings.url).map_err(|why| errors.push(format!("{path}.url: {why}"))).ok();
+        let secret = secret(settings).map_err(|why| errors.push(format!("{path}.secret_file: {why}"))).ok();
+        let client = url.as_ref().and_then(|url| {
+            let built = client(url, timeout);
+            built.map_err(|why| errors.push(format!("{path}: cannot set up HTTP: {why}"))).ok()
+        });
+        let (Some(url), Some(secret), Some(client)) = (url, secret, client) else {
+            return Err(errors);
+        };
+        let host = match url.port() {
+            Some(port) => format!("{}:{port}", url.host_str().unwrap_or_default()),
+            None => url.host_str().unwrap_or_default().to_owned(),
+        };
+        let mut name = format!("webhook:{host}");
+        if taken(&name) {
+            name = format!("{name}#{index}");
+        }
+        Ok(Self { name, hook: index.to_string(), url, secret, client, timeout })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) async fn send(&self, post: &Post) -> Result<(), SendError> {
+        let mut request = self
+            .client
+            .post(self.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header("Idempotency-Key", &post.id)
+            .header("X-Wforce-Event", "alert")
+            .header("X-Wforce-HookID", &self.hook)
+            .header("X-Wforce-Delivery", BASE64.encode(Sha256::digest(&post.body)));
+        if let Some(signature) = sign(&self.secret, &post.body) {
+            request = request.header("X-Wforce-Signature", signature);
+        }
+        let again = |said| SendError { again: true, wait: None, said };
+        let answer = request.body(post.body.clone()).send().await.map_err(|error| again(self.words(error)))?;
+        let (status, wait) = (answer.status(), retry_after(answer.headers()));
+        let text = read(answer).await;
+        if status.is_success() {
+            return Ok(());
+        }
+        let text = printable(&self.conceal(&text), TOLD);
+        let hint = if status.is_redirection() { " (redirects are not followed: name the new address)" } else { "" };
+        Err(SendError {
+            again: worth_another_try(status),
+            wait,
+            said: format!("answered {status}{hint}{}{text}", if text.is_empty() { "" } else { ": " }),
+        })
+    }
+
+    /// What went wrong before there was an answer, without the URL.
+    fn words(&self, error: reqwest::Error) -> String {
+        if error.is_timeout() && !error.is_connect() {
+            return format!("no answer within notify.timeout ({:?})", self.timeout);
+        }
+        let error = error.without_url();
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        printable(&self.conceal(&text), TOLD)
+    }
+
+    /// A receiver may repeat what it was sent: takes our secrets out of its words.
+    fn conceal(&self, text: &str) -> String {
+        let path = self.url.path().trim_start_matches('/');
+        let parts =
+            [self.secret.expose(), self.url.password().unwrap_or_default(), self.url.query().unwrap_or_default(), path];
+        // Short parts are words like "alerts"; hiding them would make the answer unreadable and hide nothing.
+        let long = |part: &&str| part.len() >= 8;
+        parts.into_iter().filter(long).fold(text.to_owned(), |text, part| text.replace(part, "***"))
+    }
+}
+
+/// base64 of HMAC-SHA256 over the exact bytes; `None` without a secret.
+fn sign(secret: &Secret, body: &[u8]) -> Option<String> {
+    if secret.is_empty() {
+        return None;
+    }
+    // A key of any length is taken.
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).ok()?;
+    mac.update(body);
+    Some(BASE64.encode(mac.finalize().into_bytes()))
+}
+
+/// What says that the alert itself is refused is final; what says "not now" is not.
+fn worth_another_try(status: StatusCode) -> bool {
+    let not_now = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
+    !(status.is_client_error() || status.is_redirection()) || not_now.contains(&status)
+}
+
+/// `Retry-After` in either of its forms.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Time::from_micros(at.as_microsecond()).since(Time::now()))
+}
+
+/// The beginning of an answer. What cannot be read is not there: the status has said enough.
+async fn read(mut answer: Response) -> String {
+    let mut bytes = Vec::new();
+    while bytes.len() < READ {
+        match answer.chunk().await {
+            Ok(Some(chunk)) => bytes.extend_from_slice(&chunk[..chunk.len().min(READ)]),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    String::from_utf8_lossy(&bytes[..bytes.len().min(8 * TOLD)]).into_owned()
+}
+
+/// The URL, or why it is none; the text itself is not repeated, for it may carry a password.
+fn check_url(text: &str) -> Result<Url, String> {
+    if text.is_empty() {
+        return Err("must be set, as in \"https://example.com/alerts\"".to_owned());
+    }
+    let url = Url::parse(text).map_err(|error| format!("not a URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("\"{}\" is not a scheme for a webhook; http or https", url.scheme()));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("names no host".to_owned());
+    }
+    Ok(url)
+}
+
+fn secret(settings: &ChannelSettings) -> Result<Secret, String> {
+    if !settings.secret.is_empty() || settings.secret_file.as_os_str().is_empty() {
+        return Ok(settings.secret.clone());
+    }
+    let text = std::fs::read_to_string(&settings.secret_file)
+        .map_err(|error| format!("{}: {error}", settings.secret_file.display()))?;
+    let secret = text.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() {
+        return Err(format!("{}: the file is empty", settings.secret_file.display()));
+    }
+    Ok(Secret::from(secret.to_owned()))
+}
+
+fn client(url: &Url, timeout: Duration) -> Result<Client, String> {
+    // The first caller in the process wins; whoever it was installed the same one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = Client::builder()
+        .user_agent(concat!("trackalert/", env!("CARGO_PKG_VERSION")))
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(timeout.min(CONNECT))
+        .timeout(timeout)
+        .pool_idle_timeout(Duration::from_secs(30));
+    if url.scheme() == "http" {
+        // Without TLS no certificates are looked for: a container may have none, and the client would not start.
+        builder = builder.tls_certs_only(std::iter::empty());
+    }
+    builder.build().map_err(|error| {
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn webhook(url: &str, secret: &str) -> Result<Webhook, Vec<String>> {
+        let settings = ChannelSettings {
+            kind: "webhook".to_owned(),
+            url: url.to_owned(),
+            secret: Secret::from(secret.to_owned()),
+            secret_file: std::path::PathBuf::new(),
+        };
+        Webhook::new("notify.channels[3]", 3, &settings, Duration::from_secs(1), |name| name == "webhook:taken.example")
+    }
+
+    #[test]
+    fn name_is_the_host_and_never_the_secret_part() {
+        let name = |url| webhook(url, "").unwrap().name().to_owned();
+        assert_eq!(name("http://user:hunter2@example.com/T0K3N?key=v"), "webhook:example.com");
+        assert_eq!(name("http://[::1]:9000/x"), "webhook:[::1]:9000");
+        assert_eq!(name("http://taken.example/"), "webhook:taken.example#3");
+    }
+
+    #[test]
+    fn wrong_url_is_named_by_its_key_and_not_repeated() {
+        for (url, part) in [
+            ("", "must be set"),
+            ("hunter2", "not a URL"),
+            ("ftp://hunter2.example", "http or https"),
+            ("http://:hunter2@/", "not a URL"),
+        ] {
+            let errors = webhook(url, "").unwrap_err();
+            assert_eq!(errors.len(), 1);
+            assert!(errors[0].starts_with("notify.channels[3].url: ") && errors[0].contains(part), "{errors:?}");
+            assert!(!errors[0].contains("hunter2"), "{errors:?}");
+        }
+    }
+
+    #[test]
+    fn answer_that_repeats_our_secrets_is_concealed() {
+        let hook = webhook("http://u:passw0rd1@example.com/services/T0K3N?auth=12345", "sign-secret").unwrap();
+        let echo = "bad: POST /services/T0K3N?auth=12345 by passw0rd1 with sign-secret";
+        let told = hook.conceal(echo);
+        for secret in ["T0K3N", "12345", "passw0rd1", "sign-secret"] {
+            assert!(!told.contains(secret), "{told}");
+        }
+        assert!(told.starts_with("bad: POST "));
+    }
+
+    #[test]
+    fn refusals_are_final_and_busy_answers_are_not() {
+        for (status, again) in [
+            (301, false),
+            (400, false),
+            (401, false),
+            (404, false),
+            (408, true),
+            (425, true),
+            (429, true),
+            (500, true),
+            (503, true),
+        ] {
+            assert_eq!(worth_another_try(StatusCode::from_u16(status).unwrap()), again, "{status}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(read("17"), Some(Duration::from_secs(17)));
+        assert_eq!(read("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        assert!(read("Wed, 21 Oct 2099 07:28:00 GMT").unwrap() > Duration::from_secs(86_400));
+        assert_eq!(read("soon"), None);
+    }
+
+    #[test]
+    fn signature_is_hmac_sha256_in_base64() {
+        // RFC 4231, test case 2.
+        let signature = sign(&Secret::from("Jefe".to_owned()), b"what do ya want for nothing?").unwrap();
+        assert_eq!(signature, "W9zBRr9gdU5qBCQmCJV1x1oAPwidJzmDnexYuWTsOEM=");
+        assert_eq!(sign(&Secret::default(), b"x"), None);
+    }
+}

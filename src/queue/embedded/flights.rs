@@ -1,0 +1,205 @@
+//! What one subscription has handed out and not finished: messages, their places in the window, and when a nacked one is due. Pure.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::super::offsets::OffsetWindow;
+use super::super::{Message, Reason, Unsettled};
+
+/// What becomes of a message that is not done.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// A token is out.
+    Out,
+    /// Handed out again when due.
+    Waiting,
+    /// On its way to the dead letters.
+    Rejected(Reason),
+}
+
+#[derive(Debug)]
+pub(super) struct Flight {
+    sequence: u64,
+    /// Bytes on disk.
+    size: u64,
+    /// `None`: done.
+    pub(super) open: Option<Open>,
+}
+
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) message: Arc<Message>,
+    /// How often it was handed out before.
+    pub(super) redelivered: u32,
+    /// How often the dead letters refused it.
+    pub(super) refused: u32,
+    pub(super) stage: Stage,
+}
+
+/// The messages in flight of one subscription.
+#[derive(Debug)]
+pub(super) struct Flights {
+    window: OffsetWindow,
+    flights: VecDeque<Flight>,
+    due: BinaryHeap<Reverse<(Instant, u64)>>,
+    bytes: usize,
+    out: usize,
+}
+
+impl Flights {
+    pub(super) fn starting_at(position: u64) -> Self {
+        Self {
+            window: OffsetWindow::starting_at(position),
+            flights: VecDeque::new(),
+            due: BinaryHeap::new(),
+            bytes: 0,
+            out: 0,
+        }
+    }
+
+    /// Whether a message with a body of `bytes` may be taken in too. What is done behind something unfinished counts as well, up to
+    /// sixteen times the limit: it is what a crash would hand out again.
+    pub(super) fn room(&self, bytes: usize, limit: Unsettled) -> bool {
+        let unfinished = self.window.unfinished();
+        unfinished == 0
+            || unfinished < limit.messages
+                && self.bytes.saturating_add(bytes) <= limit.bytes
+                && self.window.span() < limit.messages.saturating_mul(16)
+    }
+
+    /// Takes in a message that is handed out, or rejected without being handed out. `false`: it is known already.
+    pub(super) fn add(&mut self, sequence: u64, size: u64, message: Arc<Message>, stage: Stage) -> bool {
+        if !self.window.add(sequence) {
+            return false;
+        }
+        self.bytes += message.body.len();
+        self.out += usize::from(matches!(stage, Stage::Out));
+        let open = Open { message, redelivered: 0, refused: 0, stage };
+        self.flights.push_back(Flight { sequence, size, open: Some(open) });
+        true
+    }
+
+    /// The unfinished message with this sequence.
+    pub(super) fn get(&mut self, sequence: u64) -> Option<&mut Open> {
+        let at = self.find(sequence)?;
+        self.flights[at].open.as_mut()
+    }
+
+    fn find(&self, sequence: u64) -> Option<usize> {
+        let first = self.flights.front()?.sequence;
+        let guess = usize::try_from(sequence.checked_sub(first)?).ok()?;
+        if self.flights.get(guess).is_some_and(|flight| flight.sequence == sequence) {
+            return Some(guess);
+        }
+        self.flights.binary_search_by_key(&sequence, |flight| flight.sequence).ok()
+    }
+
+    /// Takes the token of a message back: it is in another stage from now on. `None`: no token of it was out.
+    pub(super) fn taken_back(&mut self, sequence: u64, stage: Stage) -> Option<&mut Open> {
+        let at = self.find(sequence)?;
+        let open = self.flights[at].open.as_mut()?;
+        if !matches!(open.stage, Stage::Out) {
+            return None;
+        }
+        open.stage = stage;
+        self.out -= 1;
+        Some(open)
+    }
+
+    /// The message is to be looked at again at this time.
+    pub(super) fn again_at(&mut self, sequence: u64, when: Instant) {
+        self.due.push(Reverse((when, sequence)));
+    }
+
+    /// A message whose time has come.
+    pub(super) fn due(&mut self, now: Instant) -> Option<u64> {
+        let Reverse((when, sequence)) = *self.due.peek()?;
+        if when > now {
+            return None;
+        }
+        self.due.pop();
+        Some(sequence)
+    }
+
+    /// When the next message is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.peek().map(|Reverse((when, _))| *when)
+    }
+
+    /// A message that was waiting is handed out again.
+    pub(super) fn out_again(&mut self, sequence: u64) -> Option<(Arc<Message>, u32)> {
+        let at = self.find(sequence)?;
+        let open = self.flights[at].open.as_mut()?;
+        open.stage = Stage::Out;
+        open.redelivered += 1;
+        self.out += 1;
+        Some((Arc::clone(&open.message), open.redelivered))
+    }
+
+    /// The message is done. Gives the new position and the bytes on disk of all that lies between the old one and that.
+    pub(super) fn finish(&mut self, sequence: u64) -> Option<(u64, u64)> {
+        let at = self.find(sequence)?;
+        let open = self.flights[at].open.take()?;
+        self.bytes -= open.message.body.len();
+        self.out -= usize::from(matches!(open.stage, Stage::Out));
+        let position = self.window.finish(sequence)?;
+        let mut bytes = 0;
+        while self.flights.front().is_some_and(|flight| flight.sequence < position) {
+            bytes += self.flights.pop_front().map_or(0, |flight| flight.size);
+        }
+        Some((position, bytes))
+    }
+
+    /// Tokens that are out.
+    pub(super) const fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Nothing is in the window.
+    pub(super) fn is_empty(&self) -> bool {
+        self.flights.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(length: usize) -> Arc<Message> {
+        Arc::new(Message::new("k", vec![0_u8; length]))
+    }
+
+    #[test]
+    fn bytes_and_messages_are_bounded_and_one_large_message_still_passes() {
+        let limit = Unsettled { messages: 2, bytes: 100 };
+        let mut flights = Flights::starting_at(0);
+        assert!(flights.room(1000, limit), "a message over the limit must not block an empty window");
+        assert!(flights.add(0, 1000, message(60), Stage::Out));
+        assert!(!flights.room(41, limit) && flights.room(40, limit));
+        assert!(flights.add(1, 10, message(1), Stage::Out));
+        assert!(!flights.room(1, limit), "two messages are the limit");
+        assert_eq!(flights.finish(1), None);
+        assert!(flights.room(1, limit));
+        assert_eq!(flights.finish(0), Some((2, 1010)));
+        assert!(flights.is_empty());
+    }
+
+    #[test]
+    fn nacked_message_keeps_its_place_and_comes_when_it_is_due() {
+        let mut flights = Flights::starting_at(5);
+        let now = Instant::now();
+        assert!(flights.add(5, 1, message(1), Stage::Out) && flights.add(9, 1, message(1), Stage::Out));
+        assert!(flights.taken_back(5, Stage::Waiting).is_some());
+        assert!(flights.taken_back(5, Stage::Waiting).is_none(), "its token is not out");
+        flights.again_at(5, now + std::time::Duration::from_secs(1));
+        assert_eq!((flights.due(now), flights.out()), (None, 1));
+        assert_eq!(flights.finish(9), None);
+        assert_eq!(flights.due(now + std::time::Duration::from_secs(1)), Some(5));
+        assert_eq!(flights.out_again(5).unwrap().1, 1);
+        assert_eq!(flights.finish(5), Some((10, 2)));
+        assert_eq!(flights.out(), 0);
+    }
+}

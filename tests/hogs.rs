@@ -1,0 +1,132 @@
+//! A policy that runs away takes nobody with it: each kind of runaway call among ten thousand good reports. The good ones finish, the
+//! other policy's alert for the guilty report goes out, and only the guilty report is a dead letter, with its policy's name.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use support::inbox::Inbox;
+use support::program::{Program, Site};
+use support::sender::{Progress, dead_letters, query, send_all};
+use support::trial;
+
+const GOOD: usize = 10_000;
+
+const HOG: &str = r#"
+local kinds = {
+  ["loop"] = function() while true do end end,
+  protected_loop = function() while true do pcall(function() while true do end end) end end,
+  table = function() local t = {} for i = 1, math.huge do t[i] = { i } end end,
+  find = function() return string.find(string.rep("a", 40), string.rep("a?", 40) .. string.rep("a", 40)) end,
+}
+
+function report(lt)
+  local kind = lt.attrs.hog
+  if kind then kinds[kind]() end
+end
+"#;
+
+const WITNESS: &str = r#"
+function report(lt)
+  if lt.attrs.hog then
+    alert { kind = "witness", title = "saw the report that the other policy fails on" }
+  end
+end
+"#;
+
+struct Seen {
+    letters: Vec<Value>,
+    stored: Value,
+    witnesses: usize,
+    restarts: u32,
+    seconds: f64,
+}
+
+/// Runs one kind of hog in the middle of the good reports; starts the program again where it ends by itself, as its supervisor would.
+fn run(kind: &str) -> Seen {
+    let (inbox, receiver) = Inbox::start();
+    let site = Site::new(&format!(
+        "policy.stuck_after = \"500ms\"\npolicy.abort_after = \"2s\"\npolicy.retry_first = \"50ms\"\npolicy.memory = \"64 MiB\"\n\
+         [history]\ncommit_every = \"200ms\"\n[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n"
+    ));
+    site.policy("hog", HOG).policy("witness", WITNESS);
+    let began = Instant::now();
+    let mut reports: Vec<String> = (0..GOOD).map(|n| report(&format!("good{n}"), &json!({}))).collect();
+    reports.insert(GOOD / 2, report("guilty", &json!({ "hog": kind })));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut program = site.start();
+    runtime.block_on(send_all(&site.address, reports, 200, Arc::new(Progress::default())));
+    let restarts = finish(&site, &mut program);
+    let stored = runtime.block_on(query(&site.address, json!({ "size": 0 })))["hits"]["total"]["value"].clone();
+    let letters = runtime.block_on(dead_letters(&site.address, "reports"));
+    let seconds = began.elapsed().as_secs_f64();
+    assert_eq!(program.terminate(), Some(0));
+    Seen { letters, stored, witnesses: inbox.of_kind("witness").len(), restarts, seconds }
+}
+
+fn finish(site: &Site, program: &mut Program) -> u32 {
+    let mut restarts = 0;
+    let began = Instant::now();
+    while !program.idle() {
+        assert!(began.elapsed() < Duration::from_secs(120), "the good reports do not finish:\n{}", site.log_text());
+        if let Some(code) = program.ended() {
+            assert_eq!(code, 1, "it may only end because a worker hangs:\n{}", site.log_text());
+            restarts += 1;
+            *program = site.start();
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    restarts
+}
+
+fn report(login: &str, attrs: &Value) -> String {
+    json!({ "t": trial::now() - 60.0, "login": login, "remote": "192.0.2.1", "attrs": attrs }).to_string()
+}
+
+fn only_the_guilty_one_is_a_dead_letter(kind: &str, reason: &str, restarts: u32) {
+    let seen = run(kind);
+    trial::print(
+        "hogs",
+        0,
+        &[
+            ("hog", kind.to_owned()),
+            ("good reports handled", (GOOD).to_string()),
+            ("in the history", seen.stored.to_string()),
+            ("dead letters", seen.letters.len().to_string()),
+            ("reason", seen.letters.first().map(|letter| letter["reason"].to_string()).unwrap_or_default()),
+            ("restarts", seen.restarts.to_string()),
+            ("seconds", format!("{:.1}", seen.seconds)),
+        ],
+    );
+    assert_eq!(seen.letters.len(), 1, "{:#?}", seen.letters);
+    let letter = &seen.letters[0];
+    assert_eq!(letter["key"], "guilty");
+    assert_eq!(letter["reason"]["kind"], reason);
+    assert_eq!(letter["reason"]["only"], json!(["hog"]), "the dead letter names the policy");
+    assert_eq!(seen.stored, json!(GOOD + 1), "the guilty report stands in the history too");
+    assert_eq!(seen.witnesses, 1, "the other policy's alert went out, once");
+    assert_eq!(seen.restarts, restarts);
+}
+
+#[test]
+fn endless_loop_is_stopped_and_named() {
+    only_the_guilty_one_is_a_dead_letter("loop", "policy", 0);
+}
+
+#[test]
+fn endless_loop_around_pcall_is_stopped_and_named() {
+    only_the_guilty_one_is_a_dead_letter("protected_loop", "policy", 0);
+}
+
+#[test]
+fn table_that_grows_for_ever_is_stopped_and_its_neighbours_are_not_blamed() {
+    only_the_guilty_one_is_a_dead_letter("table", "policy", 0);
+}
+
+#[test]
+fn pattern_that_hangs_in_c_code_costs_a_restart_and_no_good_report() {
+    only_the_guilty_one_is_a_dead_letter("find", "hung", 1);
+}
