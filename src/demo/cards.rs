@@ -8,7 +8,8 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use owo_colors::{OwoColorize, Style};
 use serde_json::Value;
 
-use super::stories::{Ledger, Story, Verdict};
+use super::ledger::{Ledger, Verdict};
+use super::stories::Story;
 use crate::alert::{Alert, Severity};
 use crate::report::Time;
 

@@ -1,6 +1,6 @@
 //! The receiver of the demo's alerts: a webhook on loopback, as an operator would run one.
 //!
-//! Owns the check of the signature. Never judges an alert (that is [`super::stories`]).
+//! Owns the check of the signature. Never judges an alert (that is [`super::ledger`]).
 
 use std::net::{Ipv4Addr, SocketAddr};
 

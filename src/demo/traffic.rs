@@ -1,15 +1,15 @@
 //! The generator: four months and a half of logins at a small provider, in order of time, the same for the same seed.
 //!
-//! Pure: no clock, no network. Holds one day in memory at a time. Owns the rhythm of the ordinary traffic and the form of a report;
-//! what is hidden in it is [`super::stories`].
+//! Pure: no clock, no network. Holds one day in memory at a time. Owns the rhythm of the ordinary traffic;
+//! what is hidden in it is [`super::stories`], the form of a report [`super::wire`].
 
 use std::net::IpAddr;
 
-use serde::Serialize;
-
 use super::accounts::{Account, DAYS, Kind, THIN, cast};
 use super::dice::Dice;
-use super::stories::{self, Story};
+use super::plant::plant;
+use super::stories::Story;
+use super::wire::write;
 use super::world::FAR;
 use crate::report::Time;
 
@@ -131,7 +131,7 @@ pub fn traffic(seed: u64, options: &TrafficOptions) -> Traffic {
     let count = u32::try_from(reports / PER_ACCOUNT).unwrap_or(u32::MAX);
     let accounts: Vec<_> = (0..count).map(|number| Account::new(seed, number, count)).collect();
     let town = Town { seed, accounts, start: options.until.micros() - DAYS as i64 * DAY };
-    let (stories, mut hidden) = stories::plant(&town);
+    let (stories, mut hidden) = plant(&town);
     hidden.sort_by_key(|entry| std::cmp::Reverse(entry.t));
     let thin = town.accounts.iter().map(|account| visits(account).len()).sum();
     let weights = town.accounts.iter().scan(0, |sum, account| {
@@ -255,37 +255,6 @@ impl Traffic {
             entries.push(entry);
         }
     }
-
-    fn write(&self, entry: &Entry) -> Generated {
-        let login = self.town.login(entry.who);
-        let (person, fail_type) = match entry.who {
-            Who::Account(number) => (u64::from(number), "credentials"),
-            Who::Nobody(number) => (u64::from(number) << 32, "account"),
-        };
-        let mut dice = Dice::of(&[self.town.seed, 6, person, entry.t as u64]);
-        let password = if entry.success { Dice::of(&[self.town.seed, 7, person]).next() } else { dice.next() };
-        let t = Time::from_micros(entry.t);
-        let (protocol, device) = entry.via.words();
-        let wire = Wire {
-            attrs: Attrs { server: if protocol == "http" { "webmail-1" } else { "mx-1" } },
-            device_attrs: Nothing {},
-            device_id: device,
-            fail_type: if entry.success { "" } else { fail_type },
-            login: &login,
-            policy_reject: false,
-            protocol,
-            pwhash: &format!("{:04x}", password >> 52),
-            remote: entry.remote,
-            session_id: &format!("{:012x}", dice.next() >> 16),
-            success: entry.success,
-            t,
-            tls: !matches!(entry.via, Via::Script),
-            kind: "wforce_report",
-        };
-        // Writing strings, numbers and booleans into memory has no way to fail.
-        let body = serde_json::to_vec(&wire).unwrap_or_default();
-        Generated { t, login, remote: entry.remote, success: entry.success, body }
-    }
 }
 
 impl Iterator for Traffic {
@@ -303,7 +272,7 @@ impl Iterator for Traffic {
             (_, Some(_)) => self.today.next(),
             (_, None) => self.hidden.pop(),
         }?;
-        Some(self.write(&entry))
+        Some(write(&self.town, &entry))
     }
 }
 
@@ -316,47 +285,4 @@ fn via(account: &Account, remote: IpAddr, dice: &mut Dice) -> Via {
         7..9 => Via::Webmail,
         _ => Via::Desktop,
     }
-}
-
-impl Via {
-    /// Protocol and device id.
-    const fn words(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Phone => {
-                ("imap", r#""name" "com.apple.email.maild" "version" "3774" "os" "iOS" "os-version" "17.5""#)
-            }
-            Self::Desktop => ("imap", r#""name" "Thunderbird" "version" "128.5.0""#),
-            Self::Smtp => ("smtp", ""),
-            Self::Webmail => ("http", "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0"),
-            Self::Script => ("smtp", ""),
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Nothing {}
-
-#[derive(Serialize)]
-struct Attrs {
-    server: &'static str,
-}
-
-/// All keys, in the order in which wforce writes them.
-#[derive(Serialize)]
-struct Wire<'a> {
-    attrs: Attrs,
-    device_attrs: Nothing,
-    device_id: &'a str,
-    fail_type: &'a str,
-    login: &'a str,
-    policy_reject: bool,
-    protocol: &'a str,
-    pwhash: &'a str,
-    remote: IpAddr,
-    session_id: &'a str,
-    success: bool,
-    t: Time,
-    tls: bool,
-    #[serde(rename = "type")]
-    kind: &'static str,
 }

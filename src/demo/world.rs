@@ -91,7 +91,14 @@ pub(super) const FAR: [Net; 5] = [Net::Brazil, Net::Vietnam, Net::Nigeria, Net::
 
 impl Net {
     fn row(self) -> &'static Row {
-        const { assert!(ROWS.len() == Self::ArgentinaV6 as usize + 1) };
+        const {
+            let mut n = 0;
+            while n < ROWS.len() {
+                assert!(ROWS[n].net as usize == n);
+                n += 1;
+            }
+            assert!(n == Self::ArgentinaV6 as usize + 1);
+        }
         &ROWS[self as usize]
     }
 
