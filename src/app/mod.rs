@@ -271,6 +271,7 @@ fn start_detect(
         tentative: Arc::new(Tentative::default()),
         geoip,
         metrics: Arc::clone(metrics),
+        max_value: usize::try_from(config.state.max_value.as_u64()).unwrap_or(usize::MAX),
     };
     let parts = detect::Parts {
         settings: config.detect.clone(),

@@ -31,7 +31,7 @@ pub struct Stores {
 impl Stores {
     /// Opens them all. Blocks for as long as the recovery after a crash takes (seconds at most).
     pub fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, StartError> {
-        let store = Store::open(&config.data_dir, config.queue.embedded.cache)?;
+        let store = Store::open(&config.data_dir, config.queue.embedded.cache.as_u64())?;
         let queue = |name: &str, label| {
             let most = usize::try_from(config.http.max_body.as_u64()).unwrap_or(usize::MAX);
             EmbeddedQueue::open(&store, name, &config.queue.embedded, most, Arc::clone(metrics), label)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::policy::watchdog::Watchdog;
-use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
+use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Spoiled, Vm};
 use crate::report::LoginReport;
 use crate::state::StateError;
 
@@ -187,7 +187,7 @@ impl Worker {
             return match vm {
                 Ok(vm) => {
                     let calls = self.call_in(&vm, job, handled).await;
-                    if !vm.spoiled() {
+                    if vm.spoiled().is_none() {
                         self.idle.borrow_mut().push(vm);
                     }
                     calls
@@ -196,8 +196,10 @@ impl Worker {
             };
         }
         let spoiled = self.current.borrow().spoiled();
-        if spoiled {
-            self.replace("cancelled");
+        match spoiled {
+            Some(Spoiled::Cancelled) => self.replace("cancelled"),
+            Some(Spoiled::Memory) => self.replace("memory"),
+            None => {}
         }
         let vm = Rc::clone(&self.current.borrow());
         self.call_in(&vm, job, handled).await

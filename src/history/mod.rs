@@ -3,16 +3,48 @@
 //! Owns the contract. A report is stored once, whatever the number of deliveries ([`History::store`] is put-if-absent by id), and a
 //! stored report is on disk when the call resolves: the queue forgets it right after.
 
+pub mod document;
 pub mod embedded;
 pub mod query;
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::report::{LoginReport, ReportId, Time};
+
+/// Settings of the history.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    pub kind: Kind,
+    pub retention_days: u32,
+    #[serde(with = "humantime_serde")]
+    pub commit_every: Duration,
+    pub commit_at: usize,
+    pub max_hits: usize,
+    pub max_buckets: usize,
+    pub writer_memory: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub search_timeout: Duration,
+}
+
+/// Where the history is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// In the data folder.
+    Embedded,
+    /// In Elasticsearch or OpenSearch.
+    Elasticsearch,
+    /// Nowhere.
+    None,
+}
 
 /// What became of a report that was to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -82,3 +82,56 @@ pub trait DeadLetters: Send + Sync {
     /// Forgets one. `false`: there is none with this id.
     fn drop_letter(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>>;
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn letter() -> DeadLetter {
+        DeadLetter {
+            id: "a".to_owned(),
+            message: Message {
+                key: "k".to_owned(),
+                body: Bytes::new(),
+                headers: Vec::new(),
+                published: Time::default(),
+            },
+            reason: Reason {
+                kind: ReasonKind::Policy,
+                text: "failed".to_owned(),
+                only: vec!["spray".to_owned()],
+                attempts: 3,
+            },
+            rejected_micros: 500,
+            coordinates: "reports/0/1".to_owned(),
+        }
+    }
+
+    #[test]
+    fn each_condition_of_a_filter_counts_and_an_empty_one_means_all() {
+        let filter = |text: &str| serde_json::from_str::<Filter>(text).unwrap();
+        for (text, meant) in [
+            ("{}", true),
+            (r#"{"ids":["b","a"]}"#, true),
+            (r#"{"ids":["b"]}"#, false),
+            (r#"{"kind":"policy"}"#, true),
+            (r#"{"kind":"hung"}"#, false),
+            (r#"{"only":"spray"}"#, true),
+            (r#"{"only":"spra"}"#, false),
+            (r#"{"since":500,"until":501}"#, true),
+            (r#"{"since":501}"#, false),
+            (r#"{"until":500}"#, false),
+            (r#"{"kind":"policy","ids":["b"]}"#, false),
+        ] {
+            assert_eq!(filter(text).matches(&letter()), meant, "{text}");
+        }
+    }
+
+    #[test]
+    fn letter_is_the_same_after_json() {
+        let text = serde_json::to_string(&letter()).unwrap();
+        assert_eq!(serde_json::from_str::<DeadLetter>(&text).unwrap(), letter());
+    }
+}

@@ -145,3 +145,126 @@ pub struct Delivery {
     /// The token.
     pub token: AckToken,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The ways in which a token can leave a scope.
+    #[derive(Debug, Clone, Copy)]
+    enum Way {
+        Ack,
+        Nack,
+        Reject,
+        Dropped,
+        /// A handler panics while it holds the token.
+        Panic,
+        /// A panic behind the ack must not settle again.
+        PanicAfterAck,
+        /// A future that holds the token is dropped at an await.
+        Cancelled,
+        /// It lies in a channel whose receiver goes.
+        InChannel,
+        /// A task that holds it is aborted.
+        Aborted,
+    }
+
+    fn way() -> impl Strategy<Value = Way> {
+        prop_oneof![
+            Just(Way::Ack),
+            Just(Way::Nack),
+            Just(Way::Reject),
+            Just(Way::Dropped),
+            Just(Way::Panic),
+            Just(Way::PanicAfterAck),
+            Just(Way::Cancelled),
+            Just(Way::InChannel),
+            Just(Way::Aborted),
+        ]
+    }
+
+    fn reason() -> Reason {
+        Reason { kind: ReasonKind::Internal, text: String::new(), only: Vec::new(), attempts: 1 }
+    }
+
+    async fn leave(token: AckToken, way: Way) -> Settlement {
+        match way {
+            Way::Ack => token.ack(),
+            Way::Nack => token.nack(),
+            Way::Reject => token.reject(reason()),
+            Way::Dropped => drop(token),
+            Way::Panic | Way::PanicAfterAck => {
+                let handler = AssertUnwindSafe(move || {
+                    if matches!(way, Way::PanicAfterAck) {
+                        token.ack();
+                    } else {
+                        let _held = token;
+                    }
+                    // Unwinds as a panic does, without a line in the test's output.
+                    std::panic::resume_unwind(Box::new("the handler failed"));
+                });
+                assert!(catch_unwind(handler).is_err());
+            }
+            Way::Cancelled => {
+                let holds = async move {
+                    std::future::pending::<()>().await;
+                    token.ack();
+                };
+                assert!(futures_util::future::FutureExt::now_or_never(holds).is_none());
+            }
+            Way::InChannel => {
+                let (sender, receiver) = mpsc::channel(1);
+                assert!(sender.send(token).await.is_ok());
+                drop(receiver);
+            }
+            Way::Aborted => {
+                let task = tokio::spawn(async move {
+                    std::future::pending::<()>().await;
+                    token.ack();
+                });
+                tokio::task::yield_now().await;
+                task.abort();
+                assert!(task.await.is_err());
+            }
+        }
+        match way {
+            Way::Ack | Way::PanicAfterAck => Settlement::Ack,
+            Way::Reject => Settlement::Reject(reason()),
+            _ => Settlement::Nack,
+        }
+    }
+
+    proptest! {
+        /// Whatever happens to a token, its source hears of it exactly once.
+        #[test]
+        fn every_way_out_of_a_scope_settles_exactly_once(ways in proptest::collection::vec(way(), 1..40)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let (settlements, mut settled) = mpsc::unbounded_channel();
+            let mut expected = BTreeMap::new();
+            for (sequence, way) in (0..).zip(ways) {
+                let tag = Tag { lane: 1, generation: 2, sequence };
+                let token = AckToken::new(tag, settlements.clone());
+                prop_assert_eq!(token.tag(), tag);
+                expected.insert(tag, runtime.block_on(leave(token, way)));
+            }
+            drop(settlements);
+            while let Some((tag, settlement)) = settled.blocking_recv() {
+                prop_assert_eq!(expected.remove(&tag), Some(settlement), "settled twice, or otherwise than it was said");
+            }
+            prop_assert!(expected.is_empty(), "never settled: {:?}", expected);
+        }
+    }
+
+    #[test]
+    fn token_outlives_its_source() {
+        let (settlements, settled) = mpsc::unbounded_channel();
+        let token = AckToken::new(Tag { lane: 0, generation: 0, sequence: 0 }, settlements);
+        drop(settled);
+        token.ack();
+    }
+}

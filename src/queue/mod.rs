@@ -230,3 +230,34 @@ pub trait Queue: Send + Sync {
     /// How full it is.
     fn depth(&self) -> BoxFuture<'_, Result<Depth, QueueError>>;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn section_of_the_reference_is_the_settings_and_nothing_else() {
+        let reference = config::File::from_str(include_str!("../../config/default.toml"), config::FileFormat::Toml);
+        let reference = config::Config::builder().add_source(reference).build().unwrap();
+        let queue: Settings = reference.get("queue").unwrap();
+        assert_eq!(queue.kind, Kind::Embedded);
+        assert_eq!(queue.backoff().first, Duration::from_millis(100));
+        assert_eq!(queue.embedded.max_bytes, bytesize::ByteSize::gib(8));
+        let state: crate::state::Settings = reference.get("state").unwrap();
+        assert_eq!(state.handled_for, Duration::from_secs(86_400));
+        assert!(reference.get::<NoSettings>("queue.embedded").is_err(), "a key that is not known is taken");
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_end_and_never_falls_below_half() {
+        let backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(1) };
+        assert_eq!(backoff.wait(1, 1.0), Duration::from_millis(100));
+        assert_eq!(backoff.wait(1, 0.0), Duration::from_millis(50));
+        assert_eq!(backoff.wait(3, 1.0), Duration::from_millis(400));
+        for attempt in [5, 31, 32, 33, 1000, u32::MAX] {
+            assert_eq!(backoff.wait(attempt, 1.0), Duration::from_secs(1), "attempt {attempt}");
+        }
+    }
+}

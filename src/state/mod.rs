@@ -12,11 +12,39 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
 use crate::report::{ReportId, Time};
 
 pub use session::Session;
 pub use tentative::Tentative;
+
+/// Section `[state]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    pub kind: Kind,
+    #[serde(with = "humantime_serde")]
+    pub handled_for: Duration,
+    pub max_members: usize,
+    pub max_value: bytesize::ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub sweep_every: Duration,
+    pub sweep_entries: usize,
+}
+
+/// The drivers that settings can name. Whether this program has one is said where it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// In the data folder.
+    Embedded,
+    /// Redis.
+    Redis,
+    /// Elasticsearch.
+    Elasticsearch,
+}
 
 /// Why the state did not answer; asking again may help.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -9,9 +9,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{DeadLetter, DeadLetters, Filter, Message, QueueError, Reason, headers};
+use super::command::{Command, Room};
 use super::log::Log;
 use super::record;
-use super::writer::{Command, Room};
 use crate::report::Time;
 
 /// The key and the bytes of a letter that is rejected now.

@@ -6,15 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use fjall::{Keyspace, KeyspaceCreateOptions};
 use tokio::sync::watch;
 
-use super::super::{Message, QueueError};
-use super::record;
+use super::super::QueueError;
+use super::room::{Progress, Tail};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -25,34 +24,6 @@ const SEGMENTS_IN_MEMORY: usize = 2;
 pub(super) const TAIL: &str = "tail";
 pub(super) const POSITION: &str = "position";
 
-/// How far the messages are handled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Progress {
-    /// Everything below is done.
-    pub(super) position: u64,
-    /// Bytes of all records below, since the queue was made.
-    pub(super) handled: u64,
-}
-
-/// The end of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tail {
-    /// The next sequence.
-    pub(super) next: u64,
-    /// Bytes of all records, since the queue was made.
-    pub(super) appended: u64,
-}
-
-/// A record as it was read.
-#[derive(Debug)]
-pub(super) struct Stored {
-    pub(super) sequence: u64,
-    /// Bytes on disk.
-    pub(super) size: u64,
-    /// The message, or the bytes that are none.
-    pub(super) content: Result<Message, Bytes>,
-}
-
 pub(super) struct Log {
     pub(super) store: Store,
     pub(super) name: String,
@@ -60,15 +31,15 @@ pub(super) struct Log {
     pub(super) dead: Keyspace,
     pub(super) dead_count: AtomicU64,
     /// By first sequence.
-    segments: RwLock<BTreeMap<u64, Keyspace>>,
+    pub(super) segments: RwLock<BTreeMap<u64, Keyspace>>,
     segment_messages: u64,
-    progress: Mutex<Progress>,
+    pub(super) progress: Mutex<Progress>,
     /// One past the last durable sequence.
     pub(super) end: watch::Sender<u64>,
     /// Bytes that are not handled, and bytes on their way to the log.
-    unhandled: AtomicU64,
-    max_bytes: u64,
-    retry_after: Duration,
+    pub(super) unhandled: AtomicU64,
+    pub(super) max_bytes: u64,
+    pub(super) retry_after: Duration,
     pub(super) metrics: Arc<Metrics>,
     label: &'static str,
 }
@@ -126,61 +97,6 @@ impl Log {
         QueueError::Unavailable { queue: self.name.clone(), reason: reason.to_string() }
     }
 
-    /// Takes room for bytes to be written, or says that there is none. One message always fits into an empty queue.
-    pub(super) fn reserve(&self, bytes: u64) -> Result<(), QueueError> {
-        let take = |used: u64| {
-            let sum = used.saturating_add(bytes);
-            (used == 0 || sum <= self.max_bytes).then_some(sum)
-        };
-        self.unhandled.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).map(|_| ()).map_err(|_| {
-            QueueError::Full {
-                queue: self.name.clone(),
-                limit: format!("queue.embedded.max_bytes = {}", bytesize::ByteSize(self.max_bytes)),
-                retry_after: self.retry_after,
-            }
-        })
-    }
-
-    /// Gives room back.
-    pub(super) fn release(&self, bytes: u64) {
-        let _ =
-            self.unhandled.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| Some(used.saturating_sub(bytes)));
-    }
-
-    pub(super) fn progress(&self) -> Progress {
-        *self.locked()
-    }
-
-    fn locked(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Everything below `position` is done; `bytes` is the size of what became done.
-    pub(super) fn advance(&self, position: u64, bytes: u64) {
-        let mut progress = self.locked();
-        if position > progress.position {
-            *progress = Progress { position, handled: progress.handled.saturating_add(bytes) };
-            drop(progress);
-            self.release(bytes);
-        }
-    }
-
-    /// Makes the count of bytes exact again where all is done: records that could not be found were never counted as handled.
-    pub(super) fn correct(&self, tail: Tail) {
-        let mut progress = self.locked();
-        if progress.position == tail.next && progress.handled < tail.appended {
-            let missed = tail.appended - progress.handled;
-            progress.handled = tail.appended;
-            drop(progress);
-            self.release(missed);
-        }
-    }
-
-    /// Bytes that are not handled.
-    pub(super) fn unhandled(&self) -> u64 {
-        self.unhandled.load(Ordering::Acquire)
-    }
-
     /// The segment for the record `sequence`; starts a new one where the last is full. For the writer only.
     pub(super) fn segment_for(&self, sequence: u64, bytes_in_last: &mut u64) -> Result<Keyspace, QueueError> {
         let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
@@ -227,35 +143,6 @@ impl Log {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Reads on from `cursor`, at most `most` records and about `bytes` bytes, never past `end`. Gives the records, and where to go
-    /// on. Blocks on the disk.
-    pub(super) fn read(&self, cursor: u64, end: u64, most: usize, bytes: u64) -> fjall::Result<(Vec<Stored>, u64)> {
-        let (segment, until) = {
-            let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
-            let until = segments.range(cursor + 1..).next().map_or(end, |(first, _)| (*first).min(end));
-            (segments.range(..=cursor).next_back().map(|(_, segment)| segment.clone()), until)
-        };
-        let Some(segment) = segment else { return Ok((Vec::new(), until)) };
-        let mut records = Vec::with_capacity(most.min(usize::try_from(until - cursor).unwrap_or(most)));
-        let mut read = 0;
-        for entry in segment.range(cursor.to_be_bytes()..until.to_be_bytes()) {
-            let (key, value) = match entry.into_inner() {
-                Ok(entry) => entry,
-                Err(error) if damaged(&error) => return read_singly(&segment, cursor, until, most),
-                Err(error) => return Err(error),
-            };
-            let Ok(key) = <[u8; 8]>::try_from(&key[..]) else { continue };
-            let stored = stored(u64::from_be_bytes(key), value.into());
-            read += stored.size;
-            let sequence = stored.sequence;
-            records.push(stored);
-            if records.len() >= most || read >= bytes {
-                return Ok((records, sequence + 1));
-            }
-        }
-        Ok((records, until))
-    }
-
     /// Shows how full the queue is.
     pub(super) fn show(&self) {
         let messages = self.end.borrow().saturating_sub(self.progress().position);
@@ -295,42 +182,4 @@ pub(super) fn pair_bytes(first: u64, second: u64) -> [u8; 16] {
 fn pair(bytes: Option<&[u8]>) -> Option<(u64, u64)> {
     let (first, second) = bytes?.split_first_chunk::<8>()?;
     Some((u64::from_be_bytes(*first), u64::from_be_bytes(second.try_into().ok()?)))
-}
-
-fn stored(sequence: u64, value: Bytes) -> Stored {
-    let size = value.len() as u64;
-    let content = record::decode(value.clone()).ok_or(value);
-    Stored { sequence, size, content }
-}
-
-/// Whether the bytes are there and wrong, for good. Anything else may be well at the next try.
-fn damaged(error: &fjall::Error) -> bool {
-    use fjall::LsmError;
-    matches!(
-        error,
-        fjall::Error::Storage(
-            LsmError::ChecksumMismatch { .. }
-                | LsmError::Decompress(_)
-                | LsmError::InvalidHeader(_)
-                | LsmError::InvalidTrailer
-                | LsmError::InvalidTag(_)
-        )
-    )
-}
-
-/// Reads record by record, so that one damaged block costs no more than the records in it: these come out as what is no message.
-fn read_singly(segment: &Keyspace, cursor: u64, until: u64, most: usize) -> fjall::Result<(Vec<Stored>, u64)> {
-    let last = until.min(cursor.saturating_add(most as u64));
-    let mut records = Vec::new();
-    for sequence in cursor..last {
-        match segment.get(sequence.to_be_bytes()) {
-            Ok(Some(value)) => records.push(stored(sequence, value.into())),
-            Ok(None) => {}
-            Err(error) if damaged(&error) => {
-                records.push(Stored { sequence, size: 0, content: Err(Bytes::new()) });
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((records, last))
 }

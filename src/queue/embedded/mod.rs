@@ -6,15 +6,21 @@
 //!                          └──────── position, dead letters ─────────────────┘
 //! ```
 //!
-//! [`log`] is the form on disk, [`writer`] its only writer, [`source`] hands out, [`flights`] knows what is out, [`dead`] keeps what
-//! was rejected, [`record`] is the form of one message. After a crash, messages from the stored position on are handed out again: none
+//! [`log`] is the form on disk ([`record`] that of one message), [`writer`] its only writer ([`command`] what it is asked), [`reading`]
+//! reads it, [`room`] counts. [`source`] hands out, [`settling`] takes back by the [`way`] of settlements, [`flights`] knows what is
+//! out, [`dead`] keeps what was rejected. After a crash, messages from the stored position on are handed out again: none
 //! is lost, some come twice.
 
+mod command;
 mod dead;
 mod flights;
 mod log;
+mod reading;
 mod record;
+mod room;
+mod settling;
 mod source;
+mod way;
 mod writer;
 
 use std::sync::Arc;
@@ -25,10 +31,12 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::command::{Command, Moved, Room};
 use self::dead::Dead;
 use self::log::Log;
-use self::source::{Parts, Way};
-use self::writer::{Command, Moved, Room, Writer};
+use self::source::Parts;
+use self::way::Way;
+use self::writer::Writer;
 use super::{Backoff, DeadLetters, Depth, Message, Publisher, Queue, QueueError, Subscription, Unsettled};
 use crate::report::Time;
 use crate::store::Store;

@@ -4,69 +4,25 @@
 //! the position it passes on never goes beyond an unfinished message.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::super::delivery::{ReasonKind, Settlements};
-use super::super::{AckToken, Backoff, Delivery, Message, QueueError, Reason, Settlement, Tag, Unsettled};
-use super::dead;
+use super::super::{AckToken, Backoff, Delivery, Message, QueueError, Tag, Unsettled};
+use super::command::{Command, Moved};
 use super::flights::{Flights, Stage};
-use super::log::{Log, Stored};
-use super::writer::{Command, Moved};
-use crate::report::Time;
+use super::log::Log;
+use super::reading::Stored;
+use super::way::{Settled, Taken, Way};
 
 /// One read: as many records, and about as many bytes.
 const READ: usize = 2048;
 const READ_BYTES: u64 = 4 * 1024 * 1024;
-/// How long the end of a source waits for the disk.
-const SETTLE: Duration = Duration::from_secs(10);
 
 type ReadResult = fjall::Result<(Vec<Stored>, u64)>;
-type Settled = (Tag, Settlement);
-
-/// The way of settlements to the queue. It outlives the sources, so that what is settled with an old token is seen and counted.
-pub(super) struct Way {
-    pub(super) sender: Settlements,
-    receiver: Mutex<Option<mpsc::UnboundedReceiver<Settled>>>,
-    returned: Notify,
-}
-
-impl Way {
-    pub(super) fn new() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        Self { sender, receiver: Mutex::new(Some(receiver)), returned: Notify::new() }
-    }
-
-    /// Waits until the source before has ended.
-    async fn take(self: Arc<Self>) -> Taken {
-        loop {
-            let returned = self.returned.notified();
-            let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if receiver.is_some() {
-                return Taken { way: Arc::clone(&self), receiver };
-            }
-            returned.await;
-        }
-    }
-}
-
-/// The receiving end, given back however the source ends.
-struct Taken {
-    way: Arc<Way>,
-    receiver: Option<mpsc::UnboundedReceiver<Settled>>,
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        *self.way.receiver.lock().unwrap_or_else(PoisonError::into_inner) = self.receiver.take();
-        self.way.returned.notify_one();
-    }
-}
 
 /// What a source is made of.
 pub(super) struct Parts {
@@ -111,10 +67,10 @@ pub(super) async fn run(parts: Parts) {
     source.settle().await;
 }
 
-struct Source {
-    parts: Parts,
+pub(super) struct Source {
+    pub(super) parts: Parts,
     taken: Taken,
-    flights: Flights,
+    pub(super) flights: Flights,
     /// The next sequence to be read.
     cursor: u64,
     end: watch::Receiver<u64>,
@@ -124,10 +80,10 @@ struct Source {
     read_again: Option<Instant>,
     /// Read and not handed out.
     ahead: VecDeque<Stored>,
-    buried_sender: mpsc::UnboundedSender<(u64, Result<(), QueueError>)>,
-    buried: mpsc::UnboundedReceiver<(u64, Result<(), QueueError>)>,
+    pub(super) buried_sender: mpsc::UnboundedSender<(u64, Result<(), QueueError>)>,
+    pub(super) buried: mpsc::UnboundedReceiver<(u64, Result<(), QueueError>)>,
     /// Rejections on their way to the disk.
-    burying: usize,
+    pub(super) burying: usize,
     settled: Vec<Settled>,
     pause_gone: bool,
 }
@@ -146,9 +102,11 @@ impl Source {
                 return;
             }
             self.wait(full && !nobody_takes, nobody_takes).await;
-            for (tag, settlement) in std::mem::take(&mut self.settled) {
+            let mut settled = std::mem::take(&mut self.settled);
+            for (tag, settlement) in settled.drain(..) {
                 self.settle_one(tag, settlement);
             }
+            self.settled = settled;
             // What was nacked while nobody takes any more is handed out by the next subscription.
             while let Ok((sequence, done)) = self.buried.try_recv() {
                 self.buried(sequence, done);
@@ -238,84 +196,8 @@ impl Source {
         Delivery { message, redelivered, coordinates: self.coordinates(sequence), token }
     }
 
-    fn coordinates(&self, sequence: u64) -> String {
+    pub(super) fn coordinates(&self, sequence: u64) -> String {
         format!("{}/0/{sequence}", self.parts.log.name)
-    }
-
-    /// A record that is no message: a dead letter, so that it does not block what stands behind it.
-    fn poison(&mut self, sequence: u64, size: u64, bytes: Bytes) {
-        let message = Message { key: String::new(), body: bytes, headers: Vec::new(), published: Time::now() };
-        let reason = Reason {
-            kind: ReasonKind::Malformed,
-            text: "the record on disk is damaged; its bytes are kept as they were found".to_owned(),
-            only: Vec::new(),
-            attempts: 0,
-        };
-        tracing::error!(coordinates = self.coordinates(sequence), "damaged record in the queue");
-        if self.flights.add(sequence, size, Arc::new(message), Stage::Rejected(reason)) {
-            self.bury(sequence);
-        }
-    }
-
-    fn settle_one(&mut self, tag: Tag, settlement: Settlement) {
-        if tag.generation != self.parts.generation {
-            self.parts.log.metrics.stale_settlements.inc();
-            return;
-        }
-        match settlement {
-            Settlement::Ack => self.finish(tag.sequence),
-            Settlement::Nack => {
-                if let Some(open) = self.flights.taken_back(tag.sequence, Stage::Waiting) {
-                    let wait = self.parts.backoff.wait(open.redelivered + 1, rand::random());
-                    self.flights.again_at(tag.sequence, Instant::now() + wait);
-                }
-            }
-            Settlement::Reject(reason) => {
-                self.flights.taken_back(tag.sequence, Stage::Rejected(reason));
-                self.bury(tag.sequence);
-            }
-        }
-    }
-
-    fn finish(&mut self, sequence: u64) {
-        if let Some((position, bytes)) = self.flights.finish(sequence) {
-            self.parts.log.advance(position, bytes);
-            self.parts.moved.tell(&self.parts.commands);
-        }
-    }
-
-    /// Sends a rejected message to the dead letters; it is finished when it is durable there.
-    fn bury(&mut self, sequence: u64) {
-        let coordinates = self.coordinates(sequence);
-        let Some(open) = self.flights.get(sequence) else { return };
-        let Stage::Rejected(reason) = &open.stage else { return };
-        let (key, letter) = dead::letter(sequence, &open.message, reason.clone(), coordinates);
-        let command = Command::Bury { sequence, key, letter, answer: self.buried_sender.clone() };
-        if self.parts.commands.try_send(command).is_ok() {
-            self.burying += 1;
-        } else {
-            self.bury_later(sequence);
-        }
-    }
-
-    fn bury_later(&mut self, sequence: u64) {
-        let Some(open) = self.flights.get(sequence) else { return };
-        open.refused += 1;
-        let wait = self.parts.backoff.wait(open.refused, rand::random());
-        self.flights.again_at(sequence, Instant::now() + wait);
-    }
-
-    fn buried(&mut self, sequence: u64, done: Result<(), QueueError>) {
-        self.burying -= 1;
-        match done {
-            Ok(()) => {
-                if let Some(Stage::Rejected(reason)) = self.flights.get(sequence).map(|open| &open.stage) {
-                    self.parts.log.metrics.rejected.with_label_values(&[&reason.kind.to_string()]).inc();
-                }
-                self.finish(sequence);
-            }
-            Err(_) => self.bury_later(sequence),
-        }
     }
 
     fn start_read(&mut self) {
@@ -358,27 +240,6 @@ impl Source {
             self.flights = Flights::starting_at(self.cursor);
             self.parts.log.advance(self.cursor, 0);
             self.parts.moved.tell(&self.parts.commands);
-        }
-    }
-
-    /// The exact position, durable.
-    async fn settle(&mut self) {
-        let buried = async {
-            while self.burying > 0 {
-                let Some((sequence, done)) = self.buried.recv().await else { return };
-                self.buried(sequence, done);
-            }
-        };
-        let _ = tokio::time::timeout(SETTLE, buried).await;
-        let (answer, answered) = oneshot::channel();
-        let stored = async {
-            if self.parts.commands.send(Command::Settle { answer }).await.is_err() {
-                return false;
-            }
-            matches!(answered.await, Ok(Ok(())))
-        };
-        if !tokio::time::timeout(SETTLE, stored).await.unwrap_or(false) {
-            tracing::warn!(queue = self.parts.log.name, "position could not be made durable at the end of a source");
         }
     }
 }

@@ -1,0 +1,184 @@
+//! The history in the data folder: one tantivy index a day.
+//!
+//! Owns the meeting of the asynchronous program with the index: one thread writes ([`writer`]), searches run on the pool for blocking
+//! work, few at once and within a time. Retention is removing a folder.
+
+mod aggregate;
+mod answer;
+mod closer;
+mod columns;
+mod compile;
+mod day;
+mod rank;
+mod schema;
+mod search;
+mod seen;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tokio::sync::{Semaphore, oneshot};
+
+use self::day::Days;
+use self::writer::{Command, Writer, first_day};
+use super::{History, HistoryError, Search, Settings, Stored, query};
+use crate::report::{LoginReport, Time};
+use crate::telemetry::Metrics;
+
+/// Searches at once; each may use some 100 MiB at worst.
+const SEARCHES: usize = 8;
+
+/// What went wrong below, in words.
+#[derive(Debug)]
+struct Problem(String);
+
+impl From<tantivy::TantivyError> for Problem {
+    fn from(error: tantivy::TantivyError) -> Self {
+        Self(format!("the index: {error}"))
+    }
+}
+
+impl From<std::io::Error> for Problem {
+    fn from(error: std::io::Error) -> Self {
+        Self(format!("the folder: {error}"))
+    }
+}
+
+fn unavailable(reason: impl Into<String>) -> HistoryError {
+    HistoryError::Unavailable(reason.into())
+}
+
+impl From<Problem> for HistoryError {
+    fn from(problem: Problem) -> Self {
+        unavailable(problem.0)
+    }
+}
+
+impl From<tantivy::TantivyError> for HistoryError {
+    fn from(error: tantivy::TantivyError) -> Self {
+        Problem::from(error).into()
+    }
+}
+
+impl From<std::io::Error> for HistoryError {
+    fn from(error: std::io::Error) -> Self {
+        Problem::from(error).into()
+    }
+}
+
+/// The history in the data folder.
+#[derive(Debug)]
+pub struct EmbeddedHistory {
+    days: Arc<Days>,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    commands: Mutex<Option<Sender<Command>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    room: Arc<Semaphore>,
+    searches: Arc<Semaphore>,
+}
+
+impl EmbeddedHistory {
+    /// Opens the folder, which needs no repair after a kill, and starts the writer. One process at a time may do so: the caller holds
+    /// the data folder's lock.
+    ///
+    /// # Errors
+    /// The folder cannot be used, or no thread can be started.
+    pub fn open(dir: &Path, settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<Self>, HistoryError> {
+        let days = Arc::new(Days::open(dir)?);
+        let writer = Writer::new(days.clone(), settings, metrics.clone())?;
+        let (sender, receiver) = channel();
+        let thread = std::thread::Builder::new()
+            .name("history-write".to_owned())
+            .spawn(move || writer.run(&receiver))
+            .map_err(|error| unavailable(format!("no thread can be started: {error}")))?;
+        let room = settings.commit_at.saturating_mul(4).clamp(1024, Semaphore::MAX_PERMITS);
+        Ok(Arc::new(Self {
+            days,
+            settings: settings.clone(),
+            metrics,
+            commands: Mutex::new(Some(sender)),
+            thread: Mutex::new(Some(thread)),
+            room: Arc::new(Semaphore::new(room)),
+            searches: Arc::new(Semaphore::new(SEARCHES)),
+        }))
+    }
+
+    /// Commits what waits and lets go of the folder. Later calls of [`History::store`] are refused.
+    pub async fn close(&self) {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+
+    fn send(&self, command: Command) -> Result<(), HistoryError> {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = commands.as_ref().ok_or_else(|| unavailable("it is closed"))?;
+        sender.send(command).map_err(|_| unavailable("its writer has ended"))
+    }
+
+    async fn run_search(&self, search: Search) -> Result<Value, HistoryError> {
+        let started = Instant::now();
+        let parsed = query::parse(&search.body, search.now)?;
+        parsed.check(self.settings.max_hits, self.settings.max_buckets)?;
+        let late = || {
+            let limit = humantime::format_duration(self.settings.search_timeout);
+            unavailable(format!("the search took longer than history.search_timeout ({limit}); ask for fewer days"))
+        };
+        let deadline = started + self.settings.search_timeout;
+        let permit = tokio::time::timeout(self.settings.search_timeout, self.searches.clone().acquire_owned())
+            .await
+            .map_err(|_| late())?
+            .map_err(|_| unavailable("it is closed"))?;
+        let days = self.days.clone();
+        let limits = search::Limits { buckets: self.settings.max_buckets, hits: self.settings.max_hits, deadline };
+        let answer = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            search::run(&days, &search, &parsed, limits)
+        })
+        .await
+        .map_err(|error| unavailable(format!("the search failed: {error}")))?;
+        let took = started.elapsed();
+        self.metrics.search.observe(took.as_secs_f64());
+        match answer? {
+            Some(mut answer) => {
+                answer["took"] = Value::from(took.as_millis() as u64);
+                Ok(answer)
+            }
+            None => Err(late()),
+        }
+    }
+}
+
+impl History for EmbeddedHistory {
+    fn store(&self, report: Arc<LoginReport>) -> BoxFuture<'_, Result<Stored, HistoryError>> {
+        Box::pin(async move {
+            let permit = self.room.clone().acquire_owned().await.map_err(|_| unavailable("it is closed"))?;
+            let (reply, answer) = oneshot::channel();
+            self.send(Command::Store(report, reply, permit))?;
+            answer.await.map_err(|_| unavailable("its writer gave no answer"))?
+        })
+    }
+
+    fn search(&self, search: Search) -> BoxFuture<'_, Result<Value, HistoryError>> {
+        Box::pin(self.run_search(search))
+    }
+
+    fn retain(&self, now: Time) -> BoxFuture<'_, Result<usize, HistoryError>> {
+        Box::pin(async move {
+            let (reply, answer) = oneshot::channel();
+            self.send(Command::Retain(first_day(now, &self.settings), reply))?;
+            answer.await.map_err(|_| unavailable("its writer gave no answer"))?
+        })
+    }
+}

@@ -1,0 +1,413 @@
+//! What every queue owes, whatever driver stands behind it: the same cases, with the driver as a parameter.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends where an answer is not what it must be")]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use tokio::time::timeout;
+
+use trackalert::queue::delivery::ReasonKind;
+use trackalert::queue::embedded::{EmbeddedQueue, Settings};
+use trackalert::queue::{
+    Backoff, Delivery, Filter, Message, Queue, QueueError, Reason, Subscription, Unsettled, headers,
+};
+use trackalert::store::Store;
+use trackalert::telemetry::Metrics;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(5), most: Duration::from_millis(20) };
+const MANY: Unsettled = Unsettled { messages: 10_000, bytes: 64 << 20 };
+
+/// What a driver must offer to be tested.
+trait Driver {
+    /// Opens the queue, after everything of the last opening was dropped; with a bound of bytes.
+    fn open_bounded(&self, max_bytes: u64) -> BoxFuture<'_, Arc<dyn Queue>>;
+    fn metrics(&self) -> &Metrics;
+
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Queue>> {
+        self.open_bounded(1 << 30)
+    }
+}
+
+struct Embedded {
+    folder: tempfile::TempDir,
+    metrics: Arc<Metrics>,
+}
+
+impl Embedded {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), metrics: Arc::new(Metrics::new()) }
+    }
+}
+
+fn open_embedded(folder: &Path, max_bytes: u64, metrics: Arc<Metrics>) -> Arc<EmbeddedQueue> {
+    // Threads of the last opening may still be on their way out.
+    let deadline = Instant::now() + DEADLINE;
+    let store = loop {
+        match Store::open(folder, 8 << 20) {
+            Ok(store) => break store,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    };
+    let settings = Settings {
+        max_bytes: bytesize::ByteSize(max_bytes),
+        retry_after: Duration::from_secs(3),
+        linger: Duration::from_millis(1),
+        max_batch: 1000,
+        segment_messages: 100,
+        cache: bytesize::ByteSize::mib(8),
+    };
+    EmbeddedQueue::open(&store, "reports", &settings, 10_000, metrics, "reports").unwrap()
+}
+
+impl Driver for Embedded {
+    fn open_bounded(&self, max_bytes: u64) -> BoxFuture<'_, Arc<dyn Queue>> {
+        let (folder, metrics) = (self.folder.path().to_owned(), Arc::clone(&self.metrics));
+        Box::pin(async move {
+            let open = move || -> Arc<dyn Queue> { open_embedded(&folder, max_bytes, metrics) };
+            tokio::task::spawn_blocking(open).await.unwrap()
+        })
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+}
+
+fn numbered(numbers: std::ops::Range<u32>) -> Vec<Message> {
+    numbers.map(|n| Message::new(format!("login{}", n % 7), n.to_string())).collect()
+}
+
+fn number(delivery: &Delivery) -> u32 {
+    std::str::from_utf8(&delivery.message.body).unwrap().parse().unwrap()
+}
+
+async fn next(subscription: &mut Subscription) -> Delivery {
+    timeout(DEADLINE, subscription.deliveries.recv()).await.expect("no delivery came").expect("the source ended")
+}
+
+async fn take(subscription: &mut Subscription, count: usize) -> Vec<Delivery> {
+    let mut taken = Vec::new();
+    while taken.len() < count {
+        taken.push(next(subscription).await);
+    }
+    taken
+}
+
+/// Drops the subscription and waits until its position is stored.
+async fn end(subscription: Subscription) {
+    let Subscription { deliveries, pause, source } = subscription;
+    drop((deliveries, pause));
+    timeout(DEADLINE, source).await.expect("the source did not end").unwrap();
+}
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn until_open(what: &str, queue: &dyn Queue, messages: u64) {
+    until(what, async || queue.depth().await.unwrap().messages == messages).await;
+}
+
+fn reason(only: &[&str]) -> Reason {
+    let only = only.iter().map(|name| (*name).to_owned()).collect();
+    Reason { kind: ReasonKind::Policy, text: "it failed three times".to_owned(), only, attempts: 3 }
+}
+
+async fn published_comes_out_in_order_with_all_its_parts(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    let mut message = Message::new("anna", &b"\x00\xffbody"[..]);
+    message.headers = vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), String::new())];
+    queue.publisher().publish(vec![message.clone()]).await.unwrap();
+    queue.publisher().publish(numbered(0..250)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let first = next(&mut subscription).await;
+    assert_eq!(*first.message, message);
+    assert_eq!(first.redelivered, 0);
+    let rest = take(&mut subscription, 250).await;
+    assert!(rest.iter().map(number).eq(0..250));
+    let places: BTreeSet<_> = rest.iter().map(|delivery| delivery.coordinates.clone()).collect();
+    assert_eq!(places.len(), 250);
+    // Published while the source waits at the end.
+    queue.publisher().publish(numbered(250..251)).await.unwrap();
+    assert_eq!(number(&next(&mut subscription).await), 250);
+}
+
+async fn finished_out_of_order_only_the_unfinished_rest_comes_again(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..300)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut kept = Vec::new();
+    for delivery in take(&mut subscription, 300).await {
+        // 150 stays open: what lies behind it comes again after a crash, what lies before it does not.
+        if number(&delivery) == 150 { kept.push(delivery) } else { delivery.token.ack() }
+    }
+    until_open("the acks were not taken", &*queue, 150).await;
+    drop(kept);
+    end(subscription).await;
+    drop(queue);
+    let queue = driver.open().await;
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let again = take(&mut subscription, 150).await;
+    assert!(again.iter().map(number).eq(150..300));
+    for delivery in again {
+        delivery.token.ack();
+    }
+    end(subscription).await;
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.messages, depth.bytes), (0, 0));
+}
+
+async fn nacked_and_dropped_keep_their_place_and_come_again(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..3)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut deliveries = take(&mut subscription, 3).await;
+    deliveries.pop().unwrap().token.ack();
+    deliveries.pop().unwrap().token.nack();
+    drop(deliveries);
+    let mut again = take(&mut subscription, 2).await;
+    again.sort_by_key(number);
+    assert!(again.iter().map(number).eq(0..2));
+    assert!(again.iter().all(|delivery| delivery.redelivered == 1));
+    assert_eq!(queue.depth().await.unwrap().messages, 3, "a nacked message gave its place up");
+    let second = again.pop().unwrap();
+    again.pop().unwrap().token.ack();
+    second.token.nack();
+    let third = next(&mut subscription).await;
+    assert_eq!((number(&third), third.redelivered), (1, 2));
+    third.token.ack();
+    end(subscription).await;
+    assert_eq!(queue.depth().await.unwrap().messages, 0);
+}
+
+async fn no_more_than_the_limit_is_unsettled(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(100..150)).await.unwrap();
+    let mut subscription = queue.subscribe(Unsettled { messages: 10, bytes: 12 }, BACKOFF).unwrap();
+    let mut taken = take(&mut subscription, 4).await;
+    let early = timeout(Duration::from_millis(100), subscription.deliveries.recv()).await;
+    assert!(early.is_err(), "twelve bytes are out, and there was more");
+    taken.remove(2).token.ack();
+    assert_eq!(number(&next(&mut subscription).await), 104);
+}
+
+async fn paused_source_hands_nothing_out_and_takes_settlements(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..2)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut two = take(&mut subscription, 2).await;
+    subscription.pause.send(true).unwrap();
+    queue.publisher().publish(numbered(2..5)).await.unwrap();
+    two.pop().unwrap().token.nack();
+    two.pop().unwrap().token.ack();
+    until_open("the ack was not taken", &*queue, 4).await;
+    let early = timeout(Duration::from_millis(100), subscription.deliveries.recv()).await;
+    assert!(early.is_err(), "a paused source handed something out");
+    subscription.pause.send(false).unwrap();
+    let mut rest: Vec<_> = take(&mut subscription, 4).await.iter().map(number).collect();
+    rest.sort_unstable();
+    assert_eq!(rest, [1, 2, 3, 4]);
+}
+
+async fn full_queue_refuses_and_takes_again_after_acks(driver: &dyn Driver) {
+    let queue = driver.open_bounded(2000).await;
+    let publisher = queue.publisher();
+    let one = || vec![Message::new("k", vec![b'x'; 500])];
+    let mut accepted = 0;
+    let refused = loop {
+        match publisher.publish(one()).await {
+            Ok(()) => accepted += 1,
+            Err(error) => break error,
+        }
+        assert!(accepted < 10, "the bound was passed");
+    };
+    let wait = Duration::from_secs(3);
+    assert!(matches!(refused, QueueError::Full { retry_after, .. } if retry_after == wait), "{refused}");
+    assert!(accepted >= 3);
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for delivery in take(&mut subscription, accepted).await {
+        delivery.token.ack();
+    }
+    until("the queue stays full", async || publisher.publish(one()).await.is_ok()).await;
+    let large = publisher.publish(vec![Message::new("k", vec![0; 10_001])]).await.unwrap_err();
+    assert!(matches!(large, QueueError::TooLarge { size: 10_001, limit: 10_000, .. }), "{large}");
+}
+
+async fn second_subscription_takes_over_and_ignores_old_tokens(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..2)).await.unwrap();
+    let mut first = queue.subscribe(MANY, BACKOFF).unwrap();
+    let old = take(&mut first, 2).await;
+    let mut second = queue.subscribe(MANY, BACKOFF).unwrap();
+    timeout(DEADLINE, first.source).await.expect("the first source goes on").unwrap();
+    assert!(first.deliveries.recv().await.is_none());
+    let new = take(&mut second, 2).await;
+    for delivery in old {
+        delivery.token.ack();
+    }
+    until("stale acks were not counted", async || driver.metrics().stale_settlements.get() == 2).await;
+    assert_eq!(queue.depth().await.unwrap().messages, 2, "an old token finished a message");
+    for delivery in new {
+        delivery.token.ack();
+    }
+    until_open("new acks were not taken", &*queue, 0).await;
+}
+
+async fn aborted_source_leaves_the_unsettled_to_the_next(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..4)).await.unwrap();
+    let mut first = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut taken = take(&mut first, 4).await;
+    taken.remove(0).token.ack();
+    until_open("the ack was not taken", &*queue, 3).await;
+    first.source.abort();
+    let mut second = queue.subscribe(MANY, BACKOFF).unwrap();
+    assert!(take(&mut second, 3).await.iter().map(number).eq(1..4));
+}
+
+async fn rejected_is_listed_resent_and_dropped(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..3)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let only = [&["spray", "dormant"][..], &[], &["spray"]];
+    for (delivery, only) in take(&mut subscription, 3).await.into_iter().zip(only) {
+        delivery.token.reject(reason(only));
+    }
+    until("dead letters are missing", async || queue.depth().await.unwrap().dead == 3).await;
+    until_open("rejected ones are not done", &*queue, 0).await;
+    assert_eq!(driver.metrics().rejected.with_label_values(&["policy"]).get(), 3);
+    end(subscription).await;
+    drop(queue);
+
+    let queue = driver.open().await;
+    let dead = queue.dead_letters();
+    let letters = dead.list(Filter::default(), None, 10).await.unwrap();
+    assert_eq!(dead.list(Filter::default(), None, 10).await.unwrap(), letters, "looking changed something");
+    assert_eq!(letters.len(), 3);
+    let mut sorted = letters.clone();
+    sorted.sort_by_key(|letter| letter.coordinates.clone());
+    let [first, second, third] = &sorted[..] else { unreachable!("three of them") };
+    assert_eq!(first.reason, reason(&["spray", "dormant"]));
+    assert_eq!(&first.message.body[..], b"0");
+    assert_eq!(first.coordinates, format!("{}/0/0", queue.name()));
+    let after = dead.list(Filter::default(), Some(letters[0].id.clone()), 1).await.unwrap();
+    assert_eq!(after, letters[1..2]);
+    let spray = Filter { only: Some("spray".to_owned()), ..Filter::default() };
+    assert_eq!(dead.list(spray, None, 10).await.unwrap().len(), 2);
+
+    assert!(dead.drop_letter(second.id.clone()).await.unwrap());
+    assert!(!dead.drop_letter(second.id.clone()).await.unwrap());
+    let twice = tokio::join!(dead.resend(first.id.clone()), dead.resend(first.id.clone()));
+    assert!(twice.0.unwrap() ^ twice.1.unwrap(), "a letter was sent twice, or not at all");
+    assert_eq!(dead.list(Filter::default(), None, 10).await.unwrap(), std::slice::from_ref(third));
+    assert_eq!(queue.depth().await.unwrap().dead, 1);
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let resent = next(&mut subscription).await;
+    assert_eq!(resent.message.header(headers::ONLY), Some("spray,dormant"));
+    assert_eq!(resent.message.header(headers::ATTEMPTS), Some("3"));
+    assert_eq!(resent.message.published, first.message.published);
+    assert_eq!(&resent.message.body[..], b"0");
+}
+
+async fn handled_backlog_goes_and_the_rest_is_still_there(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    for start in (0..5000).step_by(500) {
+        queue.publisher().publish(numbered(start..start + 500)).await.unwrap();
+    }
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for expected in 0..4950 {
+        let delivery = next(&mut subscription).await;
+        assert_eq!(number(&delivery), expected);
+        delivery.token.ack();
+    }
+    until_open("acks were not taken", &*queue, 50).await;
+    subscription.source.abort();
+    drop((queue, subscription));
+    let queue = driver.open().await;
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    assert!(take(&mut subscription, 50).await.iter().map(number).eq(4950..5000));
+}
+
+macro_rules! cases {
+    ($driver:ident: $($case:ident),* $(,)?) => {
+        $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $case() {
+            super::$case(&super::$driver::new()).await;
+        } )*
+    };
+}
+
+mod embedded {
+    cases!(Embedded:
+        published_comes_out_in_order_with_all_its_parts,
+        finished_out_of_order_only_the_unfinished_rest_comes_again,
+        nacked_and_dropped_keep_their_place_and_come_again,
+        no_more_than_the_limit_is_unsettled,
+        paused_source_hands_nothing_out_and_takes_settlements,
+        full_queue_refuses_and_takes_again_after_acks,
+        second_subscription_takes_over_and_ignores_old_tokens,
+        aborted_source_leaves_the_unsettled_to_the_next,
+        rejected_is_listed_resent_and_dropped,
+        handled_backlog_goes_and_the_rest_is_still_there,
+    );
+}
+
+/// The folder in which the child of the crash test publishes.
+const CHILD: &str = "TRACKALERT_TEST_QUEUE_CHILD";
+
+/// Publishes for ever and prints each number that is answered; takes all and acks the first 500.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the other half of answered_survives_sigkill, which starts it"]
+async fn child_that_publishes_until_it_is_killed() {
+    let folder = PathBuf::from(std::env::var_os(CHILD).expect("started by answered_survives_sigkill only"));
+    let queue = open_embedded(&folder, 1 << 30, Arc::new(Metrics::new()));
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for n in 0.. {
+        queue.publisher().publish(numbered(n * 10..n * 10 + 10)).await.unwrap();
+        println!("answered {}", n * 10 + 9);
+        for delivery in take(&mut subscription, 10).await {
+            if number(&delivery) < 500 { delivery.token.ack() } else { std::mem::forget(delivery) }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answered_survives_sigkill() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_publishes_until_it_is_killed", "--ignored", "--nocapture"])
+        .env(CHILD, folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut answered, mut killed) = (0, false);
+    // After the kill the pipe still holds what the child said before: all of that must be kept.
+    for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
+        if let Some(number) = line.strip_prefix("answered ").and_then(|number| number.parse::<u32>().ok()) {
+            answered = number;
+        }
+        if answered >= 1500 && !killed {
+            child.kill().unwrap();
+            killed = true;
+        }
+    }
+    assert!(!child.wait().unwrap().success() && killed, "the child ended by itself");
+    let queue = open_embedded(folder.path(), 1 << 30, Arc::new(Metrics::new()));
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let first = number(&next(&mut subscription).await);
+    assert_eq!(first, 500, "the stored position is too old although much was written since, or passed an open message");
+    for expected in 501..=answered {
+        assert_eq!(number(&next(&mut subscription).await), expected);
+    }
+}

@@ -1,0 +1,275 @@
+//! The shipped policies, as they are shipped, against streams of reports: what each must tell, what it must keep silent about, and
+//! that a report delivered again tells the same.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
+#[path = "support/memory_history.rs"]
+mod memory_history;
+#[path = "support/memory_state.rs"]
+mod memory_state;
+#[path = "support/policy_bench.rs"]
+mod policy_bench;
+
+use memory_history::attempt;
+use policy_bench::Bench;
+use trackalert::alert::{Alert, Severity};
+use trackalert::report::{Geo, LoginReport};
+
+const DAY: f64 = 86_400.0;
+const MINUTE: f64 = 60.0;
+/// Some day in report time, far from now: what goes by the wall clock fails here.
+const START: f64 = 1_600_000_000.0;
+
+fn success(login: &str, remote: &str, t: f64) -> LoginReport {
+    attempt(login, remote, START + t, true)
+}
+
+fn failure(login: &str, remote: &str, t: f64) -> LoginReport {
+    attempt(login, remote, START + t, false)
+}
+
+fn from(mut report: LoginReport, country: &str, asn: u32) -> LoginReport {
+    report.geo = Geo { country: Some(country.to_owned()), asn: Some(asn), ..Geo::default() };
+    report
+}
+
+fn kinds(alerts: &[Alert]) -> Vec<&str> {
+    alerts.iter().map(|alert| alert.kind.as_str()).collect()
+}
+
+/// Twelve logins of alice within twelve hours, from Germany.
+async fn learnt(bench: &Bench) {
+    for hour in 0..12 {
+        let alerts = bench.run(from(success("alice", "192.0.2.7", f64::from(hour) * 3600.0), "DE", 64496)).await;
+        assert!(alerts.is_empty(), "while it learns: {alerts:?}");
+    }
+}
+
+#[tokio::test]
+async fn new_origin_tells_of_a_country_never_seen_and_only_once() {
+    let bench = Bench::new("new_origin").await;
+    learnt(&bench).await;
+    let alerts = bench.run(from(success("alice", "198.51.100.9", DAY), "BR", 64500)).await;
+    assert_eq!(kinds(&alerts), ["new_country"]);
+    let alert = &alerts[0];
+    assert_eq!((alert.severity, alert.key.as_str()), (Severity::Medium, "alice"));
+    assert!(alert.title.contains("alice") && alert.title.contains("BR"), "{}", alert.title);
+    assert_eq!(alert.evidence["country"], "BR");
+    assert_eq!(alert.evidence["asn"], 64500);
+    assert_eq!(alert.evidence["known_countries"], serde_json::json!(["DE"]));
+    assert_eq!(alert.evidence["logins"], 12);
+    assert!(alert.evidence["last_login"].as_str().unwrap().starts_with("2020-09-13T23:26:40"), "{}", alert.evidence);
+    assert!(bench.run(from(success("alice", "198.51.100.9", DAY + 60.0), "BR", 64500)).await.is_empty());
+    assert!(bench.run(from(failure("alice", "203.0.113.9", DAY + 90.0), "FR", 64501)).await.is_empty(), "a failure");
+}
+
+#[tokio::test]
+async fn new_origin_tells_of_a_network_and_falls_back_to_prefixes() {
+    let bench = Bench::new("new_origin").await;
+    learnt(&bench).await;
+    let alerts = bench.run(from(success("alice", "198.51.100.9", DAY), "DE", 64500)).await;
+    assert_eq!(kinds(&alerts), ["new_network"]);
+    assert_eq!(alerts[0].severity, Severity::Low);
+
+    for n in 0..10 {
+        assert!(bench.run(success("bob", "2001:db8:1::7", f64::from(n))).await.is_empty());
+    }
+    assert!(bench.run(success("bob", "2001:db8:1:ffff::8", 20.0)).await.is_empty(), "the same /48");
+    let alerts = bench.run(success("bob", "2001:db8:2::8", 30.0)).await;
+    assert_eq!(alerts[0].evidence["network"], "2001:db8:2::/48");
+    let alerts = bench.run(success("bob", "192.0.2.8", 40.0)).await;
+    assert_eq!(alerts[0].evidence["network"], "192.0.2.0/24");
+}
+
+#[tokio::test]
+async fn new_origin_learns_for_fourteen_days_or_ten_logins() {
+    let bench = Bench::new("new_origin").await;
+    let at = |day: f64, country: &str, asn| from(success("carol", "192.0.2.1", day * DAY), country, asn);
+    assert!(bench.run(at(0.0, "DE", 1)).await.is_empty());
+    assert!(bench.run(at(13.9, "FR", 2)).await.is_empty(), "13.9 days and one login");
+    assert_eq!(kinds(&bench.run(at(14.0, "NL", 3)).await), ["new_country"], "14 days and two logins");
+
+    for n in 0..10 {
+        let login = from(success("dave", "192.0.2.1", f64::from(n)), if n == 9 { "FR" } else { "DE" }, 1);
+        assert!(bench.run(login).await.is_empty(), "the tenth login is still learnt");
+    }
+    assert_eq!(kinds(&bench.run(from(success("dave", "192.0.2.1", 60.0), "NL", 1)).await), ["new_country"]);
+}
+
+#[tokio::test]
+async fn new_origin_asks_the_history_only_when_something_is_new() {
+    let bench = Bench::new("new_origin").await;
+    // The history is older than the state: a policy that was added to a running system.
+    for hour in 0..20 {
+        let country = if hour < 3 { "AT" } else { "DE" };
+        bench.history.put(from(success("alice", "192.0.2.7", f64::from(hour) * 3600.0), country, 64496));
+    }
+    let searches = || bench.history.searches();
+    assert!(bench.run(from(success("alice", "192.0.2.7", DAY), "AT", 64496)).await.is_empty(), "known to the history");
+    assert_eq!(searches(), 1);
+    for n in 0..5 {
+        bench.run(from(success("alice", "192.0.2.7", DAY + f64::from(n)), "DE", 64496)).await;
+    }
+    assert_eq!(searches(), 1, "nothing new, no search");
+    let alerts = bench.run(from(success("alice", "192.0.2.7", 2.0 * DAY), "BR", 64496)).await;
+    assert_eq!(kinds(&alerts), ["new_country"]);
+    assert_eq!(searches(), 2);
+    assert_eq!(alerts[0].evidence["known_countries"], serde_json::json!(["AT", "DE"]));
+}
+
+#[tokio::test]
+async fn new_origin_is_silent_when_a_geoip_file_is_new() {
+    let bench = Bench::new("new_origin").await;
+    for hour in 0..12 {
+        bench.run(success("alice", "192.0.2.7", f64::from(hour) * 3600.0)).await;
+    }
+    assert!(bench.run(from(success("alice", "192.0.2.7", DAY), "DE", 64496)).await.is_empty());
+}
+
+#[tokio::test]
+async fn success_after_failures_from_many_addresses() {
+    let bench = Bench::new("success_after_failures").await;
+    bench.run(success("alice", "192.0.2.7", -10.0 * DAY)).await;
+    for n in 0..6 {
+        let guess = failure("alice", &format!("203.0.113.{n}"), f64::from(n) * MINUTE);
+        assert!(bench.run(guess).await.is_empty(), "a failure alone says nothing");
+    }
+    let alerts = bench.run(success("alice", "203.0.113.99", 10.0 * MINUTE)).await;
+    assert_eq!(kinds(&alerts), ["success_after_failures"]);
+    assert_eq!((alerts[0].severity, alerts[0].key.as_str()), (Severity::High, "alice"));
+    assert_eq!(alerts[0].evidence["failing_addresses"], 6);
+    assert_eq!(alerts[0].evidence["some_addresses"].as_array().unwrap().len(), 6);
+    assert!(alerts[0].title.contains("from 6 addresses"), "{}", alerts[0].title);
+
+    let owner = bench.run(success("alice", "192.0.2.7", 11.0 * MINUTE)).await;
+    assert_eq!(owner[0].severity, Severity::Low, "an address with a success before");
+    assert_ne!(owner[0].key, alerts[0].key, "and it must not suppress the other");
+    assert!(bench.run(success("bob", "203.0.113.99", 11.0 * MINUTE)).await.is_empty(), "another login");
+}
+
+#[tokio::test]
+async fn success_after_failures_counts_addresses_within_an_hour() {
+    let bench = Bench::new("success_after_failures").await;
+    for n in 0..20 {
+        bench.run(failure("alice", "203.0.113.1", f64::from(n))).await;
+    }
+    for n in 2..5 {
+        bench.run(failure("alice", &format!("203.0.113.{n}"), f64::from(n))).await;
+    }
+    assert!(bench.run(success("alice", "198.51.100.1", 5.0 * MINUTE)).await.is_empty(), "four addresses");
+    let mut expired = failure("alice", "203.0.113.77", 6.0 * MINUTE);
+    expired.fail_type = "expired".to_owned();
+    bench.run(expired).await;
+    assert!(bench.run(success("alice", "198.51.100.1", 7.0 * MINUTE)).await.is_empty(), "not a guess");
+    bench.run(failure("alice", "203.0.113.5", 59.0 * MINUTE)).await;
+    assert!(bench.run(success("alice", "198.51.100.1", 61.0 * MINUTE)).await.is_empty(), "spread over more than an hour");
+}
+
+#[tokio::test]
+async fn one_address_many_logins_counts_each_login_once() {
+    let bench = Bench::new("one_address_many_logins").await;
+    for n in 0..14 {
+        for again in 0..3 {
+            let guess = failure(&format!("user{n}"), "203.0.113.5", f64::from(n * 10 + again));
+            assert!(bench.run(guess).await.is_empty(), "{n} logins");
+        }
+    }
+    let alerts = bench.run(failure("user14", "203.0.113.5", 150.0)).await;
+    assert_eq!(kinds(&alerts), ["one_address_many_logins"]);
+    assert_eq!((alerts[0].severity, alerts[0].key.as_str()), (Severity::High, "203.0.113.5"));
+    assert_eq!(alerts[0].evidence["failing_logins"], 15);
+    assert_eq!(alerts[0].evidence["fail_types"]["credentials"], 42, "the history lags: without the fifteenth");
+    assert_eq!(alerts[0].remote.as_deref(), Some("203.0.113.5"));
+
+    let raised = bench.run_all((15..200).map(|n| failure(&format!("user{n}"), "203.0.113.5", 151.0)).collect()).await;
+    assert!((20..60).contains(&raised.len()), "a flood of reports is not a flood of alerts: {}", raised.len());
+}
+
+#[tokio::test]
+async fn one_address_many_logins_slow_or_shared() {
+    let bench = Bench::new("one_address_many_logins").await;
+    for n in 0..60 {
+        let slow = failure(&format!("user{n}"), "203.0.113.5", f64::from(n) * 25.0);
+        assert!(bench.run(slow).await.is_empty(), "twelve in five minutes");
+    }
+    for n in 0..40 {
+        bench.run(success(&format!("customer{n}"), "198.51.100.1", f64::from(n))).await;
+    }
+    let raised = bench.run_all((0..15).map(|n| failure(&format!("user{n}"), "198.51.100.1", 60.0)).collect()).await;
+    assert_eq!(raised.iter().map(|alert| alert.severity).collect::<Vec<_>>(), [Severity::Low], "many people behind one address");
+}
+
+#[tokio::test]
+async fn dormant_account_wakes_after_ninety_days() {
+    let bench = Bench::new("dormant_account").await;
+    assert!(bench.run(from(success("alice", "192.0.2.7", 0.0), "DE", 1)).await.is_empty(), "a first login");
+    assert!(bench.run(from(success("alice", "192.0.2.7", 89.9 * DAY), "DE", 1)).await.is_empty());
+    assert!(bench.run(failure("alice", "192.0.2.7", 150.0 * DAY)).await.is_empty(), "a failure wakes nobody");
+    let alerts = bench.run(from(success("alice", "198.51.100.1", 180.0 * DAY), "BR", 2)).await;
+    assert_eq!(kinds(&alerts), ["dormant_account"]);
+    assert_eq!(alerts[0].severity, Severity::High, "from another country");
+    assert_eq!(alerts[0].evidence["days"], 90);
+    assert_eq!(alerts[0].evidence["last_country"], "DE");
+    assert!(bench.run(from(success("alice", "198.51.100.1", 181.0 * DAY), "BR", 2)).await.is_empty(), "awake");
+    assert!(bench.run(success("alice", "192.0.2.7", 60.0 * DAY)).await.is_empty(), "an old report, late");
+    let alerts = bench.run(from(success("alice", "198.51.100.1", 271.0 * DAY), "BR", 2)).await;
+    assert_eq!((alerts.len(), alerts[0].severity), (1, Severity::Medium), "the late report did not set the clock back");
+}
+
+#[tokio::test]
+async fn dormant_account_falls_back_to_the_history() {
+    let bench = Bench::new("dormant_account").await;
+    bench.history.put(from(success("alice", "192.0.2.7", 0.0), "DE", 1));
+    bench.history.put(from(failure("alice", "192.0.2.8", 50.0 * DAY), "FR", 1));
+    let alerts = bench.run(from(success("alice", "192.0.2.7", 100.0 * DAY), "DE", 1)).await;
+    assert_eq!((alerts.len(), alerts[0].severity), (1, Severity::Medium));
+    assert_eq!(alerts[0].evidence["days"], 100);
+    assert_eq!(alerts[0].evidence["last_remote"], "192.0.2.7");
+    bench.run(success("alice", "192.0.2.7", 101.0 * DAY)).await;
+    assert_eq!(bench.history.searches(), 1, "from then on the state knows");
+}
+
+/// A stream that makes every policy raise something.
+fn stories() -> Vec<LoginReport> {
+    let mut reports: Vec<_> =
+        (0..12).map(|n| from(success("alice", "192.0.2.7", f64::from(n) * 3600.0), "DE", 64496)).collect();
+    reports.push(from(success("alice", "198.51.100.9", DAY), "BR", 64500));
+    reports.extend((0..7).map(|n| failure("bob", &format!("203.0.113.{n}"), 2.0 * DAY + f64::from(n))));
+    reports.push(success("bob", "203.0.113.99", 2.0 * DAY + 60.0));
+    reports.extend((0..18).map(|n| failure(&format!("user{n}"), "203.0.113.5", 3.0 * DAY + f64::from(n))));
+    reports.push(success("bob", "192.0.2.7", 120.0 * DAY));
+    reports
+}
+
+#[tokio::test]
+async fn redelivered_reports_raise_the_same_alerts() {
+    for policy in ["new_origin", "success_after_failures", "one_address_many_logins", "dormant_account"] {
+        let whole = Bench::new(policy).await;
+        let expected = whole.run_all(stories()).await;
+        assert!(!expected.is_empty(), "{policy} raises something");
+        let ids = |alerts: &[Alert]| alerts.iter().map(|alert| alert.id.clone()).collect::<Vec<_>>();
+
+        // The process dies after a report's alerts are out, and before its writes are: the report runs again.
+        let crashed = Bench::new(policy).await;
+        let mut raised = Vec::new();
+        for report in stories() {
+            let before = crashed.call(&report).await;
+            let again = crashed.run(report).await;
+            assert_eq!(before.alerts, again, "{policy}");
+            raised.extend(again);
+        }
+        assert_eq!(ids(&raised), ids(&expected), "{policy}");
+
+        // It dies after the writes and the history, before the ack: the marker keeps the report from running again, and its own
+        // document is left out where it runs all the same (another policy's turn).
+        let stored = Bench::new(policy).await;
+        let mut raised = Vec::new();
+        for report in stories() {
+            stored.history.put(report.clone());
+            let effects = stored.call(&report).await;
+            raised.extend(effects.alerts.iter().map(|alert| alert.id.clone()));
+            stored.apply(&report, effects).await;
+        }
+        assert_eq!(raised, ids(&expected), "{policy}: the report's own document must not be found");
+    }
+}

@@ -1,0 +1,91 @@
+//! One shipped policy in the real virtual machine, over a state and a history in memory.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use trackalert::alert::Alert;
+use trackalert::geoip::GeoIp;
+use trackalert::policy::watchdog::Watchdog;
+use trackalert::policy::{Effects, PolicySet, Services, Settings, Vm};
+use trackalert::report::LoginReport;
+use trackalert::state::{Batch, State};
+use trackalert::telemetry::Metrics;
+
+use crate::memory_history::MemoryHistory;
+use crate::memory_state::MemoryState;
+
+pub(crate) struct Bench {
+    vm: Vm,
+    policy: usize,
+    state: Arc<MemoryState>,
+    pub(crate) history: Arc<MemoryHistory>,
+}
+
+fn settings() -> Settings {
+    Settings {
+        path: Vec::new(),
+        time_limit: Duration::from_secs(30),
+        cpu_limit: Duration::from_secs(5),
+        memory: ByteSize::mib(64),
+        in_flight: 100,
+        max_attempts: 1,
+        retry_first: Duration::from_millis(1),
+        retry_most: Duration::from_millis(1),
+        breaker: 1.0,
+        breaker_calls: 1,
+        breaker_pause: Duration::from_secs(1),
+        stuck_after: Duration::from_secs(30),
+        abort_after: Duration::from_secs(60),
+    }
+}
+
+impl Bench {
+    /// Loads all that is shipped and runs one of it.
+    pub(crate) async fn new(policy: &str) -> Self {
+        let (state, history): (Arc<MemoryState>, Arc<MemoryHistory>) = Default::default();
+        let services = Services {
+            history: Arc::clone(&history) as _,
+            state: Arc::clone(&state) as _,
+            tentative: Arc::default(),
+            geoip: Arc::new(GeoIp::none()),
+            metrics: Arc::new(Metrics::new()),
+        };
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
+        let policies = PolicySet::resolve(&[shipped]).unwrap();
+        let (watchdog, _events) = Watchdog::start(settings().stuck_after).unwrap();
+        let vm = Vm::new(&policies, &services, &settings(), &watchdog).unwrap();
+        let policy = vm.names().iter().position(|name| name == policy).unwrap();
+        Self { vm, policy, state, history }
+    }
+
+    /// Calls the policy; nothing takes effect yet.
+    pub(crate) async fn call(&self, report: &LoginReport) -> Effects {
+        self.vm.run(self.policy, &Arc::new(report.clone())).await.unwrap()
+    }
+
+    /// The state's batch of a call, with its marker.
+    pub(crate) async fn apply(&self, report: &LoginReport, effects: Effects) {
+        let handled = Some((report.id, vec![self.vm.names()[self.policy].clone()]));
+        self.state.apply(Batch { writes: effects.writes, handled, claims: effects.claims }).await.unwrap();
+    }
+
+    /// Handles a report whole: the call, its writes, its document. Gives the alerts.
+    pub(crate) async fn run(&self, report: LoginReport) -> Vec<Alert> {
+        let mut effects = self.call(&report).await;
+        let alerts = std::mem::take(&mut effects.alerts);
+        self.apply(&report, effects).await;
+        self.history.put(report);
+        alerts
+    }
+
+    /// Handles many, one after another.
+    pub(crate) async fn run_all(&self, reports: Vec<LoginReport>) -> Vec<Alert> {
+        let mut alerts = Vec::new();
+        for report in reports {
+            alerts.extend(self.run(report).await);
+        }
+        alerts
+    }
+}
