@@ -1,8 +1,12 @@
-//! `trackalert demo`: hands over to [`crate::demo`].
+//! `trackalert demo`: hands [`crate::demo`] what it needs to start the program.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use super::Failure;
+use super::{Common, Failure, block_on};
+use crate::app::App;
+use crate::config::{Config, Roles};
+use crate::demo::{DemoError, Options, Running};
+use crate::telemetry;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,21 +18,35 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Leave the configuration, the data and the reports in this folder
-    #[arg(long, value_name = "DIR")]
-    keep: Option<PathBuf>,
-    /// End after the table instead of serving on
-    #[arg(long)]
-    exit: bool,
-    /// Which made-up world: the same number gives the same logins
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// About how many logins in the fortnight
-    #[arg(long, value_name = "N", default_value_t = 200_000)]
-    reports: usize,
+    #[command(flatten)]
+    options: Options,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let Args { keep, exit, seed, reports } = args;
-    crate::demo::run(crate::demo::Options { keep, exit, seed, reports })
+pub(super) fn run(common: &Common, args: Args) -> Result<(), Failure> {
+    if common.file.is_some() {
+        return Err(Failure::usage("the demo writes its own configuration; change it with --set, or run your own with `trackalert run`"));
+    }
+    let own: Vec<String> = common.sets.clone();
+    block_on(async move {
+        let start = async |file: &Path, sets: &[String]| start(file, [sets, &own].concat()).await;
+        match crate::demo::run(args.options, start).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::failed("not every attack was found")),
+            Err(error @ (DemoError::TooFew(_) | DemoError::NotEmpty(_))) => Err(Failure::usage(error.to_string())),
+            Err(error) => Err(Failure::failed(error.to_string())),
+        }
+    })
+}
+
+async fn start(file: &Path, sets: Vec<String>) -> Result<Running, String> {
+    let config = Config::load(Some(file), &sets).map_err(|errors| errors.to_string())?;
+    telemetry::init_log(&config.log)?;
+    let app = App::start(config, Roles::all()).await.map_err(|error| error.to_string())?;
+    let address = app.address();
+    let drain = Box::pin(async move {
+        if let Err(error) = app.drain().await {
+            tracing::error!(%error, "the drain was not clean");
+        }
+    });
+    Ok(Running { address, drain })
 }

@@ -129,7 +129,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&cli.common, &args),
         Command::Check(args) => check::run(&cli.common, &args),
         Command::Send(args) => send::run(&cli.common, &args),
-        Command::Demo(args) => demo::run(args),
+        Command::Demo(args) => demo::run(&cli.common, args),
         Command::Query(args) => query::run(&cli.common, &args),
         Command::DeadLetters(args) => dead_letters::run(&cli.common, &args),
         Command::Config(args) => config::run(&cli.common, &args),
