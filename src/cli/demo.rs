@@ -24,7 +24,9 @@ pub(super) struct Args {
 
 pub(super) fn run(common: &Common, args: Args) -> Result<(), Failure> {
     if common.file.is_some() {
-        return Err(Failure::usage("the demo writes its own configuration; change it with --set, or run your own with `trackalert run`"));
+        return Err(Failure::usage(
+            "the demo writes its own configuration; change it with --set, or run your own with `trackalert run`",
+        ));
     }
     let own: Vec<String> = common.sets.clone();
     block_on(async move {
