@@ -3,6 +3,8 @@
 //! The tree reads as the data flows, and stays so only if a short cut across it is red at once. The checker is tested on small bad
 //! samples below: a rule that cannot fail is none.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 

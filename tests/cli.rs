@@ -1,5 +1,7 @@
 //! The real binary, as a person or a unit file calls it: texts, exit codes, and what it says when nobody answers.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 

@@ -1,5 +1,7 @@
 //! What the operators' commands ask of a process, and what they make of its answers, against a stand-in that answers by a script.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
