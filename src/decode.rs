@@ -1,1 +1,238 @@
-//! placeholder
+//! Bytes → [`LoginReport`]: one typed pass over the JSON, and an error that names the field.
+//!
+//! Owns what is malformed. Every byte is hostile: nothing here allocates more than the report's own size, and no value of a field
+//! stands in an error, since `pwhash` and attributes may be secrets. Never stamps anything but through [`Decoded::stamp`].
+
+mod fields;
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::report::{Geo, LoginReport, ReportId, Time};
+
+use fields::{Attributes, DeviceAttributes};
+
+/// What one report may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of the whole report.
+    pub max_report: usize,
+    /// Bytes of one string in it.
+    pub max_field: usize,
+    /// Values in `attrs` and `device_attrs`, counted together.
+    pub max_attrs: usize,
+}
+
+/// Why bytes are no report.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{reason}", if .field.is_empty() { String::new() } else { format!("`{}`: ", .field) })]
+pub struct Malformed {
+    /// Which field; empty where it is the whole.
+    pub field: String,
+    /// What is wrong with it, and what is expected.
+    pub reason: String,
+}
+
+fn malformed(field: &str, reason: impl Into<String>) -> Malformed {
+    Malformed { field: field.to_owned(), reason: reason.into() }
+}
+
+/// A report without its stamps.
+#[derive(Debug)]
+pub struct Decoded {
+    report: LoginReport,
+    t: Option<Time>,
+    id: Option<ReportId>,
+    /// Values in `attrs` and `device_attrs` that were dropped because of their type.
+    pub dropped: u32,
+}
+
+/// A report with its stamps, ready for the queue.
+#[derive(Debug)]
+pub struct Stamped {
+    /// The report.
+    pub report: LoginReport,
+    /// The bytes for the queue.
+    pub body: Vec<u8>,
+    /// Its time was too far ahead, and was replaced by the time received.
+    pub skewed: bool,
+}
+
+#[derive(Deserialize)]
+struct Wire<'a> {
+    #[serde(borrow, default)]
+    id: Option<Cow<'a, str>>,
+    #[serde(default)]
+    t: Option<f64>,
+    #[serde(borrow, default)]
+    login: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    remote: Option<Cow<'a, str>>,
+    #[serde(default)]
+    success: bool,
+    #[serde(default)]
+    policy_reject: bool,
+    #[serde(default)]
+    tls: bool,
+    #[serde(default)]
+    pwhash: String,
+    #[serde(default)]
+    fail_type: String,
+    #[serde(default)]
+    session_id: String,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default)]
+    device_id: String,
+    #[serde(default)]
+    device_attrs: DeviceAttributes,
+    #[serde(default)]
+    attrs: Attributes,
+}
+
+/// Reads one report. An error names the field; the whole costs some 2 µs for a usual report.
+pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded, Malformed> {
+    if bytes.len() > limits.max_report {
+        return Err(malformed("", format!("{} bytes; receive.max_report is {}", bytes.len(), limits.max_report)));
+    }
+    match serde_json::from_slice::<Wire<'_>>(bytes) {
+        Ok(wire) => build(wire, limits),
+        Err(error) => Err(explain(bytes, &error)),
+    }
+}
+
+/// Reads it again, slowly, to find out which field it was.
+fn explain(bytes: &[u8], error: &serde_json::Error) -> Malformed {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let field = match serde_path_to_error::deserialize::<_, Wire<'_>>(&mut reader) {
+        Err(error) if error.path().iter().next().is_some() => error.path().to_string(),
+        _ => String::new(),
+    };
+    let field = if field == "." || field == "?" { String::new() } else { field };
+    // serde_json quotes the offending string; what a field holds is nobody's business.
+    let text = error.to_string();
+    let reason = match text.split_once("invalid type: string \"") {
+        Some((before, after)) => {
+            let rest = after.rsplit_once("\", expected").map_or("", |(_, rest)| rest);
+            format!("{before}invalid type: string, expected{rest}")
+        }
+        None => text,
+    };
+    let what = if error.is_syntax() || error.is_eof() { "not JSON: " } else { "" };
+    malformed(&field, format!("{what}{reason}"))
+}
+
+fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
+    let login = required("login", wire.login.take())?;
+    let remote = required("remote", wire.remote.take())?;
+    check_lengths(&wire, &login, limits)?;
+    let address: IpAddr = remote
+        .parse()
+        .map_err(|_| malformed("remote", "not an IP address; a bare IPv4 or IPv6 address without a port is expected"))?;
+    let t = match wire.t {
+        None => None,
+        // The old program leaves 0 where the sender gave none.
+        Some(0.0) => None,
+        Some(seconds) => Some(
+            Time::from_seconds(seconds)
+                .ok_or_else(|| malformed("t", "not a time; seconds since 1970 with a fraction are expected"))?,
+        ),
+    };
+    let values = wire.device_attrs.values.len() + wire.attrs.count();
+    if values > limits.max_attrs {
+        return Err(malformed("attrs", format!("{values} values with device_attrs; receive.max_attrs is {}", limits.max_attrs)));
+    }
+    let dropped = wire.device_attrs.dropped + wire.attrs.dropped;
+    let (attrs, attrs_mv) = wire.attrs.sorted().map_err(|key| malformed("attrs", format!("the key `{key}` stands in it twice")))?;
+    let device_attrs = fields::sorted(wire.device_attrs.values)
+        .map_err(|key| malformed("device_attrs", format!("the key `{key}` stands in it twice")))?;
+    let report = LoginReport {
+        id: ReportId::default(),
+        t: Time::default(),
+        login: login.into_owned(),
+        remote: address.to_canonical(),
+        pwhash: wire.pwhash,
+        success: wire.success,
+        policy_reject: wire.policy_reject,
+        fail_type: wire.fail_type,
+        session_id: wire.session_id,
+        protocol: wire.protocol,
+        tls: wire.tls,
+        device_id: wire.device_id,
+        device_attrs,
+        attrs,
+        attrs_mv,
+        geo: Geo::default(),
+    };
+    Ok(Decoded { report, t, id: wire.id.and_then(|id| id.parse().ok()), dropped })
+}
+
+fn required<'a>(field: &str, value: Option<Cow<'a, str>>) -> Result<Cow<'a, str>, Malformed> {
+    match value {
+        Some(text) if !text.is_empty() => Ok(text),
+        Some(_) => Err(malformed(field, "empty")),
+        None => Err(malformed(field, "missing")),
+    }
+}
+
+fn check_lengths(wire: &Wire<'_>, login: &str, limits: &Limits) -> Result<(), Malformed> {
+    let strings = [
+        ("login", login.len()),
+        ("pwhash", wire.pwhash.len()),
+        ("fail_type", wire.fail_type.len()),
+        ("session_id", wire.session_id.len()),
+        ("protocol", wire.protocol.len()),
+        ("device_id", wire.device_id.len()),
+        ("device_attrs", wire.device_attrs.longest),
+        ("attrs", wire.attrs.longest),
+    ];
+    for (field, length) in strings {
+        if length > limits.max_field {
+            return Err(malformed(field, format!("{length} bytes; receive.max_field is {}", limits.max_field)));
+        }
+    }
+    Ok(())
+}
+
+impl Decoded {
+    /// Stamps time and id, once, for the queue. The sender's own `id` is ignored: only what came through a queue of ours is trusted
+    /// to tell two deliveries apart.
+    pub fn stamp(mut self, received: Time, max_skew: Duration) -> Stamped {
+        let skewed = self.set_time(None, received, max_skew);
+        let body = self.report.stamp();
+        Stamped { report: self.report, body, skewed }
+    }
+
+    /// A report from a queue: with the id that was stamped on it, or else one made of its content, or of its place in the queue where
+    /// it has no time of its own to tell it from its like.
+    pub fn from_queue(
+        mut self,
+        message_time: Option<Time>,
+        body: &[u8],
+        coordinates: &str,
+        received: Time,
+        max_skew: Duration,
+    ) -> LoginReport {
+        let has_time = self.t.is_some() || message_time.is_some();
+        self.set_time(message_time, received, max_skew);
+        self.report.id = match self.id {
+            Some(id) => id,
+            None if has_time => ReportId::of(&self.report.canonical()),
+            None => ReportId::of(&[body, b"\0", coordinates.as_bytes()].concat()),
+        };
+        self.report
+    }
+
+    fn set_time(&mut self, message_time: Option<Time>, received: Time, max_skew: Duration) -> bool {
+        let t = self.t.or(message_time).unwrap_or(received);
+        let skewed = t > received.plus(max_skew);
+        self.report.t = if skewed { received } else { t };
+        skewed
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,7 @@
 
 pub mod config;
 pub mod health;
+pub mod perfstats;
 pub mod settings;
 pub mod telemetry;
 

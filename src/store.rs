@@ -126,6 +126,14 @@ impl Store {
         self.database().keyspace(name, options).map_err(|error| broken(error.to_string()))
     }
 
+    /// Bytes that this user may still write on the disk of the data folder. `None`: the system does not say.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let disk = nix::sys::statvfs::statvfs(&self.0.folder).ok()?;
+        // The types differ between systems; none is wider than 64 bits.
+        #[allow(clippy::useless_conversion, reason = "not useless on every system")]
+        Some(u64::from(disk.blocks_available()).saturating_mul(u64::from(disk.fragment_size())))
+    }
+
     /// Resolves when all that was written before the call survives a power cut. One fdatasync serves all that wait.
     pub async fn sync(&self) -> Result<(), String> {
         let (answer, answered) = oneshot::channel();
@@ -134,11 +142,23 @@ impl Store {
     }
 }
 
+/// What an error of the database means to a person.
+pub fn explain(error: &fjall::Error) -> String {
+    match error {
+        // It takes no more writes, because it cannot know what of the failed one is on the disk.
+        fjall::Error::Poisoned => {
+            "an earlier write to the disk failed; see to the disk of data_dir, then restart".to_owned()
+        }
+        fjall::Error::Io(error) => format!("the disk of data_dir: {error}"),
+        other => other.to_string(),
+    }
+}
+
 /// The thread behind [`Store::sync`]: an fdatasync blocks for milliseconds, which no task on the runtime may.
 fn sync_for_many(database: &Database, mut waiting: mpsc::Receiver<oneshot::Sender<Result<(), String>>>) {
     let mut answers = Vec::new();
     while waiting.blocking_recv_many(&mut answers, SYNCS) > 0 {
-        let done = database.persist(PersistMode::SyncData).map_err(|error| error.to_string());
+        let done = database.persist(PersistMode::SyncData).map_err(|error| explain(&error));
         for answer in answers.drain(..) {
             // A caller that no longer waits needs no answer.
             let _ = answer.send(done.clone());

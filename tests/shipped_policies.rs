@@ -15,6 +15,7 @@ use policy_bench::Bench;
 use trackalert::alert::{Alert, Severity};
 use trackalert::report::{Geo, LoginReport};
 
+const POLICIES: [&str; 4] = ["new_origin", "success_after_failures", "one_address_many_logins", "dormant_account"];
 const DAY: f64 = 86_400.0;
 const MINUTE: f64 = 60.0;
 /// Some day in report time, far from now: what goes by the wall clock fails here.
@@ -129,7 +130,8 @@ async fn new_origin_is_silent_when_a_geoip_file_is_new() {
 #[tokio::test]
 async fn success_after_failures_from_many_addresses() {
     let bench = Bench::new("success_after_failures").await;
-    bench.run(success("alice", "192.0.2.7", -10.0 * DAY)).await;
+    // Known to the history only: the policy is new here.
+    bench.history.put(success("alice", "192.0.2.7", -10.0 * DAY));
     for n in 0..6 {
         let guess = failure("alice", &format!("203.0.113.{n}"), f64::from(n) * MINUTE);
         assert!(bench.run(guess).await.is_empty(), "a failure alone says nothing");
@@ -144,7 +146,18 @@ async fn success_after_failures_from_many_addresses() {
     let owner = bench.run(success("alice", "192.0.2.7", 11.0 * MINUTE)).await;
     assert_eq!(owner[0].severity, Severity::Low, "an address with a success before");
     assert_ne!(owner[0].key, alerts[0].key, "and it must not suppress the other");
+    let again = bench.run(success("alice", "203.0.113.99", 12.0 * MINUTE)).await;
+    assert_eq!(again[0].severity, Severity::High, "an address does not become known under attack");
     assert!(bench.run(success("bob", "203.0.113.99", 11.0 * MINUTE)).await.is_empty(), "another login");
+
+    // What the history shows too late, the state knows at once.
+    let lagging = Bench::new("success_after_failures").await;
+    let owner = success("alice", "192.0.2.7", -DAY);
+    lagging.apply(&owner, lagging.call(&owner).await).await;
+    for n in 0..5 {
+        lagging.run(failure("alice", &format!("203.0.113.{n}"), f64::from(n))).await;
+    }
+    assert_eq!(lagging.run(success("alice", "192.0.2.7", MINUTE)).await[0].severity, Severity::Low);
 }
 
 #[tokio::test]
@@ -162,7 +175,10 @@ async fn success_after_failures_counts_addresses_within_an_hour() {
     bench.run(expired).await;
     assert!(bench.run(success("alice", "198.51.100.1", 7.0 * MINUTE)).await.is_empty(), "not a guess");
     bench.run(failure("alice", "203.0.113.5", 59.0 * MINUTE)).await;
-    assert!(bench.run(success("alice", "198.51.100.1", 61.0 * MINUTE)).await.is_empty(), "spread over more than an hour");
+    assert!(
+        bench.run(success("alice", "198.51.100.1", 61.0 * MINUTE)).await.is_empty(),
+        "spread over more than an hour"
+    );
 }
 
 #[tokio::test]
@@ -196,7 +212,11 @@ async fn one_address_many_logins_slow_or_shared() {
         bench.run(success(&format!("customer{n}"), "198.51.100.1", f64::from(n))).await;
     }
     let raised = bench.run_all((0..15).map(|n| failure(&format!("user{n}"), "198.51.100.1", 60.0)).collect()).await;
-    assert_eq!(raised.iter().map(|alert| alert.severity).collect::<Vec<_>>(), [Severity::Low], "many people behind one address");
+    assert_eq!(
+        raised.iter().map(|alert| alert.severity).collect::<Vec<_>>(),
+        [Severity::Low],
+        "many people behind one address"
+    );
 }
 
 #[tokio::test]
@@ -229,6 +249,34 @@ async fn dormant_account_falls_back_to_the_history() {
     assert_eq!(bench.history.searches(), 1, "from then on the state knows");
 }
 
+#[tokio::test]
+async fn odd_reports_fail_no_policy() {
+    for policy in POLICIES {
+        let bench = Bench::new(policy).await;
+        for login in ["x".repeat(4000), "\u{0}".to_owned(), "ä\u{202e}%s%d".to_owned(), "[]".to_owned()] {
+            for n in 0..12 {
+                bench.run(failure(&login, &format!("203.0.113.{n}"), f64::from(n))).await;
+                bench.run(success(&login, &format!("2001:db8:{n}::"), f64::from(n) * DAY)).await;
+            }
+        }
+        for address in ["::", "::1", "2001:db8::", "1:2:3:4:5:6:7:8", "0.0.0.0", "::ffff:0:1"] {
+            bench.run(success("alice", address, DAY)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn new_origin_remembers_a_bounded_number_of_networks() {
+    let bench = Bench::new("new_origin").await;
+    for n in 0..900 {
+        bench.history.put(success("nomad", &format!("10.{}.{}.1", n / 200, n % 200), f64::from(n)));
+    }
+    for n in 0..100 {
+        bench.run(success("nomad", &format!("11.0.{n}.1"), DAY + f64::from(n))).await;
+    }
+    assert!(bench.run(success("nomad", "11.0.99.7", 2.0 * DAY)).await.is_empty(), "the last ones are there");
+}
+
 /// A stream that makes every policy raise something.
 fn stories() -> Vec<LoginReport> {
     let mut reports: Vec<_> =
@@ -243,7 +291,7 @@ fn stories() -> Vec<LoginReport> {
 
 #[tokio::test]
 async fn redelivered_reports_raise_the_same_alerts() {
-    for policy in ["new_origin", "success_after_failures", "one_address_many_logins", "dormant_account"] {
+    for policy in POLICIES {
         let whole = Bench::new(policy).await;
         let expected = whole.run_all(stories()).await;
         assert!(!expected.is_empty(), "{policy} raises something");
@@ -272,4 +320,25 @@ async fn redelivered_reports_raise_the_same_alerts() {
         }
         assert_eq!(raised, ids(&expected), "{policy}: the report's own document must not be found");
     }
+}
+
+#[tokio::test]
+async fn embedded_history_answers_as_the_one_in_memory() {
+    // The order of equal counts is nobody's promise.
+    let sorted = |mut alerts: Vec<Alert>| {
+        let values = alerts.iter_mut().filter_map(|alert| alert.evidence.as_object_mut());
+        for list in values.flat_map(|evidence| evidence.values_mut()).filter_map(|value| value.as_array_mut()) {
+            list.sort_by_key(ToString::to_string);
+        }
+        alerts
+    };
+    let compare = async |policy: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let (memory, embedded) = (Bench::new(policy).await, Bench::embedded(policy, folder.path()).await);
+        for report in stories() {
+            let told = sorted(embedded.run(report.clone()).await);
+            assert_eq!(told, sorted(memory.run(report).await), "{policy}");
+        }
+    };
+    futures_util::future::join_all(POLICIES.map(compare)).await;
 }

@@ -8,6 +8,7 @@
 local DAY = 86400
 local SLEEP = 90 * DAY         -- without a successful login for so long, an account sleeps
 local REMEMBER = 400 * DAY     -- how long the last login is remembered without the history
+local LONGEST_LOGIN = 512      -- no account has a longer name; such a report is noise and must not fail this policy
 
 -- The account's last successful login that the history knows: its time and country.
 local function ask_history(lt)
@@ -24,7 +25,7 @@ local function ask_history(lt)
 end
 
 function report(lt)
-  if not lt.success then return end
+  if not lt.success or #lt.login > LONGEST_LOGIN then return end
   local country, address = lt.geo.country, lt.remote:tostring()
   local last = state.get(lt.login) or ask_history(lt)
   -- Reports of one login may come out of their order: an older one neither wakes an account nor sets its clock back.

@@ -11,6 +11,7 @@ local LEARN_TIME = 14 * DAY    -- nothing is said of an account before this time
 local LEARN_LOGINS = 10        -- ... or so many logins have succeeded, whichever is first
 local REMEMBER = 180 * DAY     -- an account without a login for so long is learnt anew
 local MOST_PLACES = 64         -- networks remembered for one account; the longest unseen goes first
+local LONGEST_LOGIN = 512      -- no account has a longer name; such a report is noise and must not fail this policy
 
 local function prefix(address)
   local v4 = address:match("^(%d+%.%d+%.%d+)%.%d+$")
@@ -49,13 +50,16 @@ local function ask_history(lt, known)
   for _, bucket in ipairs(aggs.addresses.buckets) do seen(known.prefixes, prefix(bucket.key), known.last) end
 end
 
+-- Keeps the places seen last; equal times go by name, so that a report delivered again finds the same ones.
 local function forget_oldest(places)
-  local count, oldest = 0, nil
-  for place, at in pairs(places) do
-    count = count + 1
-    if not oldest or at < places[oldest] then oldest = place end
-  end
-  if count > MOST_PLACES then places[oldest] = nil end
+  local names = {}
+  for place in pairs(places) do names[#names + 1] = place end
+  if #names <= MOST_PLACES then return end
+  table.sort(names, function(a, b)
+    if places[a] ~= places[b] then return places[a] > places[b] end
+    return a < b
+  end)
+  for i = MOST_PLACES + 1, #names do places[names[i]] = nil end
 end
 
 -- New is only what could have been known: where no place of this sort was ever seen, the GeoIP file has just come.
@@ -71,7 +75,7 @@ local function sorted(places)
 end
 
 function report(lt)
-  if not lt.success then return end
+  if not lt.success or #lt.login > LONGEST_LOGIN then return end
   local here = lt.geo
   local country, system, near = here.country, here.asn and ("AS" .. here.asn), prefix(lt.remote:tostring())
   local known = state.get(lt.login)

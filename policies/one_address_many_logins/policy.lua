@@ -7,6 +7,7 @@
 
 local WINDOW = 300             -- seconds
 local LOGINS = 15              -- so many different logins make an attack
+local LONGEST_LOGIN = 512      -- no account has a longer name; such a report is noise and must not fail this policy
 
 -- Failures that say nothing about a guess: our own faults, and accounts that may not log in whatever the password.
 local NO_GUESS = { internal = true, expired = true, disabled = true }
@@ -33,6 +34,7 @@ local function keys(buckets)
 end
 
 function report(lt)
+  if #lt.login > LONGEST_LOGIN then return end
   local address = lt.remote:tostring()
   if lt.success then
     state.add("ok " .. address, lt.login, { within = WINDOW })

@@ -7,7 +7,9 @@
 
 local WINDOW = 3600            -- failures are counted for so many seconds
 local ADDRESSES = 5            -- so many different addresses make an attack
-local KNOWN_DAYS = 90          -- an address with a success in these days, before the window, is known
+local KNOWN_DAYS = 90          -- an address from which the account logged in within these days, not under attack, is known
+local MOST_KNOWN = 32          -- addresses remembered for one account; the longest unseen goes first
+local LONGEST_LOGIN = 512      -- no account has a longer name; such a report is noise and must not fail this policy
 
 -- Failures that say nothing about a guess: our own faults, and accounts that may not log in whatever the password.
 local NO_GUESS = { internal = true, expired = true, disabled = true }
@@ -37,6 +39,20 @@ local function ask_history(lt, address)
   return found.aggregations
 end
 
+-- Notes an address, at most once a day: most logins come from one that is known, and cost no write.
+local function learn(lt, known, address)
+  if known[address] and lt.t - known[address] < 86400 then return end
+  known[address] = lt.t
+  local names = {}
+  for name in pairs(known) do names[#names + 1] = name end
+  table.sort(names, function(a, b)
+    if known[a] ~= known[b] then return known[a] > known[b] end
+    return a < b
+  end)
+  for i = MOST_KNOWN + 1, #names do known[names[i]] = nil end
+  state.set("known " .. lt.login, known, { ttl = KNOWN_DAYS * 86400 })
+end
+
 local function keys(buckets)
   local list = {}
   for _, bucket in ipairs(buckets) do list[#list + 1] = bucket.key end
@@ -44,16 +60,19 @@ local function keys(buckets)
 end
 
 function report(lt)
+  if #lt.login > LONGEST_LOGIN then return end
   local address = lt.remote:tostring()
   if not lt.success then
-    if not NO_GUESS[lt.fail_type] then state.add(lt.login, address, { within = WINDOW }) end
+    if not NO_GUESS[lt.fail_type] then state.add("failed " .. lt.login, address, { within = WINDOW }) end
     return
   end
-  local addresses = state.count(lt.login, { within = WINDOW })
-  if addresses < ADDRESSES then return end
+  local addresses, seen = state.count("failed " .. lt.login, { within = WINDOW }), state.get("known " .. lt.login) or {}
+  -- Under attack nothing is learnt: the thief's second login must not look like the owner's.
+  if addresses < ADDRESSES then return learn(lt, seen, address) end
 
   local aggs = ask_history(lt, address)
-  local known = aggs ~= nil and aggs.before.doc_count > 0
+  local known = seen[address] ~= nil and lt.t - seen[address] < KNOWN_DAYS * 86400
+  known = known or (aggs ~= nil and aggs.before.doc_count > 0)
   alert {
     kind = "success_after_failures",
     severity = known and "low" or "high",

@@ -304,17 +304,17 @@ async fn start_http(
         Arc::new(receive::Receiver::new(&config.receive, publisher, Arc::clone(metrics), Arc::clone(health)))
     });
     let operators = admin::Services {
-        reports: Some(Arc::clone(&stores.reports)),
-        alerts: Some(Arc::clone(&stores.alerts)),
+        reports: Arc::clone(&stores.reports),
+        alerts: Arc::clone(&stores.alerts),
         history: Arc::clone(&stores.history),
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),
-        roles: roles.names(),
+        roles: roles.names().into_iter().map(str::to_owned).collect(),
         reload: Arc::new(move || {
             let reload = Arc::clone(&reload);
             Box::pin(async move { reload.policies().await })
         }),
     };
     let router = http::router(&config.http, receiver.map(receive::router), operators, perf);
-    Ok(http::start(&config.http, router, Arc::clone(health), Arc::clone(metrics)).await?)
+    Ok(http::start(&config.http, router, Arc::clone(metrics)).await?)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::StartError;
 use crate::config::Config;
 use crate::history::embedded::EmbeddedHistory;
-use crate::history::{History, HistoryKind, NoHistory};
+use crate::history::{self, History, NoHistory};
 use crate::queue::Queue;
 use crate::queue::embedded::EmbeddedQueue;
 use crate::state::State;
@@ -37,8 +37,8 @@ impl Stores {
             EmbeddedQueue::open(&store, name, &config.queue.embedded, most, Arc::clone(metrics), label)
         };
         let history: Arc<dyn History> = match config.history.kind {
-            HistoryKind::None => Arc::new(NoHistory),
-            HistoryKind::Embedded | HistoryKind::Elasticsearch => {
+            history::Kind::None => Arc::new(NoHistory),
+            history::Kind::Embedded | history::Kind::Elasticsearch => {
                 EmbeddedHistory::open(&config.data_dir.join("history"), &config.history, Arc::clone(metrics))?
             }
         };

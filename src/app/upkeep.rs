@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::Stores;
@@ -18,27 +18,30 @@ use crate::telemetry::Metrics;
 /// How often the queues are asked what they hold.
 const DEPTH_EVERY: Duration = Duration::from_secs(1);
 
-async fn every(period: Duration, stop: CancellationToken, mut work: impl AsyncFnMut()) {
-    let mut due = interval(period);
-    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = due.tick() => work().await,
-        }
+/// Waits for the next time that work is due; `false`: the program stops.
+async fn due(clock: &mut Interval, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        _ = clock.tick() => true,
     }
+}
+
+fn clock(period: Duration) -> Interval {
+    let mut clock = interval(period);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    clock
 }
 
 /// Keeps the gauges of both queues.
 pub(super) fn queues(stores: &Stores, metrics: Arc<Metrics>, stop: CancellationToken) -> JoinHandle<()> {
     let queues = [("reports", Arc::clone(&stores.reports)), ("alerts", Arc::clone(&stores.alerts))];
     tokio::spawn(async move {
-        every(DEPTH_EVERY, stop, async || {
+        let mut clock = clock(DEPTH_EVERY);
+        while due(&mut clock, &stop).await {
             for (label, queue) in &queues {
                 observe(label, queue.as_ref(), &metrics).await;
             }
-        })
-        .await;
+        }
     })
 }
 
@@ -66,10 +69,12 @@ pub(super) fn sweep(
     let state = Arc::clone(&stores.state);
     let period = settings.sweep_every;
     tokio::spawn(async move {
-        every(period, stop, async || match state.sweep().await {
-            Ok(removed) => metrics.swept.inc_by(removed as u64),
-            Err(error) => tracing::warn!(%error, "the state could not be swept"),
-        })
-        .await;
+        let mut clock = clock(period);
+        while due(&mut clock, &stop).await {
+            match state.sweep().await {
+                Ok(removed) => metrics.swept.inc_by(removed as u64),
+                Err(error) => tracing::warn!(%error, "the state could not be swept"),
+            }
+        }
     })
 }

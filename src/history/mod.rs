@@ -122,19 +122,3 @@ impl History for NoHistory {
         Box::pin(std::future::ready(Ok(0)))
     }
 }
-// placeholder
-/// placeholder
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-#[allow(missing_docs)]
-pub struct Settings {
-    pub kind: String,
-    pub retention_days: usize,
-    #[serde(with = "humantime_serde")]
-    pub commit_every: std::time::Duration,
-    pub commit_at: usize,
-    pub max_hits: usize,
-    pub max_buckets: usize,
-    pub writer_memory: bytesize::ByteSize,
-    #[serde(with = "humantime_serde")]
-    pub search_timeout: std::time::Duration,
-}

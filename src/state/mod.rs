@@ -114,17 +114,3 @@ pub trait State: Send + Sync {
     /// Removes some of what has expired, seen from the latest report time and the wall clock. Gives how many entries it removed.
     fn sweep(&self) -> BoxFuture<'_, Result<usize, StateError>>;
 }
-// placeholder
-/// placeholder
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-#[allow(missing_docs)]
-pub struct Settings {
-    pub kind: String,
-    #[serde(with = "humantime_serde")]
-    pub handled_for: std::time::Duration,
-    pub max_members: usize,
-    pub max_value: bytesize::ByteSize,
-    #[serde(with = "humantime_serde")]
-    pub sweep_every: std::time::Duration,
-    pub sweep_entries: usize,
-}

@@ -39,55 +39,67 @@ impl MemoryState {
     }
 }
 
-fn ready<'a, T: Send + 'a>(value: Result<T, StateError>) -> BoxFuture<'a, Result<T, StateError>> {
-    Box::pin(std::future::ready(value))
+/// Answers after others had their turn, as a store does: what races here races there.
+fn later<'a, T: Send + 'a>(
+    answer: impl FnOnce() -> Result<T, StateError> + Send + 'a,
+) -> BoxFuture<'a, Result<T, StateError>> {
+    Box::pin(async {
+        tokio::task::yield_now().await;
+        answer()
+    })
 }
 
 impl State for MemoryState {
     fn get<'a>(&'a self, key: &'a str, at: Time) -> BoxFuture<'a, Result<Option<Bytes>, StateError>> {
-        ready(self.with(|tables| {
-            let (value, expires) = tables.values.get(key)?;
-            expires.is_none_or(|end| at < end).then(|| value.clone())
-        }))
+        later(move || {
+            self.with(|tables| {
+                let (value, expires) = tables.values.get(key)?;
+                expires.is_none_or(|end| at < end).then(|| value.clone())
+            })
+        })
     }
 
     fn members<'a>(&'a self, key: &'a str, after: Time, until: Time) -> BoxFuture<'a, Result<Vec<u64>, StateError>> {
-        ready(self.with(|tables| {
-            let seen = tables.members.get(key).map(Vec::as_slice).unwrap_or_default();
-            let mut found: Vec<u64> =
-                seen.iter().filter(|(_, at, _)| *at > after && *at <= until).map(|(hash, ..)| *hash).collect();
-            found.sort_unstable();
-            found.dedup();
-            found
-        }))
+        later(move || {
+            self.with(|tables| {
+                let seen = tables.members.get(key).map(Vec::as_slice).unwrap_or_default();
+                let mut found: Vec<u64> =
+                    seen.iter().filter(|(_, at, _)| *at > after && *at <= until).map(|(hash, ..)| *hash).collect();
+                found.sort_unstable();
+                found.dedup();
+                found
+            })
+        })
     }
 
     fn handled(&self, report: ReportId) -> BoxFuture<'_, Result<Vec<String>, StateError>> {
-        ready(self.with(|tables| tables.handled.get(&report).cloned().unwrap_or_default()))
+        later(move || self.with(|tables| tables.handled.get(&report).cloned().unwrap_or_default()))
     }
 
     fn apply(&self, batch: Batch) -> BoxFuture<'_, Result<(), StateError>> {
-        ready(self.with(|tables| {
-            for write in batch.writes {
-                match write {
-                    Write::Set { key, value, expires } => drop(tables.values.insert(key, (value, expires))),
-                    Write::Remove { key } => drop(tables.values.remove(&key)),
-                    Write::Add { key, member, at, within } => {
-                        tables.members.entry(key).or_default().push((member_hash(&member), at, within));
+        later(move || {
+            self.with(|tables| {
+                for write in batch.writes {
+                    match write {
+                        Write::Set { key, value, expires } => drop(tables.values.insert(key, (value, expires))),
+                        Write::Remove { key } => drop(tables.values.remove(&key)),
+                        Write::Add { key, member, at, within } => {
+                            tables.members.entry(key).or_default().push((member_hash(&member), at, within));
+                        }
                     }
                 }
-            }
-            if let Some((report, policies)) = batch.handled {
-                tables.handled.insert(report, policies);
-            }
-        }))
+                if let Some((report, policies)) = batch.handled {
+                    tables.handled.insert(report, policies);
+                }
+            })
+        })
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StateError>> {
-        ready(self.with(|_| ()))
+        later(move || self.with(|_| ()))
     }
 
     fn sweep(&self) -> BoxFuture<'_, Result<usize, StateError>> {
-        ready(self.with(|_| 0))
+        later(move || self.with(|_| 0))
     }
 }

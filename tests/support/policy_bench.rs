@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use trackalert::alert::Alert;
 use trackalert::geoip::GeoIp;
+use trackalert::history::History;
+use trackalert::history::embedded::EmbeddedHistory;
 use trackalert::policy::watchdog::Watchdog;
 use trackalert::policy::{Effects, PolicySet, Services, Settings, Vm};
 use trackalert::report::LoginReport;
@@ -20,7 +22,9 @@ pub(crate) struct Bench {
     vm: Vm,
     policy: usize,
     state: Arc<MemoryState>,
+    /// What it asks where it was made by [`Bench::new`].
     pub(crate) history: Arc<MemoryHistory>,
+    store: Arc<dyn History>,
 }
 
 fn settings() -> Settings {
@@ -44,20 +48,37 @@ fn settings() -> Settings {
 impl Bench {
     /// Loads all that is shipped and runs one of it.
     pub(crate) async fn new(policy: &str) -> Self {
-        let (state, history): (Arc<MemoryState>, Arc<MemoryHistory>) = Default::default();
+        let history: Arc<MemoryHistory> = Arc::default();
+        Self::over(policy, Arc::clone(&history) as _, history)
+    }
+
+    /// The same over the embedded history.
+    pub(crate) async fn embedded(policy: &str, folder: &Path) -> Self {
+        let settings = serde_json::json!({
+            "kind": "embedded", "retention_days": 36_500, "commit_every": "2ms", "commit_at": 1, "max_hits": 10_000,
+            "max_buckets": 65_536, "writer_memory": "64 MiB", "search_timeout": "10s",
+        });
+        let settings = serde_json::from_value(settings).unwrap();
+        let store = EmbeddedHistory::open(folder, &settings, Arc::new(Metrics::new())).unwrap();
+        Self::over(policy, store, Arc::default())
+    }
+
+    fn over(policy: &str, store: Arc<dyn History>, history: Arc<MemoryHistory>) -> Self {
+        let state: Arc<MemoryState> = Arc::default();
         let services = Services {
-            history: Arc::clone(&history) as _,
+            history: Arc::clone(&store),
             state: Arc::clone(&state) as _,
             tentative: Arc::default(),
             geoip: Arc::new(GeoIp::none()),
             metrics: Arc::new(Metrics::new()),
+            max_value: 16 * 1024,
         };
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
         let policies = PolicySet::resolve(&[shipped]).unwrap();
         let (watchdog, _events) = Watchdog::start(settings().stuck_after).unwrap();
         let vm = Vm::new(&policies, &services, &settings(), &watchdog).unwrap();
         let policy = vm.names().iter().position(|name| name == policy).unwrap();
-        Self { vm, policy, state, history }
+        Self { vm, policy, state, history, store }
     }
 
     /// Calls the policy; nothing takes effect yet.
@@ -76,7 +97,7 @@ impl Bench {
         let mut effects = self.call(&report).await;
         let alerts = std::mem::take(&mut effects.alerts);
         self.apply(&report, effects).await;
-        self.history.put(report);
+        self.store.store(Arc::new(report)).await.unwrap();
         alerts
     }
 

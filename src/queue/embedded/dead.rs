@@ -61,7 +61,7 @@ impl Dead {
 
     async fn read(&self, id: &str) -> Result<Option<DeadLetter>, QueueError> {
         let (log, id) = (Arc::clone(&self.log), id.to_owned());
-        let read = move || match log.dead.get(&id).map_err(|error| log.unavailable(error))? {
+        let read = move || match log.dead.get(&id).map_err(|error| log.broken(&error))? {
             None => Ok(None),
             Some(bytes) => match record::decode_letter(id, bytes.into()) {
                 Some(letter) => Ok(Some(letter)),
@@ -94,7 +94,7 @@ impl DeadLetters for Dead {
                     if letters.len() >= most {
                         break;
                     }
-                    let (key, value) = entry.into_inner().map_err(|error| log.unavailable(error))?;
+                    let (key, value) = entry.into_inner().map_err(|error| log.broken(&error))?;
                     let id = String::from_utf8_lossy(&key).into_owned();
                     match record::decode_letter(id, value.into()) {
                         Some(letter) if filter.matches(&letter) => letters.push(letter),

@@ -13,8 +13,8 @@ use fjall::{Keyspace, KeyspaceCreateOptions};
 use tokio::sync::watch;
 
 use super::super::QueueError;
-use super::room::{Progress, Tail};
-use crate::store::Store;
+use super::room::{Disk, MIN_FREE, Progress, Tail};
+use crate::store::{self, Store};
 use crate::telemetry::Metrics;
 
 /// A segment ends at this many bytes, however few messages it has: what is handled must not hold the disk for long.
@@ -39,6 +39,9 @@ pub(super) struct Log {
     /// Bytes that are not handled, and bytes on their way to the log.
     pub(super) unhandled: AtomicU64,
     pub(super) max_bytes: u64,
+    /// Free bytes on the disk below which nothing more is taken.
+    pub(super) min_free: u64,
+    pub(super) disk: Mutex<Disk>,
     pub(super) retry_after: Duration,
     pub(super) metrics: Arc<Metrics>,
     label: &'static str,
@@ -59,7 +62,7 @@ impl Log {
         }
         let meta = store.keyspace(&format!("queue.{name}.meta")).map_err(|e| failed(e.to_string()))?;
         let dead = store.keyspace(&format!("queue.{name}.dead")).map_err(|e| failed(e.to_string()))?;
-        let read = |key: &str| meta.get(key).map_err(|e| failed(e.to_string()));
+        let read = |key: &str| meta.get(key).map_err(|e| failed(store::explain(&e)));
         let (next, appended) = pair(read(TAIL)?.as_deref()).unwrap_or_default();
         let (position, handled) = pair(read(POSITION)?.as_deref()).unwrap_or_default();
         let mut segments = BTreeMap::new();
@@ -73,7 +76,7 @@ impl Log {
         // After a power cut the position may be older than the segments that were dropped behind it.
         let oldest = segments.keys().next().copied().unwrap_or(next);
         let position = position.max(oldest).min(next);
-        let dead_count = dead.len().map_err(|e| failed(e.to_string()))? as u64;
+        let dead_count = dead.len().map_err(|e| failed(store::explain(&e)))? as u64;
         let log = Self {
             store: store.clone(),
             name: name.to_owned(),
@@ -86,11 +89,18 @@ impl Log {
             end: watch::Sender::new(next),
             unhandled: AtomicU64::new(appended.saturating_sub(handled)),
             max_bytes: settings.max_bytes.as_u64(),
+            min_free: MIN_FREE,
+            disk: Mutex::new(Disk::default()),
             retry_after: settings.retry_after,
             metrics,
             label,
         };
         Ok((log, Tail { next, appended }))
+    }
+
+    /// An error of the database.
+    pub(super) fn broken(&self, error: &fjall::Error) -> QueueError {
+        self.unavailable(store::explain(error))
     }
 
     pub(super) fn unavailable(&self, reason: impl ToString) -> QueueError {
@@ -110,7 +120,7 @@ impl Log {
         drop(segments);
         // A backlog must not stay in memory; and the tables written here are what lets the journal behind them go.
         for keyspace in to_disk.iter().chain([&self.meta]) {
-            keyspace.rotate_memtable().map_err(|error| self.unavailable(error))?;
+            keyspace.rotate_memtable().map_err(|error| self.broken(&error))?;
         }
         let name = format!("{}{sequence:016x}", segment_prefix(&self.name));
         let made = self.store.keyspace_with(&name, segment_options).map_err(|error| self.unavailable(error))?;

@@ -6,9 +6,9 @@
 //!                          └──────── position, dead letters ─────────────────┘
 //! ```
 //!
-//! [`log`] is the form on disk ([`record`] that of one message), [`writer`] its only writer ([`command`] what it is asked), [`reading`]
-//! reads it, [`room`] counts. [`source`] hands out, [`settling`] takes back by the [`way`] of settlements, [`flights`] knows what is
-//! out, [`dead`] keeps what was rejected. After a crash, messages from the stored position on are handed out again: none
+//! `log` is the form on disk (`record` that of one message), `writer` its only writer (`command` what it is asked), `reading`
+//! reads it, `room` counts. `source` hands out, `settling` takes back by the `way` of settlements, `flights` knows what is
+//! out, `dead` keeps what was rejected. After a crash, messages from the stored position on are handed out again: none
 //! is lost, some come twice.
 
 mod command;
@@ -153,7 +153,7 @@ impl Queue for EmbeddedQueue {
                 let (position, end) = (log.progress().position, *log.end.borrow());
                 let first =
                     if position < end { log.read(position, end, 1, 1).map(|(first, _)| first) } else { Ok(vec![]) };
-                let first = first.map_err(|error| log.unavailable(error))?;
+                let first = first.map_err(|error| log.broken(&error))?;
                 let oldest = first.first().and_then(|first| first.content.as_ref().ok()).map(|m| m.published);
                 log.show();
                 log.show_oldest(oldest.map_or(0.0, |oldest| Time::now().since(oldest).as_secs_f64()));

@@ -4,9 +4,23 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::super::QueueError;
 use super::log::Log;
+
+/// Free bytes that new messages leave to what must go on: positions, dead letters, state, history. A database whose write fails for
+/// want of room takes no more writes until a restart.
+pub(super) const MIN_FREE: u64 = 256 * 1024 * 1024;
+/// How often the disk is asked.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What the disk said last.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    looked: Option<Instant>,
+    short: bool,
+}
 
 /// How far the messages are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,17 +43,30 @@ pub(super) struct Tail {
 impl Log {
     /// Takes room for bytes to be written, or says that there is none. One message always fits into an empty queue.
     pub(super) fn reserve(&self, bytes: u64) -> Result<(), QueueError> {
+        if self.disk_is_short() {
+            let least = bytesize::ByteSize(self.min_free);
+            return Err(self.full(format!("less than {least} free on the disk of data_dir")));
+        }
         let take = |used: u64| {
             let sum = used.saturating_add(bytes);
             (used == 0 || sum <= self.max_bytes).then_some(sum)
         };
-        self.unhandled.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).map(|_| ()).map_err(|_| {
-            QueueError::Full {
-                queue: self.name.clone(),
-                limit: format!("queue.embedded.max_bytes = {}", bytesize::ByteSize(self.max_bytes)),
-                retry_after: self.retry_after,
-            }
-        })
+        let taken = self.unhandled.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
+        let limit = || format!("queue.embedded.max_bytes = {}", bytesize::ByteSize(self.max_bytes));
+        taken.map(|_| ()).map_err(|_| self.full(limit()))
+    }
+
+    fn full(&self, limit: String) -> QueueError {
+        QueueError::Full { queue: self.name.clone(), limit, retry_after: self.retry_after }
+    }
+
+    fn disk_is_short(&self) -> bool {
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        if disk.looked.is_none_or(|looked| looked.elapsed() > LOOK_EVERY) {
+            let short = self.store.free_bytes().is_some_and(|free| free < self.min_free);
+            *disk = Disk { looked: Some(Instant::now()), short };
+        }
+        disk.short
     }
 
     /// Gives room back.

@@ -158,6 +158,20 @@ async fn room_is_given_back_by_a_caller_that_goes_away() {
     assert_eq!(queue.log.unhandled(), 0);
 }
 
+#[test]
+fn nothing_is_taken_when_the_disk_is_short() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = store(temp.path());
+    assert!(store.free_bytes().is_some());
+    let metrics = Arc::new(Metrics::new());
+    let (mut log, _) = Log::open(&store, "reports", &settings(100), metrics, "reports").unwrap();
+    log.min_free = 0;
+    assert!(log.reserve(1).is_ok());
+    (log.min_free, log.disk) = (u64::MAX, Default::default());
+    let refused = log.reserve(1).unwrap_err();
+    assert!(matches!(refused, QueueError::Full { .. }) && refused.to_string().contains("data_dir"), "{refused}");
+}
+
 /// Figures, not a test: a backlog of a million messages of 400 bytes, written, handed out, dropped.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement; run it in a release build"]

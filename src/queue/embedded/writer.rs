@@ -107,7 +107,7 @@ impl Writer {
         let mode = if built.durable { PersistMode::SyncData } else { PersistMode::Buffer };
         let done = match failed {
             Some(error) => Err(error),
-            None => built.batch.durability(Some(mode)).commit().map_err(|error| self.log.unavailable(error)),
+            None => built.batch.durability(Some(mode)).commit().map_err(|error| self.log.broken(&error)),
         };
         match &done {
             Ok(()) => {
@@ -173,7 +173,7 @@ impl Writer {
     }
 
     fn remove_letter(&self, key: String, built: &mut Built) -> Result<bool, QueueError> {
-        let there = self.log.dead.contains_key(&key).map_err(|error| self.log.unavailable(error))?;
+        let there = self.log.dead.contains_key(&key).map_err(|error| self.log.broken(&error))?;
         if !there || built.gone.contains(&key) {
             return Ok(false);
         }

@@ -1,7 +1,7 @@
 //! The state in the data folder.
 //!
-//! Owns the form on disk: values with their expiry, sets ([`set`]), markers ([`markers`]). Reads are answered where they are asked;
-//! writes go through one thread ([`writer`]). A read costs microseconds while its block is in memory.
+//! Owns the form on disk: values with their expiry, sets (`set`), markers (`markers`). Reads are answered where they are asked;
+//! writes go through one thread (`writer`). A read costs microseconds while its block is in memory.
 
 mod markers;
 mod set;
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::markers::Markers;
 use self::set::{Head, decode_seen, distinct};
-use self::writer::{Command, Swept, Writer, error, value_at};
+use self::writer::{Command, Swept, Writer, disk, error, value_at};
 use super::{Batch, Settings, State, StateError};
 use crate::report::{ReportId, Time};
 use crate::store::Store;
@@ -138,7 +138,7 @@ impl State for EmbeddedState {
     fn get<'a>(&'a self, key: &'a str, at: Time) -> BoxFuture<'a, Result<Option<Bytes>, StateError>> {
         Box::pin(async move {
             self.shelves.seen_time(at);
-            let value = self.shelves.values.get(disk_key(key)).map_err(error)?;
+            let value = self.shelves.values.get(disk_key(key)).map_err(disk)?;
             Ok(value.and_then(|value| value_at(value.into(), at)))
         })
     }
@@ -146,12 +146,12 @@ impl State for EmbeddedState {
     fn members<'a>(&'a self, key: &'a str, after: Time, until: Time) -> BoxFuture<'a, Result<Vec<u64>, StateError>> {
         Box::pin(async move {
             self.shelves.seen_time(until);
-            self.shelves.members(key, after, until).map_err(error)
+            self.shelves.members(key, after, until).map_err(disk)
         })
     }
 
     fn handled(&self, report: ReportId) -> BoxFuture<'_, Result<Vec<String>, StateError>> {
-        Box::pin(async move { self.shelves.markers.get(report, Time::now()).map_err(error) })
+        Box::pin(async move { self.shelves.markers.get(report, Time::now()).map_err(disk) })
     }
 
     fn apply(&self, batch: Batch) -> BoxFuture<'_, Result<(), StateError>> {

@@ -279,6 +279,6 @@ async fn two_hundred_thousand_reports_are_applied() {
     println!(
         "members: {:?} each, of {}",
         asked.elapsed() / 1000,
-        state.members("q\01", at(0), at(2000)).await.unwrap().len()
+        state.members(&crate::state::full_key("q", "1"), at(0), at(2000)).await.unwrap().len()
     );
 }

@@ -86,7 +86,7 @@ impl Writer {
                     Command::Sweep { most, answer } => {
                         // Before what is gathered: a head that is about to change must not be removed behind it.
                         let swept = if pending.heads.is_empty() && pending.values.is_empty() {
-                            self.sweep(most).map_err(error)
+                            self.sweep(most).map_err(disk)
                         } else {
                             Ok(Swept::default())
                         };
@@ -95,7 +95,7 @@ impl Writer {
                 }
             }
             if done.is_ok() {
-                done = self.commit(pending).map_err(error);
+                done = self.commit(pending).map_err(disk);
             }
             if let Err(error) = &done {
                 tracing::error!(%error, "state could not be written");
@@ -124,7 +124,7 @@ impl Writer {
                 Write::Add { key, member, at, within } => {
                     self.shelves.seen_time(*at);
                     let seen = (tentative::member_hash(member), at.micros());
-                    self.add(disk_key(key).into_owned(), seen, *within, pending).map_err(error)?;
+                    self.add(disk_key(key).into_owned(), seen, *within, pending).map_err(disk)?;
                 }
             }
         }
@@ -248,6 +248,11 @@ fn value_expired(value: &[u8], expired: i64) -> bool {
 pub(super) fn value_at(value: Bytes, at: Time) -> Option<Bytes> {
     let until = i64::from_le_bytes(*value.first_chunk()?);
     (at.micros() < until).then(|| value.slice(8..))
+}
+
+/// An error of the database.
+pub(super) fn disk(error: fjall::Error) -> StateError {
+    StateError(crate::store::explain(&error))
 }
 
 pub(super) fn error(error: impl std::fmt::Display) -> StateError {

@@ -1,0 +1,86 @@
+//! The Kafka REST proxy's v2 form, which wforce's webhooks speak with `kafka=true`: POST `/topics/NAME`.
+//!
+//! Owns its envelope. The topic's name is not looked at: there is one reports queue. Each record is answered for itself, as the proxy
+//! does; there is no partition and no offset to tell, so both count from 0.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::{Authenticated, Receiver, answer};
+use crate::report::Time;
+
+const CONTENT_TYPE: &str = "application/vnd.kafka.json.v2+json";
+
+/// The proxy's code for a record that will not be taken however often it is sent.
+const NOT_RETRIABLE: u32 = 1;
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    records: Vec<Record<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Record<'a> {
+    #[serde(borrow)]
+    value: &'a RawValue,
+}
+
+fn error(status: StatusCode, text: &str) -> Response {
+    answer::json(status, &json!({ "error_code": status.as_u16(), "message": text }))
+}
+
+pub(super) async fn records(
+    State(receiver): State<Arc<Receiver>>,
+    Extension(Authenticated(authenticated)): Extension<Authenticated>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if !authenticated {
+        return receiver.unauthorized("unauthorized", "Unauthorized");
+    }
+    let sent = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if sent.split(';').next().unwrap_or_default().trim() != CONTENT_TYPE {
+        receiver.refused("header");
+        return error(StatusCode::UNSUPPORTED_MEDIA_TYPE, &format!("Content-Type: {CONTENT_TYPE} is expected"));
+    }
+    let envelope: Envelope<'_> = match serde_json::from_slice(&body) {
+        Ok(envelope) => envelope,
+        Err(reason) => {
+            receiver.refused("malformed");
+            return error(StatusCode::UNPROCESSABLE_ENTITY, &format!("not {{\"records\":[{{\"value\":…}}]}}: {reason}"));
+        }
+    };
+    let received = Time::now();
+    let (mut messages, mut answers) = (Vec::with_capacity(envelope.records.len()), Vec::<Value>::new());
+    for record in &envelope.records {
+        match receiver.message(record.value.get().as_bytes(), received) {
+            Ok(message) => {
+                answers.push(json!({ "partition": 0, "offset": messages.len(), "error_code": null, "error": null }));
+                messages.push(message);
+            }
+            Err(malformed) => answers.push(json!({
+                "partition": null, "offset": null, "error_code": NOT_RETRIABLE, "error": malformed.to_string(),
+            })),
+        }
+    }
+    if messages.is_empty() {
+        let reason = answers.first().and_then(|first| first["error"].as_str()).unwrap_or("`records` is empty");
+        return error(StatusCode::UNPROCESSABLE_ENTITY, reason);
+    }
+    match receiver.publish(messages, "kafka_rest").await {
+        Ok(()) => {
+            let body = json!({ "offsets": answers, "key_schema_id": null, "value_schema_id": null });
+            answer::json(StatusCode::OK, &body)
+        }
+        Err(refused) => *refused,
+    }
+}
