@@ -33,7 +33,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<(), Failure> {
         let start = async |file: &Path, sets: &[String]| start(file, [sets, &own].concat()).await;
         match crate::demo::run(args.options, start).await {
             Ok(true) => Ok(()),
-            Ok(false) => Err(Failure::failed("not every attack was found")),
+            Ok(false) => Err(Failure::failed("an attack was missed; the table names it")),
             Err(error @ (DemoError::TooFew(_) | DemoError::NotEmpty(_))) => Err(Failure::usage(error.to_string())),
             Err(error) => Err(Failure::failed(error.to_string())),
         }
