@@ -123,8 +123,9 @@ impl Findings {
     }
 
     fn policies(&mut self, config: &Config) {
-        match PolicySet::resolve(&config.policy.path) {
-            Ok(set) => self.add("policies", set.names().join(", ")),
+        let checked = PolicySet::resolve(&config.policy.path).and_then(|set| set.check().map(|()| set));
+        match checked {
+            Ok(set) => self.add("policies", set.names().collect::<Vec<_>>().join(", ")),
             Err(error) => self.errors.push(format!("policy.path: {error}")),
         }
     }

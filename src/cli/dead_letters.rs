@@ -370,6 +370,11 @@ fn apply(common: &Common, change: &Change, verb: Verb) -> Result<(), Failure> {
 }
 
 async fn one(client: &Client, queue: Queue, verb: Verb, id: &str) -> Result<bool, Failure> {
+    // Part of an address: `../..` would be another route.
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    if id.is_empty() || id.starts_with('.') || !id.chars().all(fits) {
+        return Ok(false);
+    }
     let path = format!("/v1/admin/dead-letters/{}/{id}", word(queue));
     let found: Found = match verb {
         Verb::Resend => client.admin(Method::POST, &format!("{path}/resend"), &[], None).await?,

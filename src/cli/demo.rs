@@ -1,11 +1,11 @@
-//! `trackalert demo`: hands over to [`crate::demo`], with the program to start.
+//! `trackalert demo`: hands [`crate::demo`] what it needs to start the program.
 
 use std::path::Path;
 
-use super::{Failure, block_on};
+use super::{Common, Failure, block_on};
 use crate::app::App;
 use crate::config::{Config, Roles};
-use crate::demo::{self, Options, Running};
+use crate::demo::{DemoError, Options, Running};
 use crate::telemetry;
 
 const EXAMPLES: &str = "\
@@ -22,21 +22,32 @@ pub(super) struct Args {
     options: Options,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let all_found = block_on(async move {
-        demo::run(args.options, start).await.map_err(|error| Failure::failed(error.to_string()))
-    })?;
-    if all_found { Ok(()) } else { Err(Failure::failed("an attack was missed; the table names it".to_owned())) }
+pub(super) fn run(common: &Common, args: Args) -> Result<(), Failure> {
+    if common.file.is_some() {
+        return Err(Failure::usage(
+            "the demo writes its own configuration; change it with --set, or run your own with `trackalert run`",
+        ));
+    }
+    let own: Vec<String> = common.sets.clone();
+    block_on(async move {
+        let start = async |file: &Path, sets: &[String]| start(file, [sets, &own].concat()).await;
+        match crate::demo::run(args.options, start).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::failed("an attack was missed; the table names it")),
+            Err(error @ (DemoError::TooFew(_) | DemoError::NotEmpty(_))) => Err(Failure::usage(error.to_string())),
+            Err(error) => Err(Failure::failed(error.to_string())),
+        }
+    })
 }
 
-async fn start(file: &Path, sets: &[String]) -> Result<Running, String> {
-    let config = Config::load(Some(file), sets).map_err(|errors| errors.to_string())?;
+async fn start(file: &Path, sets: Vec<String>) -> Result<Running, String> {
+    let config = Config::load(Some(file), &sets).map_err(|errors| errors.to_string())?;
     telemetry::init_log(&config.log)?;
     let app = App::start(config, Roles::all()).await.map_err(|error| error.to_string())?;
     let address = app.address();
     let drain = Box::pin(async move {
         if let Err(error) = app.drain().await {
-            tracing::error!(%error, "the program did not end well");
+            tracing::error!(%error, "the drain was not clean");
         }
     });
     Ok(Running { address, drain })

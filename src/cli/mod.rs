@@ -60,7 +60,8 @@ pub struct Cli {
 #[derive(Debug, Clone, clap::Args)]
 struct Common {
     /// The configuration; without it the defaults hold (`trackalert config` shows them)
-    #[arg(short = 'C', long = "config", value_name = "FILE", global = true)]
+    // An id that no command has: clap leaves a global argument out of a command with an argument of the same id.
+    #[arg(id = "configuration", short = 'C', long = "config", value_name = "FILE", global = true)]
     file: Option<PathBuf>,
     /// One setting, over file and environment: --set detect.workers=4 (may be given again)
     #[arg(long = "set", value_name = "KEY=VALUE", global = true)]
@@ -120,13 +121,15 @@ pub fn main() -> ExitCode {
         }
     };
     let Some(command) = cli.command else {
-        return output::end(output::print(Cli::command().render_help().ansi()));
+        // Whether it can be written changes nothing.
+        let _ = Cli::command().print_help();
+        return ExitCode::SUCCESS;
     };
     output::end(match command {
         Command::Run(args) => run::run(&cli.common, &args),
         Command::Check(args) => check::run(&cli.common, &args),
         Command::Send(args) => send::run(&cli.common, &args),
-        Command::Demo(args) => demo::run(args),
+        Command::Demo(args) => demo::run(&cli.common, args),
         Command::Query(args) => query::run(&cli.common, &args),
         Command::DeadLetters(args) => dead_letters::run(&cli.common, &args),
         Command::Config(args) => config::run(&cli.common, &args),
@@ -151,6 +154,18 @@ mod tests {
     #[test]
     fn the_arguments_have_no_contradiction() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_takes_a_configuration() {
+        let mut whole = Cli::command();
+        whole.build();
+        for command in whole.get_subcommands().filter(|command| command.get_name() != "help") {
+            for long in ["config", "set"] {
+                let takes = command.get_arguments().any(|argument| argument.get_long() == Some(long));
+                assert!(takes, "{} does not take --{long}", command.get_name());
+            }
+        }
     }
 
     #[test]

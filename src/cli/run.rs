@@ -31,7 +31,6 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     let roles = args.roles;
     block_on(async move {
         let app = App::start(config, roles).await.map_err(|error| Failure::failed(error.to_string()))?;
-        tracing::info!(address = %app.address(), %roles, "started");
         app.run_until_signal().await.map_err(|error| Failure::failed(error.to_string()))
     })
 }

@@ -270,12 +270,12 @@ impl<'a> Sender<'a> {
 /// What an answer other than "wait" means.
 fn settled(answer: &Answer) -> Result<Taken, Failure> {
     // 400 is the answer to a batch of which nothing was accepted: it lists the lines as 200 does.
-    if answer.status.is_success() || answer.status == StatusCode::BAD_REQUEST {
-        if let Ok(taken) = answer.json::<Taken>()
-            && (answer.status.is_success() || !taken.refused.is_empty())
-        {
-            return Ok(taken);
-        }
+    let lists = answer.status.is_success() || answer.status == StatusCode::BAD_REQUEST;
+    if lists
+        && let Ok(taken) = answer.json::<Taken>()
+        && (answer.status.is_success() || !taken.refused.is_empty())
+    {
+        return Ok(taken);
     }
     let hint = match answer.status {
         StatusCode::UNAUTHORIZED => {

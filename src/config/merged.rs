@@ -180,7 +180,7 @@ impl Merged {
 }
 
 fn pointer(key: &str) -> String {
-    format!("/{}", key.replace('.', "/").replace('[', "/").replace(']', ""))
+    format!("/{}", key.replace(['.', '['], "/").replace(']', ""))
 }
 
 /// A message of serde in words for people who set a program up.

@@ -1,0 +1,217 @@
+//! The real binary, as a person or a unit file calls it: texts, exit codes, and what it says when nobody answers.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The program in a folder of its own and without the environment of whoever runs the tests.
+fn program(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trackalert"));
+    command.current_dir(folder).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(folder: &Path, args: &[&str]) -> (i32, String, String) {
+    taken(program(folder).args(args).output().unwrap())
+}
+
+fn taken(output: Output) -> (i32, String, String) {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn examples() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/examples");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 4, "{files:?}");
+    files
+}
+
+/// A port of loopback on which nobody listens.
+fn dead_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn without_a_command_the_help_is_printed() {
+    let folder = folder();
+    let (code, out, _) = run(folder.path(), &[]);
+    assert_eq!(code, 0);
+    for word in
+        ["Usage:", "run", "check", "send", "demo", "query", "dead-letters", "config", "Examples:", "Exit codes:"]
+    {
+        assert!(out.contains(word), "{word} is missing in\n{out}");
+    }
+    assert!(!out.contains('\u{1b}'), "no colours into a pipe");
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let folder = folder();
+    for (args, expected) in [
+        (&["run", "--rols", "receive"][..], "--roles"),
+        (&["run", "--roles", "receiver"], "\"receiver\" is no role"),
+        (&["rum"], "run"),
+        (&["query", "{}", "--login", "alice"], "cannot be used with"),
+        (&["query", "{"], "the search body is not JSON"),
+        (&["query", "--since", "yesterday"], "7d"),
+        (&["query", "--remote", "here"], "no address"),
+        (&["dead-letters", "drop"], "--all"),
+        (&["dead-letters", "drop", "x", "--all"], "cannot be used with"),
+        (&["dead-letters", "resend", "x", "--policy", "y"], "either ids or a filter"),
+        (&["send", "--rate", "0"], "0"),
+    ] {
+        let (code, out, err) = run(folder.path(), args);
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {err}");
+        assert!(err.contains(expected), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_exit_code_2_with_all_mistakes_for_every_command_that_reads_one() {
+    let folder = folder();
+    std::fs::write(folder.path().join("ta.toml"), "[http]\nlisen = []\n\n[queue]\nkind = \"kafka\"\n").unwrap();
+    let expected = "trackalert: the configuration has 2 mistakes:\n  \
+                    ta.toml:2: http.lisen: unknown; did you mean http.listen?\n  \
+                    ta.toml:5: queue.kind: \"kafka\" is not in this program yet; use \"embedded\"\n";
+    for command in [&["run"][..], &["check"], &["config"], &["query"], &["send"], &["dead-letters", "list"]] {
+        let (code, out, err) = run(folder.path(), &[command, &["-C", "ta.toml"]].concat());
+        assert_eq!((code, out.as_str(), err.as_str()), (2, "", expected), "{command:?}");
+    }
+    let (code, out, _) = run(folder.path(), &["check", "-C", "ta.toml", "--format", "json"]);
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, answer["ok"].as_bool(), answer["errors"].as_array().unwrap().len()), (2, Some(false), 2));
+}
+
+#[test]
+fn config_shows_each_value_with_its_source_and_no_secret() {
+    let folder = folder();
+    std::fs::write(folder.path().join("ta.toml"), "[http]\npassword = \"hunter2\"\n").unwrap();
+    let output = program(folder.path())
+        .args(["config", "-C", "ta.toml", "--set", "detect.workers=3"])
+        .env("TRACKALERT__LOG__LEVEL", "debug")
+        .env("STATE_DIRECTORY", "/var/lib/ta")
+        .output()
+        .unwrap();
+    let (code, out, _) = taken(output);
+    assert_eq!(code, 0);
+    assert!(!out.contains("hunter2"));
+    let line = |start: &str| {
+        let line = out.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("no {start} in\n{out}"));
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("http.password ="), "http.password = \"********\" # ta.toml:2");
+    assert_eq!(line("detect.workers ="), "detect.workers = 3 # --set detect.workers");
+    assert_eq!(line("log.level ="), "log.level = \"debug\" # TRACKALERT__LOG__LEVEL");
+    assert_eq!(line("data_dir ="), "data_dir = \"/var/lib/ta\" # STATE_DIRECTORY");
+    assert_eq!(line("detect.in_flight ="), "detect.in_flight = 10000 # default");
+
+    // What is printed is a configuration again.
+    std::fs::write(folder.path().join("again.toml"), &out).unwrap();
+    let (code, again, err) = run(folder.path(), &["config", "-C", "again.toml"]);
+    assert_eq!(code, 0, "{err}");
+    let values =
+        |text: &str| text.lines().map(|line| line.split(" # ").next().unwrap().trim().to_owned()).collect::<Vec<_>>();
+    assert_eq!(values(&again), values(&out));
+
+    let (_, json, _) = run(folder.path(), &["config", "--format", "json"]);
+    let list: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+    assert!(list.iter().any(|one| one["key"] == "http.listen" && one["source"] == "default"));
+}
+
+#[test]
+fn every_example_is_a_configuration_that_passes_the_check() {
+    let folder = folder();
+    for example in examples() {
+        let example = example.to_str().unwrap();
+        let (code, out, err) = run(folder.path(), &["check", "-C", example]);
+        assert_eq!(code, 0, "{example}: {out}{err}");
+        assert!(out.ends_with("all well\n"), "{example}: {out}");
+        let (code, out, _) = run(folder.path(), &["check", "-C", example, "--format", "json"]);
+        let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, answer["ok"].as_bool()), (0, Some(true)), "{example}");
+    }
+}
+
+#[test]
+fn check_names_the_file_that_cannot_be_read() {
+    let folder = folder();
+    let (code, out, _) = run(
+        folder.path(),
+        &["check", "--set", "geoip.files=nowhere.mmdb", "--set", "http.tls_cert=c.pem", "--set", "http.tls_key=k.pem"],
+    );
+    assert_eq!(code, 2);
+    for expected in ["error: geoip.files: nowhere.mmdb", "error: http.tls_cert: c.pem", "error: http.tls_key: k.pem"] {
+        assert!(out.contains(expected), "{expected} is missing in\n{out}");
+    }
+}
+
+#[test]
+fn operators_commands_say_what_to_do_when_nobody_answers() {
+    let folder = folder();
+    let port = dead_port();
+    std::fs::write(folder.path().join("ta.toml"), format!("data_dir = \"data\"\nhttp.listen = [\"0.0.0.0:{port}\"]\n"))
+        .unwrap();
+    std::fs::write(folder.path().join("reports"), "{}\n").unwrap();
+    let expected = format!(
+        "trackalert: no trackalert answers at http://127.0.0.1:{port} (http.listen); start it with `trackalert run -C ta.toml`, \
+         or add --offline to open the data folder data\n"
+    );
+    for command in [
+        &["query", "--login", "alice"][..],
+        &["dead-letters", "list"],
+        &["dead-letters", "show", "x"],
+        &["dead-letters", "resend", "--all"],
+        &["send", "reports"],
+    ] {
+        let (code, _, err) = run(folder.path(), &[command, &["-C", "ta.toml"]].concat());
+        assert_eq!((code, err.as_str()), (1, expected.as_str()), "{command:?}");
+    }
+    assert!(!folder.path().join("data").exists(), "no command opens the data folder by itself");
+}
+
+#[test]
+fn query_prints_the_body_that_its_flags_make() {
+    let folder = folder();
+    let (code, out, _) = run(folder.path(), &["query", "--login", "alice", "--failed", "--print"]);
+    let body: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, 0);
+    assert_eq!(body["query"]["bool"]["filter"][0]["term"]["login"], "alice");
+}
+
+#[test]
+fn completions_and_manual_pages_are_generated() {
+    let folder = folder();
+    for (shell, expected) in
+        [("bash", "_trackalert()"), ("zsh", "#compdef trackalert"), ("fish", "complete -c trackalert")]
+    {
+        let (code, out, _) = run(folder.path(), &["completions", shell]);
+        assert!(code == 0 && out.contains(expected) && out.contains("dead-letters"), "{shell}");
+    }
+    let (code, out, _) = run(folder.path(), &["man"]);
+    assert!(code == 0 && out.contains(".TH trackalert 1"), "{out}");
+    let (code, _, err) = run(folder.path(), &["man", "pages"]);
+    assert_eq!(code, 0, "{err}");
+    for name in ["trackalert", "trackalert-run", "trackalert-dead-letters", "trackalert-query"] {
+        let page = std::fs::read_to_string(folder.path().join(format!("pages/{name}.1"))).unwrap();
+        assert!(page.contains(".TH"), "{name}");
+    }
+}
+
+#[test]
+fn a_pipe_that_is_closed_ends_a_command_quietly() {
+    let folder = folder();
+    for args in [&["config"][..], &["completions", "bash"], &["man"], &[]] {
+        let mut child =
+            program(folder.path()).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let (code, _, err) = taken(child.wait_with_output().unwrap());
+        assert_eq!((code, err.as_str()), (0, ""), "{args:?}");
+    }
+}
