@@ -1,8 +1,214 @@
-//! placeholder
-/// Checked policies.
-#[derive(Debug, Default)]
-pub struct PolicySet {}
-/// Why not.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct LoadError(pub String);
+//! Policies from folders: found, read, compiled once to see whether they are right.
+//!
+//! Owns what a folder of policies looks like and every message about one that is wrong. Runs no handler.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::vm::Vm;
+
+/// The policies in the program, as name and source. To add one: `("new_origin", include_str!("../../policies/new_origin/policy.lua"))`.
+const SHIPPED: &[(&str, &str)] = &[];
+
+/// The file of a policy, in a folder of its name.
+const FILE: &str = "policy.lua";
+/// Lua that policies share; no policy.
+const LIBRARY: &str = "lib";
+/// Bytes of one policy.
+const MAX_SOURCE: u64 = 1 << 20;
+/// Policies of one set.
+const MAX_POLICIES: usize = 256;
+/// Bytes of a name: it is part of metrics, of keys in the state, and of every place in an error, which Lua cuts at 60.
+const MAX_NAME: usize = 40;
+
+/// Every problem of the policies at once.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub struct LoadError {
+    /// One a line, each with the file, and the line where there is one.
+    pub problems: Vec<String>,
+}
+
+impl LoadError {
+    pub(super) fn one(problem: String) -> Self {
+        Self { problems: vec![problem] }
+    }
+}
+
+/// One policy's source.
+#[derive(Debug, Clone)]
+pub(super) struct Policy {
+    pub(super) name: String,
+    pub(super) source: String,
+    /// Where it came from, for people.
+    pub(super) place: String,
+}
+
+impl Policy {
+    /// What Lua calls the file, in short: long paths are cut in error messages.
+    pub(super) fn chunk(&self) -> String {
+        format!("{}/{FILE}", self.name)
+    }
+
+    /// A Lua error with the whole path in place of the short name.
+    pub(super) fn located(&self, error: &str) -> String {
+        match error.strip_prefix(&self.chunk()) {
+            Some(rest) => format!("{}{rest}", self.place),
+            None => format!("{}: {error}", self.place),
+        }
+    }
+}
+
+/// Checked policies, sorted by name. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct PolicySet {
+    policies: Arc<[Policy]>,
+    generation: u64,
+}
+
+impl PolicySet {
+    /// Every `<name>/policy.lua` in these folders. The folder `lib` and hidden folders are left out. All problems are reported at once.
+    pub fn load(paths: &[PathBuf]) -> Result<Self, LoadError> {
+        let mut found = BTreeMap::new();
+        let mut problems = Vec::new();
+        for path in paths {
+            read_folder(path, &mut found, &mut problems);
+        }
+        if found.len() > MAX_POLICIES {
+            problems.push(format!("{} policies are more than the {MAX_POLICIES} that a set may have", found.len()));
+        }
+        let set = Self::of(found.into_values().collect());
+        // What could be read is checked even where something could not: one run shows every problem.
+        if let Err(error) = set.check() {
+            problems.extend(error.problems);
+        }
+        if set.is_empty() && problems.is_empty() {
+            let paths = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+            tracing::warn!(paths, "no policies found: reports are stored and nothing is detected");
+        }
+        if problems.is_empty() { Ok(set) } else { Err(LoadError { problems }) }
+    }
+
+    /// The policies that are in the program.
+    pub fn shipped() -> Self {
+        let policy = |(name, source): &(&str, &str)| Policy {
+            name: (*name).to_owned(),
+            source: (*source).to_owned(),
+            place: format!("shipped policy {name}"),
+        };
+        Self::of(SHIPPED.iter().map(policy).collect())
+    }
+
+    /// What the setting `policy.path` means: its folders; where it is empty `./policies` if that exists, else the shipped policies.
+    pub fn resolve(paths: &[PathBuf]) -> Result<Self, LoadError> {
+        let local = PathBuf::from("policies");
+        if !paths.is_empty() {
+            Self::load(paths)
+        } else if local.is_dir() {
+            Self::load(&[local])
+        } else {
+            let set = Self::shipped();
+            set.check().map(|()| set)
+        }
+    }
+
+    /// One policy from memory, for tests and benchmarks. It is not checked before a machine is built.
+    pub fn from_sources<'a>(sources: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let policy = |(name, source): (&str, &str)| Policy {
+            name: name.to_owned(),
+            source: source.to_owned(),
+            place: format!("{name}/{FILE}"),
+        };
+        Self::of(sources.into_iter().map(policy).collect())
+    }
+
+    fn of(mut policies: Vec<Policy>) -> Self {
+        static GENERATION: AtomicU64 = AtomicU64::new(1);
+        policies.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { policies: policies.into(), generation: GENERATION.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Loads every policy into a machine of its own and throws it away. Blocks for some milliseconds.
+    pub fn check(&self) -> Result<(), LoadError> {
+        Vm::scratch(&self.policies)
+    }
+
+    /// The names, by index.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.policies.iter().map(|policy| policy.name.as_str())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.policies.len()
+    }
+
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty()
+    }
+
+    /// Larger for each set made in this process: which of two is the newer.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(super) fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+}
+
+fn read_folder(path: &Path, found: &mut BTreeMap<String, Policy>, problems: &mut Vec<String>) {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) => {
+            problems.push(format!("{}: no folder of policies: {error}", path.display()));
+            return;
+        }
+    };
+    for entry in entries {
+        let folder = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => {
+                problems.push(format!("{}: {error}", path.display()));
+                continue;
+            }
+        };
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with('.') || name == LIBRARY || !folder.is_dir() {
+            continue;
+        }
+        match read_policy(&folder, &name) {
+            Ok(policy) => {
+                if let Some(other) = found.get(&name) {
+                    problems.push(format!("{}: the name {name} is taken by {}", policy.place, other.place));
+                } else {
+                    found.insert(name, policy);
+                }
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+}
+
+fn read_policy(folder: &Path, name: &str) -> Result<Policy, String> {
+    let file = folder.join(FILE);
+    let place = file.display().to_string();
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.len() > MAX_NAME || !name.chars().all(fits) {
+        return Err(format!("{place}: a policy's name is of a-z, A-Z, 0-9, _ and -, at most {MAX_NAME} of them"));
+    }
+    let size = std::fs::metadata(&file).map_err(|error| format!("{place}: {error}"))?.len();
+    if size > MAX_SOURCE {
+        return Err(format!("{place}: is {size} bytes; a policy may have {MAX_SOURCE}"));
+    }
+    let bytes = std::fs::read(&file).map_err(|error| format!("{place}: {error}"))?;
+    let source = String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count();
+        format!("{place}:{line}: is not UTF-8")
+    })?;
+    Ok(Policy { name: name.to_owned(), source, place })
+}

@@ -9,7 +9,9 @@
 //! one: it says what a call did, and [`crate::detect`] decides.
 
 pub mod api;
+mod call;
 pub mod load;
+mod sandbox;
 pub mod vm;
 pub mod watchdog;
 
@@ -67,6 +69,8 @@ pub struct Services {
     pub geoip: Arc<crate::geoip::GeoIp>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// `state.max_value`: the largest value of `state.set`.
+    pub state_max_value: ByteSize,
 }
 
 /// What one successful call of one policy's `report` wants to take effect. Nothing has yet.

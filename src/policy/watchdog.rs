@@ -1,1 +1,437 @@
-//! placeholder
+//! Stops handlers that do not come back: one thread that watches every thread with a virtual machine.
+//!
+//! Owns the CPU accounting of calls and the debug hook that stops one. A worker says before a poll what it runs and how much it may
+//! still use; that and two readings of a clock are all it costs while nothing is wrong. When a poll is over its limit this thread sets
+//! a hook that raises at every following instruction, so that a loop around `pcall` cannot swallow it, and the worker clears it when
+//! the poll returns. C code runs no instructions: a poll that still does not come back is reported as [`Event::Stuck`].
+//! Never decides what becomes of a stuck worker (that is [`crate::detect`]).
+#![allow(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use mlua::{Lua, ffi};
+
+use crate::report::ReportId;
+
+/// How often the watchdog looks while something runs, and while nothing does: how far over its limit a call may get.
+const TICK: Duration = Duration::from_millis(10);
+const IDLE_TICK: Duration = Duration::from_millis(100);
+/// Shorter polls are charged by the wall: cheaper by a system call, and wrong by this much at most.
+const SHORT: Duration = Duration::from_millis(1);
+/// How long the self-test waits for its endless loop to be stopped.
+const SELF_TEST: Duration = Duration::from_secs(10);
+
+/// What the watchdog has to say about a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A call is over its limit and has not come back `policy.stuck_after` later: it is in C code that no hook can stop.
+    Stuck {
+        /// The worker, by the number it registered with.
+        worker: usize,
+        /// The index of the policy in its set.
+        policy: usize,
+        /// The report it was called for.
+        report: ReportId,
+    },
+    /// The call that was reported as stuck came back after all.
+    Unstuck {
+        /// The worker.
+        worker: usize,
+        /// The policy.
+        policy: usize,
+        /// The report.
+        report: ReportId,
+    },
+}
+
+/// What a worker says before a poll.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Poll {
+    /// The policy's index.
+    pub(super) policy: usize,
+    /// The report.
+    pub(super) report: ReportId,
+    /// CPU that the call may still use.
+    pub(super) cpu: Duration,
+    /// Wall time that the call may still take.
+    pub(super) wall: Duration,
+}
+
+/// The shared part of a lane: what the worker publishes and the watchdog reads.
+struct Slot {
+    worker: usize,
+    stuck_after: Duration,
+    on_event: Box<dyn Fn(Event) + Send + Sync>,
+    clock: libc::clockid_t,
+    /// Odd while a poll runs.
+    sequence: AtomicU64,
+    policy: AtomicUsize,
+    report: [AtomicU64; 2],
+    cpu_micros: AtomicU64,
+    wall_micros: AtomicU64,
+    state: AtomicPtr<ffi::lua_State>,
+    /// The hook is, or is about to be, set for the poll that runs.
+    fired: AtomicBool,
+    /// Held while the hook is set or cleared.
+    hook: Mutex<()>,
+    gone: AtomicBool,
+}
+
+/// A thread's registration. Every virtual machine of the thread holds it; the watchdog forgets the thread when all are gone.
+pub struct Lane {
+    slot: Arc<Slot>,
+    sampled_at: Cell<Instant>,
+    sampled_cpu: Cell<Duration>,
+    began: Cell<Instant>,
+}
+
+thread_local! {
+    static LANE: RefCell<Weak<Lane>> = const { RefCell::new(Weak::new()) };
+}
+
+/// Registers this thread as worker number `worker`. The event function is called on the watchdog's thread, so it must be quick and must
+/// not block. Keep the lane for the life of the thread, and register before the first [`super::Vm`] is built.
+pub fn register(worker: usize, stuck_after: Duration, on_event: impl Fn(Event) + Send + Sync + 'static) -> Rc<Lane> {
+    let lane = Rc::new(Lane::new(worker, stuck_after, Box::new(on_event)));
+    LANE.with(|current| *current.borrow_mut() = Rc::downgrade(&lane));
+    shared().slots().push(Arc::clone(&lane.slot));
+    shared().wake.notify_one();
+    lane
+}
+
+/// The lane of this thread. A thread that never registered (a test, a check) gets one that tells nobody.
+pub(super) fn lane(stuck_after: Duration) -> Rc<Lane> {
+    LANE.with(|current| current.borrow().upgrade()).unwrap_or_else(|| register(usize::MAX, stuck_after, |_| {}))
+}
+
+impl Lane {
+    fn new(worker: usize, stuck_after: Duration, on_event: Box<dyn Fn(Event) + Send + Sync>) -> Self {
+        let now = Instant::now();
+        let slot = Slot {
+            worker,
+            stuck_after,
+            on_event,
+            clock: this_threads_clock(),
+            sequence: AtomicU64::new(0),
+            policy: AtomicUsize::new(0),
+            report: [AtomicU64::new(0), AtomicU64::new(0)],
+            cpu_micros: AtomicU64::new(0),
+            wall_micros: AtomicU64::new(0),
+            state: AtomicPtr::new(std::ptr::null_mut()),
+            fired: AtomicBool::new(false),
+            hook: Mutex::new(()),
+            gone: AtomicBool::new(false),
+        };
+        let cpu = read_clock(slot.clock).unwrap_or_default();
+        Self { slot: Arc::new(slot), sampled_at: Cell::new(now), sampled_cpu: Cell::new(cpu), began: Cell::new(now) }
+    }
+
+    /// Runs `f`, which runs Lua code of `lua` on this thread, under the limits of `poll`. Gives what `f` gave and the CPU it used.
+    pub(super) fn watch<R>(&self, lua: &Lua, poll: Poll, f: impl FnOnce() -> R) -> (R, Duration) {
+        self.enter(lua, poll);
+        let left = Leave(self);
+        let result = f();
+        drop(left);
+        (result, self.charge())
+    }
+
+    fn enter(&self, lua: &Lua, poll: Poll) {
+        let slot = &*self.slot;
+        let now = Instant::now();
+        self.began.set(now);
+        if now.duration_since(self.sampled_at.get()) >= SHORT {
+            self.sample(now);
+        }
+        let id = poll.report.as_bytes();
+        let half = |i: usize| u64::from_be_bytes(std::array::from_fn(|byte| id[8 * i + byte]));
+        slot.policy.store(poll.policy, Ordering::Relaxed);
+        slot.report[0].store(half(0), Ordering::Relaxed);
+        slot.report[1].store(half(1), Ordering::Relaxed);
+        slot.cpu_micros.store(micros(poll.cpu), Ordering::Relaxed);
+        slot.wall_micros.store(micros(poll.wall), Ordering::Relaxed);
+        slot.state.store(lua.state(), Ordering::Relaxed);
+        slot.sequence.fetch_add(1, Ordering::Release);
+    }
+
+    fn leave(&self) {
+        let slot = &*self.slot;
+        slot.sequence.fetch_add(1, Ordering::SeqCst);
+        // Either the watchdog sees the new number and sets no hook, or this thread sees `fired` and waits for it: both are SeqCst.
+        if slot.fired.load(Ordering::SeqCst) {
+            let _held = lock(&slot.hook);
+            let state = slot.state.load(Ordering::Relaxed);
+            // SAFETY: the state belongs to the machine whose poll just returned on this thread; the caller borrows that machine, so
+            // it is alive, and the lock keeps the watchdog away.
+            unsafe { unhook(state) };
+            slot.fired.store(false, Ordering::SeqCst);
+        }
+    }
+
+    fn charge(&self) -> Duration {
+        let now = Instant::now();
+        let wall = now.duration_since(self.began.get());
+        if wall < SHORT {
+            return wall;
+        }
+        let before = self.sampled_cpu.get();
+        self.sample(now);
+        self.sampled_cpu.get().saturating_sub(before).min(wall)
+    }
+
+    fn sample(&self, now: Instant) {
+        self.sampled_at.set(now);
+        if let Some(cpu) = read_clock(self.slot.clock) {
+            self.sampled_cpu.set(cpu);
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.slot.gone.store(true, Ordering::Release);
+    }
+}
+
+/// Ends the watch also where the poll panics: a hook left behind would kill the next call.
+struct Leave<'a>(&'a Lane);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn this_threads_clock() -> libc::clockid_t {
+    let mut clock = libc::CLOCK_THREAD_CPUTIME_ID;
+    // SAFETY: the calling thread is alive, so its handle is valid, and `clock` is a valid place for the answer.
+    let failed = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
+    if failed != 0 {
+        tracing::warn!(error = failed, "no CPU clock for this thread: its limits are not kept");
+    }
+    clock
+}
+
+/// `None` where the thread behind the clock is gone.
+fn read_clock(clock: libc::clockid_t) -> Option<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer; a clock of a thread that is gone gives an error.
+    let failed = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    (failed == 0).then(|| Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0)))
+}
+
+/// Raises in the running Lua code. Called by LuaJIT on the worker's thread, before an instruction.
+unsafe extern "C-unwind" fn stop(state: *mut ffi::lua_State, _: *mut ffi::lua_Debug) {
+    // SAFETY: LuaJIT calls a hook with the state that runs; raising is what a hook may do, and this frame owns nothing to drop.
+    unsafe { ffi::luaL_error(state, c"the handler is over its limit".as_ptr()) };
+}
+
+/// # Safety
+/// The state's machine must be alive, and the caller must hold the slot's lock.
+unsafe fn unhook(state: *mut ffi::lua_State) {
+    // SAFETY: as above. Cleared twice with a hook in between: LuaJIT rewrites its dispatch table only on a change of mode, and a
+    // trace that ended while the other thread wrote it may have left half of it behind.
+    unsafe {
+        ffi::lua_sethook(state, None, 0, 0);
+        ffi::lua_sethook(state, Some(stop), ffi::LUA_MASKCOUNT, i32::MAX);
+        ffi::lua_sethook(state, None, 0, 0);
+    }
+}
+
+/// What the watchdog's thread remembers of a lane between two looks.
+struct Watched {
+    slot: Arc<Slot>,
+    sequence: u64,
+    cpu: Duration,
+    since: Instant,
+    over: Option<Instant>,
+    stuck: Option<(usize, ReportId)>,
+}
+
+impl Watched {
+    fn new(slot: Arc<Slot>) -> Self {
+        Self { slot, sequence: 0, cpu: Duration::ZERO, since: Instant::now(), over: None, stuck: None }
+    }
+
+    /// Looks once. Gives whether a poll runs.
+    fn look(&mut self) -> bool {
+        let sequence = self.slot.sequence.load(Ordering::Acquire);
+        if sequence != self.sequence {
+            if let Some((policy, report)) = self.stuck.take() {
+                (self.slot.on_event)(Event::Unstuck { worker: self.slot.worker, policy, report });
+            }
+            self.sequence = sequence;
+            self.over = None;
+            self.since = Instant::now();
+            self.cpu = read_clock(self.slot.clock).unwrap_or_default();
+            return sequence % 2 == 1;
+        }
+        if sequence.is_multiple_of(2) {
+            return false;
+        }
+        if self.over.is_none() && !self.is_over() {
+            return true;
+        }
+        self.fire();
+        let since = *self.over.get_or_insert_with(Instant::now);
+        if self.stuck.is_none() && since.elapsed() >= self.slot.stuck_after {
+            let (policy, report) = self.running();
+            // Read under the same number as at the start of this look, or they belong to the next poll.
+            if self.slot.sequence.load(Ordering::Acquire) == sequence {
+                self.stuck = Some((policy, report));
+                (self.slot.on_event)(Event::Stuck { worker: self.slot.worker, policy, report });
+            }
+        }
+        true
+    }
+
+    fn is_over(&self) -> bool {
+        if self.since.elapsed() > Duration::from_micros(self.slot.wall_micros.load(Ordering::Relaxed)) {
+            return true;
+        }
+        let limit = Duration::from_micros(self.slot.cpu_micros.load(Ordering::Relaxed));
+        read_clock(self.slot.clock).is_some_and(|cpu| cpu.saturating_sub(self.cpu) > limit)
+    }
+
+    fn fire(&self) {
+        let slot = &*self.slot;
+        let _held = lock(&slot.hook);
+        let before = slot.fired.swap(true, Ordering::SeqCst);
+        if slot.sequence.load(Ordering::SeqCst) != self.sequence {
+            slot.fired.store(before, Ordering::SeqCst);
+            return;
+        }
+        let state = slot.state.load(Ordering::Relaxed);
+        // SAFETY: the poll with this number has not returned, and cannot get past `leave` while this lock is held, so the machine is
+        // alive. LuaJIT lets a hook be set from outside of the running code (it is how its own interpreter handles an interrupt). Set
+        // anew at each look by way of none, because a trace that ends at the same moment may undo it.
+        unsafe {
+            ffi::lua_sethook(state, None, 0, 0);
+            ffi::lua_sethook(state, Some(stop), ffi::LUA_MASKCOUNT, 1);
+        }
+    }
+
+    fn running(&self) -> (usize, ReportId) {
+        let high = self.slot.report[0].load(Ordering::Relaxed);
+        let low = self.slot.report[1].load(Ordering::Relaxed);
+        // The bytes come from an id, so that its text is one.
+        let report = format!("{high:016x}{low:016x}").parse().unwrap_or_default();
+        (self.slot.policy.load(Ordering::Relaxed), report)
+    }
+}
+
+struct Shared {
+    new: Mutex<Vec<Arc<Slot>>>,
+    wake: Condvar,
+}
+
+impl Shared {
+    fn slots(&self) -> MutexGuard<'_, Vec<Arc<Slot>>> {
+        lock(&self.new)
+    }
+}
+
+/// One watchdog for the process: it is started by the first registration and waits while there is none.
+fn shared() -> &'static Shared {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    static STARTED: OnceLock<bool> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| Shared { new: Mutex::default(), wake: Condvar::new() });
+    STARTED.get_or_init(|| {
+        let started = std::thread::Builder::new().name("watchdog".to_owned()).spawn(|| run(shared));
+        if let Err(error) = &started {
+            tracing::error!(%error, "no thread for the watchdog: handlers are not stopped");
+        }
+        started.is_ok()
+    });
+    shared
+}
+
+fn run(shared: &Shared) {
+    let mut watched: Vec<Watched> = Vec::new();
+    let mut tick = IDLE_TICK;
+    loop {
+        let mut new = shared.slots();
+        if watched.is_empty() && new.is_empty() {
+            new = shared.wake.wait(new).unwrap_or_else(PoisonError::into_inner);
+        } else if new.is_empty() {
+            new = shared.wake.wait_timeout(new, tick).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        watched.extend(new.drain(..).map(Watched::new));
+        drop(new);
+        watched.retain(|lane| !lane.slot.gone.load(Ordering::Acquire));
+        let running = watched.iter_mut().fold(false, |running, lane| lane.look() | running);
+        tick = if running { TICK } else { IDLE_TICK };
+    }
+}
+
+/// Whether a runaway handler can be stopped at all: compiles an endless loop and has it stopped. Blocks for well under a second, ten
+/// where it fails. An error means that LuaJIT was built without the check; what to do is in the text.
+pub fn self_test() -> Result<(), String> {
+    let (done, result) = mpsc::channel();
+    let started = std::thread::Builder::new().name("watchdog-test".to_owned()).spawn(move || {
+        let _ = done.send(endless_loop());
+    });
+    started.map_err(|error| format!("no thread for the watchdog's self-test: {error}"))?;
+    match result.recv_timeout(SELF_TEST) {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            Err("a policy in an endless loop cannot be stopped: LuaJIT was built without the hook check. Build with \
+                       CFLAGS=-DLUAJIT_ENABLE_CHECKHOOK, as .cargo/config.toml sets it, after `cargo clean -p mlua-sys`"
+                .to_owned())
+        }
+    }
+}
+
+fn endless_loop() -> Result<(), String> {
+    let lua = Lua::new();
+    let lane = register(usize::MAX, SELF_TEST, |_| {});
+    let spin = |code: &str| lua.load(code).exec();
+    let poll =
+        Poll { policy: 0, report: ReportId::default(), cpu: Duration::from_millis(20), wall: Duration::from_secs(5) };
+    for hog in ["while true do end", "local n = 0; while true do n = n + 1 end", "while true do pcall(error) end"] {
+        if lane.watch(&lua, poll, || spin(hog)).0.is_ok() {
+            return Err(format!("the watchdog's self-test: {hog:?} came back by itself"));
+        }
+        spin("local n = 0; for i = 1, 1000 do n = n + i end")
+            .map_err(|error| format!("the virtual machine is not usable after the watchdog stopped a call: {error}"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endless_loop_is_stopped_and_the_machine_lives_on() {
+        self_test().unwrap();
+    }
+
+    #[test]
+    fn short_polls_are_charged_and_never_stopped() {
+        let lua = Lua::new();
+        let lane = lane(Duration::from_secs(1));
+        let poll = Poll {
+            policy: 0,
+            report: ReportId::default(),
+            cpu: Duration::from_millis(200),
+            wall: Duration::from_secs(5),
+        };
+        for _ in 0..10_000 {
+            let (result, used) = lane.watch(&lua, poll, || lua.load("return 1 + 1").eval::<i64>());
+            assert_eq!(result.unwrap(), 2);
+            assert!(used > Duration::ZERO);
+        }
+    }
+}
