@@ -175,7 +175,7 @@ metrics! {
     #[doc = "Calls of a policy's report that failed, by what stopped them"]
     policy_failures: counters "trackalert_policy_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled"];
     #[doc = "Virtual machines replaced, by why"]
-    vms_replaced: counters "trackalert_vms_replaced_total" ["why": "reload", "cancelled", "memory", "stuck"];
+    vms_replaced: counters "trackalert_vms_replaced_total" ["why": "reload", "spoiled", "stuck"];
     #[doc = "Bytes of Lua memory over all workers"]
     vm_bytes: gauge "trackalert_vm_bytes";
     #[doc = "Workers abandoned in C code that does not come back"]

@@ -26,7 +26,8 @@ end
 
 function report(lt)
   if not lt.success or #lt.login > LONGEST_LOGIN then return end
-  local country, address = lt.geo.country, lt.remote:tostring()
+  local here, address = geo.lookup(lt.remote), lt.remote:tostring()
+  local country = here.country
   local last = state.get(lt.login) or ask_history(lt)
   -- Reports of one login may come out of their order: an older one neither wakes an account nor sets its clock back.
   if last and lt.t <= last.at then return end
@@ -42,8 +43,8 @@ function report(lt)
       text = "Ask whether the account is still somebody's; close it if not.",
       attack = "T1078",
       evidence = {
-        days = days, last_login = time.iso(last.at), last_country = last.country, last_remote = last.remote,
-        country = country, as_org = lt.geo.as_org, remote = address, protocol = lt.protocol,
+        days = days, last_login = time.format(last.at), last_country = last.country, last_remote = last.remote,
+        country = country, as_org = here.as_org, remote = address, protocol = lt.protocol,
       },
     }
   end

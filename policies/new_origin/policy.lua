@@ -76,7 +76,7 @@ end
 
 function report(lt)
   if not lt.success or #lt.login > LONGEST_LOGIN then return end
-  local here = lt.geo
+  local here = geo.lookup(lt.remote)
   local country, system, near = here.country, here.asn and ("AS" .. here.asn), prefix(lt.remote:tostring())
   local known = state.get(lt.login)
   local asked = known == nil
@@ -107,7 +107,7 @@ function report(lt)
       evidence = {
         country = country, asn = here.asn, as_org = here.as_org, network = system or near, protocol = lt.protocol,
         known_countries = sorted(known.countries), known_networks = #sorted(system and known.systems or known.prefixes),
-        first_seen = time.iso(known.first), last_login = time.iso(known.last), logins = known.logins,
+        first_seen = time.format(known.first), last_login = time.format(known.last), logins = known.logins,
       },
     }
   end

@@ -51,6 +51,7 @@ function report(lt)
   local aggs = ask_history(address)
   local kinds = {}
   for _, bucket in ipairs(aggs and aggs.kinds.buckets or {}) do kinds[bucket.key] = bucket.doc_count end
+  local here = geo.lookup(lt.remote)
   alert {
     kind = "one_address_many_logins",
     severity = shared and "low" or "high",
@@ -60,7 +61,7 @@ function report(lt)
       or "Block the address, and look for logins that succeeded from it.",
     attack = "T1110.003",
     evidence = {
-      address = address, country = lt.geo.country, as_org = lt.geo.as_org, window_seconds = WINDOW,
+      address = address, country = here.country, as_org = here.as_org, window_seconds = WINDOW,
       failing_logins = failing, succeeding_logins = succeeding, last_login = lt.login,
       -- The history shows a report about a second late: these may lack the latest.
       some_logins = aggs and keys(aggs.logins.buckets), fail_types = kinds, protocols = aggs and keys(aggs.protocols.buckets),

@@ -73,6 +73,7 @@ function report(lt)
   local aggs = ask_history(lt, address)
   local known = seen[address] ~= nil and lt.t - seen[address] < KNOWN_DAYS * 86400
   known = known or (aggs ~= nil and aggs.before.doc_count > 0)
+  local here = geo.lookup(lt.remote)
   alert {
     kind = "success_after_failures",
     severity = known and "low" or "high",
@@ -84,7 +85,7 @@ function report(lt)
       or "Somebody may have found the password: lock the account, or ask its owner.",
     attack = "T1110",
     evidence = {
-      address = address, known_address = known, country = lt.geo.country, as_org = lt.geo.as_org, protocol = lt.protocol,
+      address = address, known_address = known, country = here.country, as_org = here.as_org, protocol = lt.protocol,
       failing_addresses = addresses, window_seconds = WINDOW,
       -- The history shows a report about a second late: the list may lack the latest.
       failures = aggs and aggs.failures.doc_count, some_addresses = aggs and keys(aggs.failures.addresses.buckets),

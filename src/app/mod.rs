@@ -69,10 +69,10 @@ impl Reload {
     /// Loads and checks the policies beside the running ones, then exchanges them between two reports. An error leaves the old ones.
     async fn policies(&self) -> Result<String, String> {
         let paths = self.paths.clone();
-        let loaded = tokio::task::spawn_blocking(move || PolicySet::resolve(&paths)).await;
+        let loaded = tokio::task::spawn_blocking(move || checked_policies(&paths)).await;
         let outcome = match loaded.map_err(|error| error.to_string()).and_then(|set| set.map_err(|e| e.to_string())) {
             Ok(set) => {
-                let names = set.names().join(", ");
+                let names = set.names().collect::<Vec<_>>().join(", ");
                 if let Some(detect) = &*self.detect.lock().await {
                     detect.load(set).await;
                 }
@@ -127,6 +127,8 @@ impl App {
             None
         };
         let detect = if roles.detect {
+            let tested = tokio::task::spawn_blocking(policy::watchdog::self_test).await;
+            tested.map_err(|error| error.to_string()).and_then(|result| result).map_err(StartError::Settings)?;
             let geoip = Arc::new(GeoIp::open(&config.geoip)?);
             upkeep.push(tokio::spawn(Arc::clone(&geoip).watch(config.geoip.check_every, stop.clone())));
             upkeep.push(upkeep::sweep(&stores, &config.state, Arc::clone(&metrics), stop.clone()));
@@ -181,6 +183,7 @@ impl App {
         for task in self.upkeep {
             let _ = task.await;
         }
+        self.stores.history.close().await;
         if let Err(error) = self.stores.state.sync().await {
             tracing::error!(%error, "the state could not be synced at the end; a power cut now may repeat a little");
         }
@@ -231,6 +234,13 @@ impl App {
     }
 }
 
+/// Reads the policies and compiles each once, so that a broken file is an error here and not in a worker.
+fn checked_policies(paths: &[PathBuf]) -> Result<PolicySet, LoadError> {
+    let set = PolicySet::resolve(paths)?;
+    set.check()?;
+    Ok(set)
+}
+
 fn backoff(config: &Config) -> Backoff {
     Backoff { first: config.queue.retry_first, most: config.queue.retry_most }
 }
@@ -271,7 +281,7 @@ fn start_detect(
         tentative: Arc::new(Tentative::default()),
         geoip,
         metrics: Arc::clone(metrics),
-        max_value: usize::try_from(config.state.max_value.as_u64()).unwrap_or(usize::MAX),
+        state_max_value: config.state.max_value,
     };
     let parts = detect::Parts {
         settings: config.detect.clone(),
@@ -279,7 +289,7 @@ fn start_detect(
         limits: config.receive.limits(),
         max_skew: config.receive.max_skew,
         backoff: backoff(config),
-        policies: PolicySet::resolve(&config.policy.path)?,
+        policies: checked_policies(&config.policy.path)?,
         reports: stores.reports.subscribe(limit, backoff(config))?,
         alerts: stores.alerts.publisher(),
         services,

@@ -82,6 +82,11 @@ impl Pool {
         Ok(std::mem::take(&mut place.jobs))
     }
 
+    /// The name of a policy by its index.
+    pub(super) fn policy_name(&self, index: usize) -> String {
+        self.plan.policies.names().nth(index).unwrap_or_default().to_owned()
+    }
+
     /// Hands new policies to every worker.
     pub(super) fn load(&mut self, policies: PolicySet) {
         for place in &self.places {

@@ -3,15 +3,15 @@
 //! Owns the thread, its VM's replacement, and the running of a report's policies one after another. It is lent reports and returns
 //! outcomes; it never holds a token, never settles and never retries, so that a worker that hangs can be abandoned.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::policy::watchdog::Watchdog;
-use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Spoiled, Vm};
+use crate::policy::watchdog::{self, Event};
+use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
 use crate::report::LoginReport;
 use crate::state::StateError;
 
@@ -70,7 +70,8 @@ pub(super) struct Plan {
     pub(super) policies: PolicySet,
     pub(super) services: Services,
     pub(super) settings: Settings,
-    pub(super) watchdog: Arc<Watchdog>,
+    /// Where the watchdog tells of a call that hangs. The worker's number in it is its place in the pool.
+    pub(super) hangs: mpsc::UnboundedSender<Event>,
     pub(super) outcomes: mpsc::UnboundedSender<Outcome>,
     /// One report a VM: for those that must be told apart from their neighbours.
     pub(super) alone: bool,
@@ -90,6 +91,10 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
                 return;
             }
         };
+        let hangs = plan.hangs.clone();
+        let _watched = watchdog::register(id.place, plan.settings.stuck_after, move |event| {
+            let _ = hangs.send(event);
+        });
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, async move {
             match Worker::new(id, plan) {
@@ -115,18 +120,25 @@ struct Worker {
     current: RefCell<Rc<Vm>>,
     /// VMs that wait for a report that runs alone.
     idle: RefCell<Vec<Vm>>,
+    /// What this worker has added to the gauge of Lua memory.
+    counted_memory: Cell<i64>,
 }
 
 impl Worker {
     fn new(id: WorkerId, plan: Plan) -> Result<Self, LoadError> {
         let vm = new_vm(&plan)?;
-        Ok(Self { id, plan: RefCell::new(plan), current: RefCell::new(Rc::new(vm)), idle: RefCell::default() })
+        Ok(Self { id, plan: RefCell::new(plan), current: RefCell::new(Rc::new(vm)), idle: RefCell::default(), counted_memory: Cell::new(0) })
     }
 
     async fn serve(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Order>) {
         let mut orders = Vec::with_capacity(256);
         let tasks = tokio_util::task::TaskTracker::new();
+        let mut counted = Instant::now();
         while inbox.recv_many(&mut orders, 256).await > 0 {
+            if counted.elapsed() >= Duration::from_secs(1) {
+                counted = Instant::now();
+                self.count_memory();
+            }
             for order in orders.drain(..) {
                 match order {
                     Order::Run(job) => {
@@ -138,6 +150,13 @@ impl Worker {
         }
         tasks.close();
         tasks.wait().await;
+    }
+
+    /// Brings this worker's share of the gauge of Lua memory up to date.
+    fn count_memory(&self) {
+        let idle: usize = self.idle.borrow().iter().map(Vm::used_memory).sum();
+        let used = i64::try_from(idle + self.current.borrow().used_memory()).unwrap_or(i64::MAX);
+        self.plan.borrow().services.metrics.vm_bytes.add(used - self.counted_memory.replace(used));
     }
 
     fn load(&self, policies: PolicySet) {
@@ -187,7 +206,7 @@ impl Worker {
             return match vm {
                 Ok(vm) => {
                     let calls = self.call_in(&vm, job, handled).await;
-                    if vm.spoiled().is_none() {
+                    if !vm.spoiled() {
                         self.idle.borrow_mut().push(vm);
                     }
                     calls
@@ -196,10 +215,8 @@ impl Worker {
             };
         }
         let spoiled = self.current.borrow().spoiled();
-        match spoiled {
-            Some(Spoiled::Cancelled) => self.replace("cancelled"),
-            Some(Spoiled::Memory) => self.replace("memory"),
-            None => {}
+        if spoiled {
+            self.replace("spoiled");
         }
         let vm = Rc::clone(&self.current.borrow());
         self.call_in(&vm, job, handled).await
@@ -207,18 +224,23 @@ impl Worker {
 
     async fn call_in(&self, vm: &Vm, job: &Job, handled: &[String]) -> Vec<Call> {
         let mut calls = Vec::new();
-        for (index, policy) in vm.names().iter().enumerate() {
-            let wanted = job.only.as_ref().is_none_or(|only| only.contains(policy));
-            if !wanted || handled.contains(policy) || job.except.contains(policy) {
+        for (index, policy) in vm.names().enumerate() {
+            let named = |names: &[String]| names.iter().any(|name| name == policy);
+            let wanted = job.only.as_ref().is_none_or(|only| named(only));
+            if !wanted || named(handled) || named(&job.except) {
                 continue;
             }
             let result = vm.run(index, &job.report).await;
-            calls.push(Call { policy: policy.clone(), result });
+            if matches!(result, Err(Failure::Memory)) {
+                // Whoever took it, nobody can go on here: the others run again, each alone.
+                vm.retire();
+            }
+            calls.push(Call { policy: policy.to_owned(), result });
         }
         calls
     }
 }
 
 fn new_vm(plan: &Plan) -> Result<Vm, LoadError> {
-    Vm::new(&plan.policies, &plan.services, &plan.settings, &plan.watchdog)
+    Vm::new(&plan.policies, &plan.services, &plan.settings)
 }

@@ -97,6 +97,10 @@ pub trait History: Send + Sync {
     fn search(&self, search: Search) -> BoxFuture<'_, Result<Value, HistoryError>>;
     /// Forgets what is older than the retention, seen from `now` (wall clock). Gives the number of days dropped.
     fn retain(&self, now: Time) -> BoxFuture<'_, Result<usize, HistoryError>>;
+    /// Commits what waits and ends the work in the background. Nothing is stored after it.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// The history of an operator who wants none: stores nothing, finds nothing.

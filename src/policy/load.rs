@@ -1,23 +1,15 @@
-//! Reads policies from folders and checks them, before anything runs with them.
+//! Policies from folders: found, read, compiled once to see whether they are right.
 //!
-//! Owns what counts as a policy, and the errors that tell its author what is wrong: all of them at once, with file and line. Never
-//! runs a handler.
+//! Owns what a folder of policies looks like and every message about one that is wrong. Runs no handler.
 
-use std::fmt;
-use std::io;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::vm;
+use super::vm::Vm;
 
-/// The largest policy file. A policy is code that somebody reads; a larger file is something else.
-const MAX_FILE: u64 = 1024 * 1024;
-
-/// The folder for shared Lua, which is no policy.
-const LIB: &str = "lib";
-
-/// The policies that the program brings with it, used where no folder is named and `./policies` does not exist.
+/// The policies in the program, as name and source.
 const SHIPPED: &[(&str, &str)] = &[
     ("dormant_account", include_str!("../../policies/dormant_account/policy.lua")),
     ("new_origin", include_str!("../../policies/new_origin/policy.lua")),
@@ -25,188 +17,209 @@ const SHIPPED: &[(&str, &str)] = &[
     ("success_after_failures", include_str!("../../policies/success_after_failures/policy.lua")),
 ];
 
-/// Why policies do not load: every reason, each with its file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoadError(Vec<String>);
+/// The file of a policy, in a folder of its name.
+const FILE: &str = "policy.lua";
+/// Lua that policies share; no policy.
+const LIBRARY: &str = "lib";
+/// Bytes of one policy.
+const MAX_SOURCE: u64 = 1 << 20;
+/// Policies of one set.
+const MAX_POLICIES: usize = 256;
+/// Bytes of a name: it is part of metrics, of keys in the state, and of every place in an error, which Lua cuts at 60.
+const MAX_NAME: usize = 40;
+
+/// Every problem of the policies at once.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub struct LoadError {
+    /// One a line, each with the file, and the line where there is one.
+    pub problems: Vec<String>,
+}
 
 impl LoadError {
-    pub(super) fn one(text: impl Into<String>) -> Self {
-        Self(vec![text.into()])
-    }
-
-    /// The reasons, one a line for people.
-    pub fn reasons(&self) -> &[String] {
-        &self.0
+    pub(super) fn one(problem: String) -> Self {
+        Self { problems: vec![problem] }
     }
 }
 
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
-    }
-}
-
-impl std::error::Error for LoadError {}
-
-impl From<io::Error> for LoadError {
-    fn from(error: io::Error) -> Self {
+impl From<std::io::Error> for LoadError {
+    fn from(error: std::io::Error) -> Self {
         Self::one(format!("a policy worker cannot be started: {error}"))
     }
 }
 
-/// One policy's text.
-#[derive(Debug)]
-pub(super) struct Source {
+/// One policy's source.
+#[derive(Debug, Clone)]
+pub(super) struct Policy {
     pub(super) name: String,
-    /// What Lua calls the file in its errors.
-    pub(super) file: String,
-    pub(super) text: String,
+    pub(super) source: String,
+    /// Where it came from, for people.
+    pub(super) place: String,
 }
 
-/// Policies that were read and checked. Cheap to clone.
-#[derive(Debug, Clone)]
+impl Policy {
+    /// What Lua calls the file, in short: long paths are cut in error messages.
+    pub(super) fn chunk(&self) -> String {
+        format!("{}/{FILE}", self.name)
+    }
+
+    /// A Lua error with the whole path in place of the short name.
+    pub(super) fn located(&self, error: &str) -> String {
+        match error.strip_prefix(&self.chunk()) {
+            Some(rest) => format!("{}{rest}", self.place),
+            None => format!("{}: {error}", self.place),
+        }
+    }
+}
+
+/// Checked policies, sorted by name. Cheap to clone.
+#[derive(Debug, Clone, Default)]
 pub struct PolicySet {
-    sources: Arc<[Source]>,
+    policies: Arc<[Policy]>,
     generation: u64,
 }
 
 impl PolicySet {
-    /// The policies of the folders named; where none is: of `./policies` if it exists, else the shipped ones. Checked: each file
-    /// compiles, runs its top level, and has a `report`.
-    pub fn resolve(paths: &[PathBuf]) -> Result<Self, LoadError> {
-        if !paths.is_empty() {
-            return Self::load(paths);
-        }
-        let here = PathBuf::from("policies");
-        if here.is_dir() { Self::load(&[here]) } else { Self::shipped() }
-    }
-
-    /// The policies that the program brings with it.
-    pub fn shipped() -> Result<Self, LoadError> {
-        let source = |(name, text): &(&str, &str)| Source {
-            name: (*name).to_owned(),
-            file: format!("policies/{name}/policy.lua"),
-            text: (*text).to_owned(),
-        };
-        Self::check(SHIPPED.iter().map(source).collect())
-    }
-
-    /// The policies of these folders, by name.
+    /// Every `<name>/policy.lua` in these folders. The folder `lib` and hidden folders are left out. All problems are reported at once.
     pub fn load(paths: &[PathBuf]) -> Result<Self, LoadError> {
-        let (mut sources, mut errors) = (Vec::new(), Vec::new());
+        let mut found = BTreeMap::new();
+        let mut problems = Vec::new();
         for path in paths {
-            match folders(path) {
-                Ok(folders) => folders.into_iter().for_each(|folder| match read(&folder) {
-                    Ok(source) => sources.push(source),
-                    Err(error) => errors.push(error),
-                }),
-                Err(error) => errors.push(format!("policy.path: {}: {error}", path.display())),
-            }
+            read_folder(path, &mut found, &mut problems);
         }
-        sources.sort_by(|a: &Source, b| a.name.cmp(&b.name));
-        for pair in sources.windows(2) {
-            if pair[0].name == pair[1].name {
-                errors.push(format!("{} and {}: two policies of one name; rename one folder", pair[0].file, pair[1].file));
-            }
+        if found.len() > MAX_POLICIES {
+            problems.push(format!("{} policies are more than the {MAX_POLICIES} that a set may have", found.len()));
         }
-        if sources.is_empty() && errors.is_empty() {
-            let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-            errors.push(format!("policy.path: no <name>/policy.lua in {}", paths.join(", ")));
+        let set = Self::of(found.into_values().collect());
+        // What could be read is checked even where something could not: one run shows every problem.
+        if let Err(error) = set.check() {
+            problems.extend(error.problems);
         }
-        if errors.is_empty() { Self::check(sources) } else { Err(LoadError(errors)) }
+        if set.is_empty() && problems.is_empty() {
+            let paths = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+            tracing::warn!(paths, "no policies found: reports are stored and nothing is detected");
+        }
+        if problems.is_empty() { Ok(set) } else { Err(LoadError { problems }) }
     }
 
-    fn check(sources: Vec<Source>) -> Result<Self, LoadError> {
+    /// The policies that are in the program.
+    pub fn shipped() -> Self {
+        let policy = |(name, source): &(&str, &str)| Policy {
+            name: (*name).to_owned(),
+            source: (*source).to_owned(),
+            place: format!("shipped policy {name}"),
+        };
+        Self::of(SHIPPED.iter().map(policy).collect())
+    }
+
+    /// What the setting `policy.path` means: its folders; where it is empty `./policies` if that exists, else the shipped policies.
+    pub fn resolve(paths: &[PathBuf]) -> Result<Self, LoadError> {
+        let local = PathBuf::from("policies");
+        if !paths.is_empty() {
+            Self::load(paths)
+        } else if local.is_dir() {
+            Self::load(&[local])
+        } else {
+            let set = Self::shipped();
+            set.check().map(|()| set)
+        }
+    }
+
+    /// One policy from memory, for tests and benchmarks. It is not checked before a machine is built.
+    pub fn from_sources<'a>(sources: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let policy = |(name, source): (&str, &str)| Policy {
+            name: name.to_owned(),
+            source: source.to_owned(),
+            place: format!("{name}/{FILE}"),
+        };
+        Self::of(sources.into_iter().map(policy).collect())
+    }
+
+    fn of(mut policies: Vec<Policy>) -> Self {
         static GENERATION: AtomicU64 = AtomicU64::new(1);
-        let errors: Vec<String> = sources.iter().filter_map(|source| vm::check(source).err()).collect();
-        if !errors.is_empty() {
-            return Err(LoadError(errors));
-        }
-        Ok(Self { sources: sources.into(), generation: GENERATION.fetch_add(1, Ordering::Relaxed) })
+        policies.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { policies: policies.into(), generation: GENERATION.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// The policies' names, sorted.
-    pub fn names(&self) -> Vec<String> {
-        self.sources.iter().map(|source| source.name.clone()).collect()
+    /// Loads every policy into a machine of its own and throws it away. Blocks for some milliseconds.
+    pub fn check(&self) -> Result<(), LoadError> {
+        Vm::scratch(&self.policies)
     }
 
-    /// Rises with each load.
-    pub const fn generation(&self) -> u64 {
+    /// The names, by index.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.policies.iter().map(|policy| policy.name.as_str())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.policies.len()
+    }
+
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty()
+    }
+
+    /// Larger for each set made in this process: which of two is the newer.
+    pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    pub(super) fn sources(&self) -> &[Source] {
-        &self.sources
+    pub(super) fn policies(&self) -> &[Policy] {
+        &self.policies
     }
 }
 
-/// The folders in `path` that hold a policy.
-fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut folders = Vec::new();
-    for entry in std::fs::read_dir(path)? {
-        let folder = entry?.path();
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name != LIB && !name.starts_with('.') && folder.join("policy.lua").exists() {
-            folders.push(folder);
+fn read_folder(path: &Path, found: &mut BTreeMap<String, Policy>, problems: &mut Vec<String>) {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) => {
+            problems.push(format!("{}: no folder of policies: {error}", path.display()));
+            return;
+        }
+    };
+    for entry in entries {
+        let folder = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => {
+                problems.push(format!("{}: {error}", path.display()));
+                continue;
+            }
+        };
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with('.') || name == LIBRARY || !folder.is_dir() {
+            continue;
+        }
+        match read_policy(&folder, &name) {
+            Ok(policy) => {
+                if let Some(other) = found.get(&name) {
+                    problems.push(format!("{}: the name {name} is taken by {}", policy.place, other.place));
+                } else {
+                    found.insert(name, policy);
+                }
+            }
+            Err(problem) => problems.push(problem),
         }
     }
-    Ok(folders)
 }
 
-fn read(folder: &Path) -> Result<Source, String> {
-    let file = folder.join("policy.lua");
-    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let shown = file.display().to_string();
-    if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
-        return Err(format!("{shown}: a policy's folder is named with letters, digits, `_` and `-`"));
+fn read_policy(folder: &Path, name: &str) -> Result<Policy, String> {
+    let file = folder.join(FILE);
+    let place = file.display().to_string();
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.len() > MAX_NAME || !name.chars().all(fits) {
+        return Err(format!("{place}: a policy's name is of a-z, A-Z, 0-9, _ and -, at most {MAX_NAME} of them"));
     }
-    let size = std::fs::metadata(&file).map_err(|error| format!("{shown}: {error}"))?.len();
-    if size > MAX_FILE {
-        return Err(format!("{shown}: {size} bytes; a policy has at most {MAX_FILE}"));
+    let size = std::fs::metadata(&file).map_err(|error| format!("{place}: {error}"))?.len();
+    if size > MAX_SOURCE {
+        return Err(format!("{place}: is {size} bytes; a policy may have {MAX_SOURCE}"));
     }
-    let text = std::fs::read_to_string(&file).map_err(|error| format!("{shown}: {error}"))?;
-    Ok(Source { name, file: shown, text })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder_with(policies: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in policies {
-            std::fs::create_dir(folder.path().join(name)).unwrap();
-            std::fs::write(folder.path().join(name).join("policy.lua"), text).unwrap();
-        }
-        folder
-    }
-
-    #[test]
-    fn shipped_policies_load() {
-        assert_eq!(PolicySet::shipped().unwrap().names().len(), SHIPPED.len());
-    }
-
-    #[test]
-    fn all_broken_files_are_named_at_once_with_their_lines() {
-        let folder = folder_with(&[
-            ("fine", "function report(lt) end"),
-            ("syntax", "function report(lt)\n  if then\nend"),
-            ("no_hook", "local x = 1"),
-            ("raises", "\nerror('at load')"),
-            ("bytecode", "\u{1b}LJ\u{2}"),
-        ]);
-        let error = PolicySet::load(&[folder.path().to_owned()]).unwrap_err();
-        let text = error.to_string();
-        assert_eq!(error.reasons().len(), 4, "{text}");
-        assert!(text.contains("syntax/policy.lua:2:"), "{text}");
-        assert!(text.contains("no_hook/policy.lua: defines no global function `report`"), "{text}");
-        assert!(text.contains("raises/policy.lua:2: at load"), "{text}");
-    }
-
-    #[test]
-    fn lib_is_no_policy_and_an_empty_folder_is_an_error() {
-        let folder = folder_with(&[("lib", "return {}")]);
-        let error = PolicySet::load(&[folder.path().to_owned()]).unwrap_err();
-        assert!(error.to_string().contains("no <name>/policy.lua"), "{error}");
-    }
+    let bytes = std::fs::read(&file).map_err(|error| format!("{place}: {error}"))?;
+    let source = String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count();
+        format!("{place}:{line}: is not UTF-8")
+    })?;
+    Ok(Policy { name: name.to_owned(), source, place })
 }

@@ -8,9 +8,10 @@
 //! Owns the loading of policies, the virtual machine, its limits and what a policy may call. Never settles a report and never retries
 //! one: it says what a call did, and [`crate::detect`] decides.
 
-mod api;
-mod context;
+pub mod api;
+mod call;
 pub mod load;
+mod sandbox;
 pub mod vm;
 pub mod watchdog;
 
@@ -27,7 +28,7 @@ use crate::state::{State, Tentative, Write, tentative::Claim};
 use crate::telemetry::Metrics;
 
 pub use load::{LoadError, PolicySet};
-pub use vm::{Spoiled, Vm};
+pub use vm::Vm;
 
 /// Settings of the policies; the meaning of each stands in `config/default.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -68,8 +69,8 @@ pub struct Services {
     pub geoip: Arc<crate::geoip::GeoIp>,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// The largest value of `state.set`, in bytes (`state.max_value`).
-    pub max_value: usize,
+    /// `state.max_value`: the largest value of `state.set`.
+    pub state_max_value: ByteSize,
 }
 
 /// What one successful call of one policy's `report` wants to take effect. Nothing has yet.

@@ -1,201 +1,271 @@
-//! One Lua virtual machine with every policy in an environment of its own.
+//! The virtual machine: every policy of a set in an environment of its own, and many calls in flight.
 //!
-//! Owns the limits of a call: its wall time, its CPU (with the watchdog), the VM's memory. A call that fails leaves no effect. Never
-//! retries a call and never blames a policy: it says what happened.
+//! Owns a call from its start to its effects or its failure, and the limits on it. Never retries a call and never replaces itself: it
+//! says that it is spoiled, and [`crate::detect`] builds another.
 
 use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use mlua::{Function, Lua, LuaOptions, StdLib, Table, Value};
+use mlua::Function;
 use tokio_util::sync::CancellationToken;
 
-use super::api::{self, report::Lt};
-use super::context::{Context, InContext};
-use super::load::{LoadError, PolicySet, Source};
-use super::watchdog::{ThreadSeat, Watchdog, state_of};
-use super::{Effects, Failure, Services, Settings};
-use crate::report::LoginReport;
+use super::api::lt::Lt;
+use super::call::{Call, Host};
+use super::load::{LoadError, Policy};
+use super::sandbox::Sandbox;
+use super::watchdog::{self, Lane};
+use super::{Effects, Failure, PolicySet, Services, Settings};
+use crate::report::{LoginReport, ReportId};
 
-/// The longest error text of a policy that is kept.
-const MAX_ERROR: usize = 2000;
+/// What the top level of one policy may use while it is loaded.
+const LOAD_CPU: Duration = Duration::from_secs(2);
+const LOAD_WALL: Duration = Duration::from_secs(10);
+/// Bytes of an error that are kept.
+const MAX_ERROR: usize = 1_024;
 
-/// One virtual machine. It belongs to the thread that made it.
-pub struct Vm {
-    lua: Lua,
-    names: Vec<String>,
-    hooks: Vec<(Rc<str>, Function)>,
-    services: Services,
-    settings: Settings,
-    seat: ThreadSeat,
-    spoiled: Cell<Option<Spoiled>>,
-    /// Ends what is in flight here: the VM is over its memory.
-    retired: CancellationToken,
+/// The limits of a machine, out of [`Settings`].
+#[derive(Clone, Copy)]
+struct Limits {
+    time: Duration,
+    cpu: Duration,
+    memory: usize,
+    stuck_after: Duration,
 }
 
-/// Why a VM must not take another report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spoiled {
-    /// A call in it was cut off in the middle.
-    Cancelled,
-    /// It was over its memory.
-    Memory,
+/// One virtual machine. It stays on the thread on which it was built.
+pub struct Vm {
+    policies: Vec<Loaded>,
+    services: Option<Rc<Services>>,
+    limits: Limits,
+    host: Rc<Host>,
+    spoiled: Cell<bool>,
+    retired: CancellationToken,
+    lane: Rc<Lane>,
+    // Last: what the fields above hold of the machine goes before it.
+    sandbox: Sandbox,
+}
+
+struct Loaded {
+    name: Rc<str>,
+    report: Function,
+}
+
+/// How a call ended before its effects were looked at.
+enum Ended {
+    Returned,
+    Raised(mlua::Error),
+    Failed(Failure),
 }
 
 impl Vm {
-    /// Loads the policies into a new VM of this thread.
-    pub fn new(
-        policies: &PolicySet,
-        services: &Services,
-        settings: &Settings,
-        watchdog: &Arc<Watchdog>,
-    ) -> Result<Self, LoadError> {
-        let seat = watchdog.seat()?;
-        let lua = new_lua().map_err(|error| LoadError::one(format!("a virtual machine cannot be made: {error}")))?;
-        let mut hooks = Vec::new();
-        for source in policies.sources() {
-            let hook = load_policy(&lua, source).map_err(LoadError::one)?;
-            hooks.push((Rc::from(source.name.as_str()), hook));
+    /// A machine with every policy of the set loaded. An error lists every policy that does not load.
+    pub fn new(set: &PolicySet, services: &Services, settings: &Settings) -> Result<Self, LoadError> {
+        let limits = Limits {
+            time: settings.time_limit,
+            cpu: settings.cpu_limit,
+            memory: usize::try_from(settings.memory.as_u64()).unwrap_or(usize::MAX),
+            stuck_after: settings.stuck_after,
+        };
+        Self::build(set.policies(), Some(Rc::new(services.clone())), limits)
+    }
+
+    /// A machine that only shows whether the policies load.
+    pub(super) fn scratch(policies: &[Policy]) -> Result<(), LoadError> {
+        let limits = Limits { time: LOAD_WALL, cpu: LOAD_CPU, memory: 256 << 20, stuck_after: LOAD_WALL };
+        Self::build(policies, None, limits).map(drop)
+    }
+
+    fn build(policies: &[Policy], services: Option<Rc<Services>>, limits: Limits) -> Result<Self, LoadError> {
+        let host = Rc::new(Host::default());
+        let sandbox = Sandbox::new(&host, limits.memory)
+            .map_err(|error| LoadError::one(format!("no virtual machine for the policies: {}", text(&error))))?;
+        let lane = watchdog::lane(limits.stuck_after);
+        let (mut loaded, mut problems) = (Vec::new(), Vec::new());
+        for (index, policy) in policies.iter().enumerate() {
+            match load(&sandbox, &lane, index, policy) {
+                Ok(report) => loaded.push(Loaded { name: Rc::from(policy.name.as_str()), report }),
+                Err(problem) => problems.push(problem),
+            }
         }
-        let memory = usize::try_from(settings.memory.as_u64()).unwrap_or(usize::MAX);
-        lua.set_memory_limit(memory).map_err(|error| LoadError::one(format!("policy.memory: {error}")))?;
-        Ok(Self {
-            lua,
-            names: policies.names(),
-            hooks,
-            services: services.clone(),
-            settings: settings.clone(),
-            seat,
-            spoiled: Cell::new(None),
-            retired: CancellationToken::new(),
-        })
+        if !problems.is_empty() {
+            return Err(LoadError { problems });
+        }
+        let retired = CancellationToken::new();
+        Ok(Self { policies: loaded, services, limits, host, spoiled: Cell::new(false), retired, lane, sandbox })
     }
 
-    /// The policies' names, in the order of their indices.
-    pub fn names(&self) -> &[String] {
-        &self.names
+    /// The policies' names, by index.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.policies.iter().map(|policy| &*policy.name)
     }
 
-    /// Why it must not take another report, if so.
-    pub const fn spoiled(&self) -> Option<Spoiled> {
-        self.spoiled.get()
-    }
-
-    /// Bytes of Lua memory in use.
-    pub fn used_memory(&self) -> usize {
-        self.lua.used_memory()
-    }
-
-    /// Calls the `report` of policy `policy` (its index in [`Vm::names`]) on a report.
+    /// Calls `report(lt)` of the policy with this index. What it raised and wrote is in the effects, and has not taken effect; after a
+    /// failure there is nothing of it. Dropping the future ends the call.
     pub async fn run(&self, policy: usize, report: &Arc<LoginReport>) -> Result<Effects, Failure> {
+        let Some((loaded, services)) = self.policies.get(policy).zip(self.services.as_ref()) else {
+            return Err(Failure::Error(format!("there is no policy number {policy}")));
+        };
         if self.retired.is_cancelled() {
             return Err(Failure::Cancelled);
         }
-        let Some((name, hook)) = self.hooks.get(policy) else { return Ok(Effects::default()) };
-        let context = Rc::new(Context::new(self.services.clone(), Arc::clone(report), Rc::clone(name)));
-        let lt = match self.lua.create_userdata(Lt::new(Arc::clone(report))) {
+        let call = Over(Call::new(&self.host, services, &loaded.name, report));
+        let ended = self.drive(policy, loaded, &call.0).await;
+        let effects = call.0.end();
+        let unavailable = call.0.dependency.take();
+        match ended {
+            Ended::Failed(failure) => Err(failure),
+            Ended::Raised(error) if is_memory(&error) => {
+                self.spoiled.set(true);
+                Err(Failure::Memory)
+            }
+            _ if unavailable.is_some() => {
+                let (dependency, said) = unavailable.unwrap_or_default();
+                Err(Failure::Dependency { dependency, said })
+            }
+            Ended::Raised(error) => Err(Failure::Error(text(&error))),
+            Ended::Returned => Ok(effects),
+        }
+    }
+
+    async fn drive(&self, policy: usize, loaded: &Loaded, call: &Rc<Call>) -> Ended {
+        let started = Instant::now();
+        let lt = match self.sandbox.lua.create_userdata(Lt::new(Arc::clone(&call.report))) {
             Ok(lt) => lt,
-            Err(error) => return Err(self.failure(&context, &error)),
+            Err(error) => return Ended::Raised(error),
         };
-        let mut call = std::pin::pin!(InContext {
-            call: Box::pin(hook.call_async::<Value>(lt)),
-            context: Rc::clone(&context),
-            seat: self.seat.clone(),
-            lua: state_of(&self.lua),
-            cpu_limit: self.settings.cpu_limit,
-        });
-        // Most calls end at their first poll: those pay for no timer.
-        let result = match futures_util::poll!(call.as_mut()) {
-            Poll::Ready(result) => result,
-            Poll::Pending => tokio::select! {
-                biased;
-                result = call => result,
-                () = self.retired.cancelled() => return Err(Failure::Cancelled),
-                () = tokio::time::sleep(self.settings.time_limit) => {
-                    self.spoil(Spoiled::Cancelled);
-                    return Err(Failure::Time(self.settings.time_limit));
+        let handler = pin!(self.guarded(policy, call, started, loaded.report.call_async::<()>(lt)));
+        let mut handler = handler;
+        // Most handlers never wait: those need no timer.
+        if let Poll::Ready(ended) = poll_fn(|context| Poll::Ready(handler.as_mut().poll(context))).await {
+            return ended;
+        }
+        let left = self.limits.time.saturating_sub(started.elapsed());
+        tokio::select! {
+            biased;
+            ended = &mut handler => ended,
+            () = self.retired.cancelled() => Ended::Failed(Failure::Cancelled),
+            () = tokio::time::sleep(left) => {
+                self.spoiled.set(true);
+                Ended::Failed(Failure::Time(self.limits.time))
+            }
+        }
+    }
+
+    /// The handler, with its call in place and the watchdog's eye on it during each poll.
+    async fn guarded(
+        &self,
+        policy: usize,
+        call: &Rc<Call>,
+        started: Instant,
+        handler: impl Future<Output = mlua::Result<()>>,
+    ) -> Ended {
+        let mut handler = pin!(handler);
+        let mut spent = Duration::ZERO;
+        poll_fn(|context| {
+            let watch = watchdog::Poll {
+                policy,
+                report: call.report.id,
+                cpu: self.limits.cpu.saturating_sub(spent),
+                wall: self.limits.time.saturating_sub(started.elapsed()),
+            };
+            let poll = || self.host.during(call, || handler.as_mut().poll(context));
+            let (polled, used) = self.lane.watch(&self.sandbox.lua, watch, poll);
+            spent += used;
+            if spent > self.limits.cpu {
+                return Poll::Ready(Ended::Failed(Failure::Cpu(self.limits.cpu)));
+            }
+            polled.map(|result| match result {
+                Ok(()) => Ended::Returned,
+                Err(error) if is_memory(&error) => Ended::Raised(error),
+                Err(_) if started.elapsed() > self.limits.time => {
+                    self.spoiled.set(true);
+                    Ended::Failed(Failure::Time(self.limits.time))
                 }
-            },
-        };
-        if context.over_cpu().get() {
-            return Err(Failure::Cpu(self.settings.cpu_limit));
-        }
-        if let Err(error) = &result {
-            return Err(self.failure(&context, error));
-        }
-        if let Some((dependency, said)) = context.unanswered.take() {
-            return Err(Failure::Dependency { dependency, said });
-        }
-        Ok(context.into_effects())
+                Err(error) => Ended::Raised(error),
+            })
+        })
+        .await
     }
 
-    fn failure(&self, context: &Context, error: &mlua::Error) -> Failure {
-        if is_memory(error) {
-            self.spoil(Spoiled::Memory);
-            self.retired.cancel();
-            return Failure::Memory;
-        }
-        if let Some((dependency, said)) = context.unanswered.take() {
-            return Failure::Dependency { dependency, said };
-        }
-        Failure::Error(message(error))
+    /// The machine must not be used for further calls: one ran out of time in it, or its memory is used up.
+    pub fn spoiled(&self) -> bool {
+        self.spoiled.get()
     }
 
-    fn spoil(&self, why: Spoiled) {
-        self.spoiled.set(Some(self.spoiled.get().unwrap_or(why)));
+    /// Bytes of Lua memory.
+    pub fn used_memory(&self) -> usize {
+        self.sandbox.lua.used_memory()
+    }
+
+    /// Calls that are in flight, or that left a coroutine behind which is not collected yet.
+    pub fn live_calls(&self) -> usize {
+        self.host.live()
+    }
+
+    /// Ends every call in flight with [`Failure::Cancelled`] when it is polled next; further calls end so at once.
+    pub fn retire(&self) {
+        self.spoiled.set(true);
+        self.retired.cancel();
     }
 }
 
-/// Compiles a policy and runs its top level in a VM that is thrown away.
-pub(super) fn check(source: &Source) -> Result<(), String> {
-    let lua = new_lua().map_err(|error| format!("{}: {error}", source.file))?;
-    load_policy(&lua, source).map(drop)
+/// Ends the call also where its future is dropped: claims of a call that nobody waits for would be counted for ever.
+struct Over(Rc<Call>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        drop(self.0.end());
+    }
 }
 
-fn new_lua() -> mlua::Result<Lua> {
-    let libs = StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::BIT;
-    let lua = Lua::new_with(libs, LuaOptions::new().catch_rust_panics(true))?;
-    api::sandbox::prepare(&lua)?;
-    Ok(lua)
-}
-
-fn load_policy(lua: &Lua, source: &Source) -> Result<Function, String> {
-    let load = || -> mlua::Result<Table> {
-        let environment = api::sandbox::environment(lua)?;
-        let chunk = lua.load(&source.text).set_name(format!("@{}", source.file)).set_mode(mlua::chunk::ChunkMode::Text);
-        chunk.set_environment(environment.clone()).exec()?;
-        Ok(environment)
-    };
-    let environment = load().map_err(|error| {
-        let text = message(&error);
-        if text.starts_with(&source.file) { text } else { format!("{}: {text}", source.file) }
-    })?;
-    match environment.raw_get("report") {
-        Ok(Value::Function(report)) => Ok(report),
-        _ => Err(format!("{}: defines no global function `report`; a policy is `function report(lt) … end`", source.file)),
+fn load(sandbox: &Sandbox, lane: &Lane, index: usize, policy: &Policy) -> Result<Function, String> {
+    let told = |error: mlua::Error| policy.located(&text(&error));
+    let (chunk, environment) = sandbox.compile(&policy.chunk(), &policy.source).map_err(told)?;
+    let watch = watchdog::Poll { policy: index, report: ReportId::default(), cpu: LOAD_CPU, wall: LOAD_WALL };
+    let (outcome, used) = lane.watch(&sandbox.lua, watch, || chunk.call::<()>(()));
+    if used > LOAD_CPU {
+        return Err(format!("{}: used more CPU than {LOAD_CPU:?} while it was loaded", policy.place));
+    }
+    outcome.map_err(told)?;
+    match environment.raw_get::<mlua::Value>("report") {
+        Ok(mlua::Value::Function(report)) => Ok(report),
+        Ok(mlua::Value::Nil) => Err(format!("{}: defines no global function report(lt)", policy.place)),
+        Ok(other) => Err(format!("{}: report must be a function, it is a {}", policy.place, other.type_name())),
+        Err(error) => Err(told(error)),
     }
 }
 
 fn is_memory(error: &mlua::Error) -> bool {
     match error {
         mlua::Error::MemoryError(_) => true,
-        mlua::Error::CallbackError { cause, .. } | mlua::Error::WithContext { cause, .. } => is_memory(cause),
-        mlua::Error::RuntimeError(text) => text.ends_with("not enough memory"),
+        mlua::Error::CallbackError { cause, .. } => is_memory(cause),
+        // LuaJIT's words, where the error went through a coroutine or a pcall as a plain value. Only the whole text counts: a login
+        // that contains the words must not cost a machine.
+        mlua::Error::RuntimeError(text) => text == "not enough memory",
         _ => false,
     }
 }
 
-/// What to tell the policy's author: the message with file and line, without Rust's and Lua's traces.
-fn message(error: &mlua::Error) -> String {
-    let text = match error {
-        mlua::Error::CallbackError { cause, .. } => return message(cause),
+/// The error in one line or a few, without a traceback, cut to a bound.
+fn text(error: &mlua::Error) -> String {
+    let mut error = error;
+    while let mlua::Error::CallbackError { cause, .. } = error {
+        error = cause;
+    }
+    let whole = match error {
         mlua::Error::RuntimeError(text) | mlua::Error::SyntaxError { message: text, .. } => text.clone(),
         other => other.to_string(),
     };
-    let text = text.split("\nstack traceback:").next().unwrap_or_default().trim();
-    match text.char_indices().nth(MAX_ERROR) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
+    let line = whole.split("\nstack traceback:").next().unwrap_or_default();
+    let line = match line.strip_prefix('<') {
+        // mlua's form of a value that is no string: `error({code = 1})`.
+        Some(value) => format!("an error whose value is a {}", value.split([' ', '>']).next().unwrap_or("value")),
+        None => line.to_owned(),
+    };
+    line[..line.floor_char_boundary(MAX_ERROR)].to_owned()
 }

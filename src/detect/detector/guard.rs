@@ -101,8 +101,8 @@ impl Detector {
 
     pub(super) fn on_watchdog(&mut self, event: watchdog::Event) -> Result<(), DetectError> {
         match event {
-            watchdog::Event::Stuck { report, policy } => self.on_stuck(report, policy)?,
-            watchdog::Event::Back { report } => {
+            watchdog::Event::Stuck { report, policy, .. } => self.on_stuck(report, self.pool.policy_name(policy))?,
+            watchdog::Event::Unstuck { report, .. } => {
                 self.hung.remove(report);
                 if self.abort.as_ref().is_some_and(|(_, call)| call.report == report) {
                     self.abort = None;

@@ -26,7 +26,7 @@ use super::worker::{Job, Outcome, Plan};
 use super::{Control, DetectError, Parts};
 use crate::decode;
 use crate::policy::LoadError;
-use crate::policy::watchdog::{self, Watchdog};
+use crate::policy::watchdog;
 use crate::queue::{Delivery, Reason, ReasonKind, headers};
 use crate::report::Time;
 
@@ -65,7 +65,7 @@ pub(super) struct Detector {
     outcomes: mpsc::UnboundedReceiver<Outcome>,
     settled: mpsc::UnboundedReceiver<Settled>,
     report_settled: mpsc::UnboundedSender<Settled>,
-    watchdog: mpsc::UnboundedReceiver<watchdog::Event>,
+    hangs: mpsc::UnboundedReceiver<watchdog::Event>,
     /// When the giving up of order was last said, and how often since.
     unordered: (Instant, u64),
 }
@@ -74,14 +74,14 @@ impl Detector {
     pub(super) fn new(parts: Parts) -> Result<Self, LoadError> {
         let (report_outcomes, outcomes) = mpsc::unbounded_channel();
         let (report_settled, settled) = mpsc::unbounded_channel();
-        let (watchdog, watchdog_events) = Watchdog::start(parts.policy.stuck_after)?;
+        let (tell_hangs, hangs) = mpsc::unbounded_channel();
         let metrics = Arc::clone(&parts.services.metrics);
         let circuits = Arc::new(Circuits::new(parts.backoff, Arc::clone(&parts.health), Arc::clone(&metrics)));
         let plan = Plan {
             policies: parts.policies.clone(),
             services: parts.services.clone(),
             settings: parts.policy.clone(),
-            watchdog,
+            hangs: tell_hangs,
             outcomes: report_outcomes,
             alone: false,
         };
@@ -111,7 +111,7 @@ impl Detector {
             outcomes,
             settled,
             report_settled,
-            watchdog: watchdog_events,
+            hangs,
             unordered: (Instant::now(), 0),
             parts,
         })
@@ -143,7 +143,7 @@ impl Detector {
                     }
                     Some(Control::Drain) | None => break,
                 },
-                Some(event) = self.watchdog.recv() => self.on_watchdog(event)?,
+                Some(event) = self.hangs.recv() => self.on_watchdog(event)?,
                 _ = self.outcomes.recv_many(&mut outcomes, AT_ONCE) => {
                     for outcome in outcomes.drain(..) {
                         self.on_outcome(outcome);

@@ -164,6 +164,10 @@ impl EmbeddedHistory {
 }
 
 impl History for EmbeddedHistory {
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.close())
+    }
+
     fn store(&self, report: Arc<LoginReport>) -> BoxFuture<'_, Result<Stored, HistoryError>> {
         Box::pin(async move {
             let permit = self.room.clone().acquire_owned().await.map_err(|_| unavailable("it is closed"))?;

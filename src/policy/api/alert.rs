@@ -1,95 +1,92 @@
-//! `alert { kind = …, title = … }`: raises an alert when the handler has returned.
-//!
-//! Owns the check of its fields. Nothing is sent here.
+//! `alert{…}`: raises an alert, once the handler has returned.
 
-use mlua::{Function, Lua, Result, Table, Value};
+use std::rc::Rc;
 
-use super::{current, json, kind, options, text, wrong};
+use mlua::{Function, Lua, Value};
+
+use super::args::{Args, cut, describe, string};
+use super::json;
 use crate::alert::{Alert, Severity};
+use crate::policy::call::{Answer, Call, Host};
 
-const KEYS: &[&str] =
-    &["kind", "title", "severity", "text", "key", "evidence", "attack", "audience", "login", "remote"];
-
-/// The most alerts of one call: a loop that raises for ever must not fill the queue.
+/// Alerts of one call: more is a loop.
 const MAX_ALERTS: usize = 100;
+/// Bytes; longer texts are cut, for they hold what an attacker wrote, and a policy must not fail on it.
+const MAX_KIND: usize = 128;
+const MAX_TITLE: usize = 1 << 10;
+const MAX_TEXT: usize = 16 << 10;
+const MAX_KEY: usize = 8 << 10;
 
-/// The longest string of an alert's own fields.
-const MAX_TEXT: usize = 16 * 1024;
-
-pub(super) fn function(lua: &Lua) -> Result<Function> {
-    lua.create_function(|lua, fields: Value| {
-        let Value::Table(fields) = fields else {
-            return Err(wrong(lua, "alert", format!("takes a table: alert {{ kind = …, title = … }}, not {}", kind(&fields))));
-        };
-        raise(lua, &fields)
-    })
+pub(super) fn function(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Function> {
+    host.function(lua, "alert", |_, call, values| raise(call, Args::new("alert", values)))
 }
 
-fn raise(lua: &Lua, fields: &Table) -> Result<()> {
-    let context = current(lua, "alert")?;
-    options(lua, "alert", fields, KEYS)?;
-    let report = &context.report;
-    let optional = |name: &str| -> Result<Option<String>> {
-        match fields.raw_get::<Value>(name)? {
-            Value::Nil => Ok(None),
-            value => bounded(lua, name, text(lua, "alert", name, &value)?).map(Some),
-        }
+fn raise(call: &Call, mut args: Args) -> Answer<()> {
+    let table = args.table("alert")?;
+    let [kind, title, severity, key, text, evidence, attack, audience] =
+        args.fields(&table, ["kind", "title", "severity", "key", "text", "evidence", "attack", "audience"])?;
+    let required = |name: &str, value: &Value| match string(value) {
+        Some(text) if !text.is_empty() => Ok(text),
+        Some(_) => Err(args.error(name, "must not be empty")),
+        None => Err(args.wrong(name, "a string", value)),
     };
-    let required = |name: &str| -> Result<String> {
-        match optional(name)? {
-            Some(text) if !text.is_empty() => Ok(text),
-            _ => Err(wrong(lua, "alert", format!("`{name}` is required and must not be empty"))),
-        }
+    let optional = |name: &str, value: &Value| if value.is_nil() { Ok(None) } else { required(name, value).map(Some) };
+    let kind = required("kind", &kind)?;
+    if kind.len() > MAX_KIND {
+        return Err(args.error("kind", format!("has more than {MAX_KIND} bytes")));
+    }
+    let title = required("title", &title)?;
+    let severity = level(&args, &severity)?;
+    let key = optional("key", &key)?.unwrap_or_else(|| call.report.login.clone());
+    let text = if text.is_nil() {
+        String::new()
+    } else {
+        string(&text).ok_or_else(|| args.wrong("text", "a string", &text))?
     };
-    // `false` says that an alert is about no login, or no address.
-    let about = |name: &str, default: String| -> Result<Option<String>> {
-        match fields.raw_get::<Value>(name)? {
-            Value::Boolean(false) => Ok(None),
-            Value::Nil => Ok(Some(default)),
-            value => bounded(lua, name, text(lua, "alert", name, &value)?).map(Some),
-        }
+    let given = |name: &str, value: &Value| json::to_json(value).map_err(|reason| format!("alert: {name}{reason}"));
+    let evidence = match evidence {
+        Value::Nil => serde_json::Value::Object(serde_json::Map::new()),
+        Value::Table(_) => given("evidence", &evidence)?,
+        other => return Err(args.wrong("evidence", "a table", &other)),
     };
-    let any = |name: &str| -> Result<Option<serde_json::Value>> {
-        match fields.raw_get::<Value>(name)? {
-            Value::Nil => Ok(None),
-            value => json::from_lua(lua, "alert", name, &value).map(Some),
-        }
-    };
-    let (kind, key) = (required("kind")?, optional("key")?.unwrap_or_else(|| report.login.clone()));
+    let some = |name: &str, value: &Value| (!value.is_nil()).then(|| given(name, value)).transpose();
+    let (attack, audience) = (some("attack", &attack)?, some("audience", &audience)?);
+    let report = &call.report;
+    let key = cut(&key, MAX_KEY);
     let alert = Alert {
         id: Alert::make_id(&kind, &key, report.id),
         time: report.t.rfc3339(),
-        severity: severity(lua, optional("severity")?)?,
-        title: required("title")?,
-        text: optional("text")?.unwrap_or_default(),
-        login: about("login", report.login.clone())?,
-        remote: about("remote", report.remote.to_string())?,
-        evidence: any("evidence")?.unwrap_or_else(|| serde_json::json!({})),
-        attack: any("attack")?,
-        audience: any("audience")?,
-        policy: context.policy.to_string(),
         kind,
+        severity,
+        title: cut(&title, MAX_TITLE),
+        text: cut(&text, MAX_TEXT),
+        login: Some(report.login.clone()),
+        remote: Some(report.remote.to_string()),
+        evidence,
+        attack,
+        audience,
         key,
+        policy: call.policy.to_string(),
     };
-    let mut alerts = context.alerts.borrow_mut();
+    let mut alerts = call.alerts.borrow_mut();
+    // The same kind and key twice in one call is the same alert: its id is the same, so the second could not be told from the first.
+    if alerts.iter().any(|raised| raised.id == alert.id) {
+        return Ok(());
+    }
     if alerts.len() >= MAX_ALERTS {
-        return Err(wrong(lua, "alert", format!("a report raises at most {MAX_ALERTS} alerts of a policy")));
+        return Err(format!("alert: more than {MAX_ALERTS} alerts in one call"));
     }
     alerts.push(alert);
     Ok(())
 }
 
-fn bounded(lua: &Lua, name: &str, text: String) -> Result<String> {
-    if text.len() > MAX_TEXT {
-        return Err(wrong(lua, "alert", format!("`{name}` has {} bytes; at most {MAX_TEXT}", text.len())));
+fn level(args: &Args, value: &Value) -> Answer<Severity> {
+    if value.is_nil() {
+        return Ok(Severity::Medium);
     }
-    Ok(text)
-}
-
-fn severity(lua: &Lua, name: Option<String>) -> Result<Severity> {
-    let Some(name) = name else { return Ok(Severity::Medium) };
+    let name = string(value).unwrap_or_else(|| describe(value));
     Severity::ALL.into_iter().find(|severity| severity.name() == name).ok_or_else(|| {
-        let names: Vec<&str> = Severity::ALL.iter().map(|severity| severity.name()).collect();
-        wrong(lua, "alert", format!("`severity` is one of {}, not `{name}`", names.join(", ")))
+        let names = Severity::ALL.map(Severity::name).join(", ");
+        args.error("severity", format!("{} is none of {names}", cut(&name, 64)))
     })
 }

@@ -1,51 +1,50 @@
-//! `geo.lookup(address)`, `geo.country(address)`, `geo.asn(address)`, `geo.distance_km(a, b)`.
-//!
-//! Owns the form in which a policy sees what the GeoIP files say. What they do not know is nil.
+//! `geo.lookup`, `geo.country`, `geo.asn`, `geo.distance_km`: what the GeoIP files say of an address.
 
-use std::net::IpAddr;
+use std::rc::Rc;
 
-use mlua::{Lua, Result, Table, Value};
+use mlua::{Lua, MultiValue, Table, Value};
 
-use super::report::Address;
-use super::{current, kind, wrong};
+use super::address::Address;
+use super::args::{Args, number};
+use crate::policy::call::{Answer, Call, Host};
 use crate::report::Geo;
 
-/// The mean radius of the earth, IUGG.
-const EARTH_KM: f64 = 6371.0088;
+/// The mean radius of the earth.
+const EARTH_KM: f64 = 6_371.0;
 
-pub(super) fn module(lua: &Lua) -> Result<Table> {
-    let module = lua.create_table()?;
-    module.raw_set("lookup", lua.create_function(|lua, address: Value| table(lua, &geo(lua, "geo.lookup", &address)?))?)?;
-    module.raw_set("country", lua.create_function(|lua, address: Value| Ok(geo(lua, "geo.country", &address)?.country))?)?;
-    module.raw_set("asn", lua.create_function(|lua, address: Value| Ok(geo(lua, "geo.asn", &address)?.asn))?)?;
-    module.raw_set("distance_km", lua.create_function(|lua, (a, b): (Value, Value)| {
-        let (a, b) = (place(lua, &a)?, place(lua, &b)?);
+pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
+    let geo = lua.create_table()?;
+    let lookup = host.function(lua, "geo.lookup", |lua, call, values| {
+        table(lua, &one(call, "geo.lookup", values)?).map_err(|error| format!("geo.lookup: {error}"))
+    })?;
+    geo.set("lookup", lookup)?;
+    let country = host.function(lua, "geo.country", |_, call, values| Ok(one(call, "geo.country", values)?.country))?;
+    geo.set("country", country)?;
+    let asn = host.function(lua, "geo.asn", |_, call, values| Ok(one(call, "geo.asn", values)?.asn))?;
+    geo.set("asn", asn)?;
+    let distance = host.function(lua, "geo.distance_km", |_, call, values| {
+        let mut args = Args::new("geo.distance_km", values);
+        let (a, b) = (point(call, &mut args, "a")?, point(call, &mut args, "b")?);
         Ok(a.zip(b).map(|(a, b)| distance_km(a, b)))
-    })?)?;
-    Ok(module)
+    })?;
+    geo.set("distance_km", distance)?;
+    Ok(geo)
 }
 
-/// An address argument: `lt.remote` or its text.
-pub(super) fn address(lua: &Lua, function: &str, value: &Value) -> Result<IpAddr> {
-    match value {
-        Value::UserData(data) => data.borrow::<Address>().map(|address| address.0).ok(),
-        Value::String(text) => text.to_str().ok().and_then(|text| text.parse().ok()),
-        _ => None,
-    }
-    .ok_or_else(|| wrong(lua, function, format!("takes an IP address (lt.remote, or text), not {}", kind(value))))
+fn one(call: &Call, function: &'static str, values: MultiValue) -> Answer<Geo> {
+    let mut args = Args::new(function, values);
+    let value = args.value();
+    look(call, &value).ok_or_else(|| args.wrong("address", "an address or its text", &value))
 }
 
-fn geo(lua: &Lua, function: &str, value: &Value) -> Result<Geo> {
-    let (context, address) = (current(lua, function)?, address(lua, function, value)?);
-    if address == context.report.remote {
-        return Ok(context.report.geo.clone());
-    }
-    Ok(context.services.geoip.lookup(address))
+/// What is known of an address; the report's own was looked up when it came.
+fn look(call: &Call, value: &Value) -> Option<Geo> {
+    let address = Address::of(value)?;
+    Some(if address == call.report.remote { call.report.geo.clone() } else { call.services.geoip.lookup(address) })
 }
 
-/// What a policy sees of a [`Geo`].
-pub(super) fn table(lua: &Lua, geo: &Geo) -> Result<Table> {
-    let table = lua.create_table_with_capacity(0, 5)?;
+fn table(lua: &Lua, geo: &Geo) -> mlua::Result<Table> {
+    let table = lua.create_table()?;
     table.raw_set("country", geo.country.as_deref())?;
     table.raw_set("asn", geo.asn)?;
     table.raw_set("as_org", geo.as_org.as_deref())?;
@@ -54,19 +53,23 @@ pub(super) fn table(lua: &Lua, geo: &Geo) -> Result<Table> {
     Ok(table)
 }
 
-/// A place: an address, or a table with latitude and longitude. `None`: the files do not know where it is.
-fn place(lua: &Lua, value: &Value) -> Result<Option<(f64, f64)>> {
-    let Value::Table(table) = value else { return Ok(geo(lua, "geo.distance_km", value)?.location) };
-    let coordinate = |name: &str| table.raw_get::<Option<f64>>(name);
-    Ok(coordinate("latitude")?.zip(coordinate("longitude")?))
+/// An address, or a table with latitude and longitude (an answer of `geo.lookup`, say). `None` where the place is not known.
+fn point(call: &Call, args: &mut Args, name: &str) -> Answer<Option<(f64, f64)>> {
+    let value = args.value();
+    if let Value::Table(table) = &value {
+        let degrees = |key: &str| table.raw_get::<Value>(key).ok().and_then(|value| number(&value));
+        return Ok(degrees("latitude").zip(degrees("longitude")));
+    }
+    let geo = look(call, &value);
+    geo.map(|geo| geo.location)
+        .ok_or_else(|| args.wrong(name, "an address, its text, or a table with latitude and longitude", &value))
 }
 
-/// The great-circle distance by the haversine formula, in kilometres.
-fn distance_km(a: (f64, f64), b: (f64, f64)) -> f64 {
-    let (lat_a, lat_b) = (a.0.to_radians(), b.0.to_radians());
-    let (d_lat, d_lon) = ((b.0 - a.0).to_radians(), (b.1 - a.1).to_radians());
-    let h = (d_lat / 2.0).sin().powi(2) + lat_a.cos() * lat_b.cos() * (d_lon / 2.0).sin().powi(2);
-    2.0 * EARTH_KM * h.sqrt().min(1.0).asin()
+/// Along the surface, by the haversine formula.
+fn distance_km((lat_a, lon_a): (f64, f64), (lat_b, lon_b): (f64, f64)) -> f64 {
+    let half = |a: f64, b: f64| ((b - a).to_radians() / 2.0).sin().powi(2);
+    let h = half(lat_a, lat_b) + lat_a.to_radians().cos() * lat_b.to_radians().cos() * half(lon_a, lon_b);
+    2.0 * EARTH_KM * h.clamp(0.0, 1.0).sqrt().asin()
 }
 
 #[cfg(test)]
@@ -74,10 +77,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances_are_those_of_an_atlas() {
-        let (paris, new_york) = ((48.8566, 2.3522), (40.7128, -74.0060));
-        assert!((distance_km(paris, new_york) - 5837.0).abs() < 10.0);
-        assert!(distance_km(paris, paris) < 1e-9);
-        assert!((distance_km((0.0, 179.5), (0.0, -179.5)) - 111.2).abs() < 0.5, "across the date line");
+    fn distance_is_along_the_surface() {
+        let (amsterdam, sydney) = ((52.37, 4.90), (-33.87, 151.21));
+        assert!((distance_km(amsterdam, sydney) - 16_645.0).abs() < 50.0);
+        assert!((distance_km((0.0, 179.5), (0.0, -179.5)) - 111.2).abs() < 0.1, "across the date line");
+        assert!(distance_km(amsterdam, amsterdam) < 1e-6);
     }
 }

@@ -1,33 +1,35 @@
-//! `history.search { … }`: an Elasticsearch search body, answered as Elasticsearch would.
-//!
-//! Owns what a handler may see: documents up to its report's time, without the report itself, so that a report that is handed out
-//! again does not find its own traces.
+//! `history.search{…}`: asks the history, up to the report's time and without the report itself.
 
-use mlua::{Lua, Result, Table, Value};
+use std::rc::Rc;
 
-use super::{current, json, kind, wrong};
+use mlua::{Lua, Table, Value};
+
+use super::args::Args;
+use super::json;
 use crate::history::{HistoryError, Search};
+use crate::policy::call::Host;
 
-pub(super) fn module(lua: &Lua) -> Result<Table> {
-    let module = lua.create_table()?;
-    module.raw_set("search", lua.create_async_function(search)?)?;
-    Ok(module)
-}
+const SEARCH: &str = "history.search";
 
-async fn search(lua: Lua, body: Value) -> Result<Value> {
-    let context = current(&lua, "history.search")?;
-    if !body.is_table() {
-        return Err(wrong(&lua, "history.search", format!("takes a search body (a table), not {}", kind(&body))));
-    }
-    let body = json::from_lua(&lua, "history.search", "body", &body)?;
-    let report = &context.report;
-    let search = Search { body, now: report.t, up_to: Some(report.t), without: Some(report.id) };
-    match context.services.history.search(search).await {
-        Ok(answer) => json::to_lua(&lua, &answer),
-        Err(error @ HistoryError::Query { .. }) => Err(wrong(&lua, "history.search", error.to_string())),
-        Err(error @ HistoryError::Unavailable(_)) => {
-            context.unanswered.replace(Some(("history", error.to_string())));
-            Err(wrong(&lua, "history.search", error.to_string()))
-        }
-    }
+pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
+    let history = lua.create_table()?;
+    let search = host.waiting(
+        lua,
+        SEARCH,
+        |call, values| {
+            let body = Args::new(SEARCH, values).table("body")?;
+            let body = json::to_json(&Value::Table(body)).map_err(|reason| format!("{SEARCH}: body{reason}"))?;
+            let report = &call.report;
+            let search = Search { body, now: report.t, up_to: Some(report.t), without: Some(report.id) };
+            Ok(async move {
+                call.services.history.search(search).await.map_err(|error| match error {
+                    HistoryError::Query { path, reason } => format!("{SEARCH}: body: {path}: {reason}"),
+                    HistoryError::Unavailable(said) => call.unavailable(SEARCH, "history", said),
+                })
+            })
+        },
+        |lua, answer| json::to_lua_without_null(lua, &answer),
+    )?;
+    history.set("search", search)?;
+    Ok(history)
 }

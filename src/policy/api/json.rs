@@ -1,123 +1,188 @@
-//! `json.encode(value)`, `json.decode(text)`, `json.null`, `json.empty_array`; and the one conversion between Lua and JSON that all
-//! modules use.
-//!
-//! Owns its bounds: a table that contains itself, or is deeper or larger than anybody reads, is an error and not a crash.
+//! `json.encode`, `json.decode`, `json.null`, `json.empty_array`; and the way between Lua values and JSON that the other modules use.
 
-use mlua::{Lua, LuaSerdeExt, Result, Table, Value};
-use serde_json::{Map, Number, Value as Json};
+use std::rc::Rc;
 
-use super::{kind, wrong};
+use mlua::{LightUserData, Lua, Table, Value as Lua_};
+use serde_json::{Map, Number, Value};
 
+use super::address::Address;
+use super::args::{self, Args};
+use crate::policy::call::{Answer, Host};
+
+/// Levels of tables in tables: deeper ones are loops.
 const MAX_DEPTH: usize = 32;
-const MAX_NODES: usize = 10_000;
-const MAX_BYTES: usize = 256 * 1024;
+/// Values in one table with all that is in it.
+const MAX_VALUES: usize = 50_000;
+/// Bytes of all strings in one value.
+const MAX_BYTES: usize = 1 << 20;
+/// The largest whole number that a Lua number tells from its neighbours.
+const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// Marks a table as an array, also when it is empty.
-fn array_metatable(lua: &Lua) -> Table {
-    lua.array_metatable()
+pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
+    let json = lua.create_table()?;
+    json.set(
+        "encode",
+        host.pure(lua, |_, values| {
+            let value = Args::new("json.encode", values).value();
+            let value = to_json(&value).map_err(|reason| format!("json.encode: value{reason}"))?;
+            serde_json::to_string(&value).map_err(|error| format!("json.encode: value: {error}"))
+        })?,
+    )?;
+    json.set(
+        "decode",
+        host.pure(lua, |lua, values| {
+            let text = Args::new("json.decode", values).string("text")?;
+            let value: Value = serde_json::from_str(&text).map_err(|error| format!("json.decode: text: {error}"))?;
+            to_lua(lua, &value).map_err(|error| format!("json.decode: {error}"))
+        })?,
+    )?;
+    json.set("null", Lua_::NULL)?;
+    json.set("empty_array", empty_array())?;
+    Ok(json)
 }
 
-pub(super) fn module(lua: &Lua) -> Result<Table> {
-    let module = lua.create_table()?;
-    module.raw_set("null", lua.null())?;
-    let empty = lua.create_table()?;
-    empty.set_metatable(Some(array_metatable(lua)))?;
-    module.raw_set("empty_array", empty)?;
-    let encode = |lua: &Lua, value: Value| Ok(from_lua(lua, "json.encode", "value", &value)?.to_string());
-    module.raw_set("encode", lua.create_function(encode)?)?;
-    let decode = |lua: &Lua, text: mlua::LuaString| {
-        let parsed = serde_json::from_slice::<Json>(&text.as_bytes());
-        let value = parsed.map_err(|error| wrong(lua, "json.decode", format!("not JSON: {error}")))?;
-        lua.to_value(&value)
-    };
-    module.raw_set("decode", lua.create_function(decode)?)?;
-    Ok(module)
+/// What an empty array is in Lua, where `{}` is an empty object.
+fn empty_array() -> LightUserData {
+    static EMPTY_ARRAY: u8 = 0;
+    LightUserData((&raw const EMPTY_ARRAY).cast_mut().cast())
 }
 
-/// A Lua value as JSON. A table with the keys 1 to n is an array, any other an object; an empty one is an object unless it is
-/// `json.empty_array`.
-pub(super) fn from_lua(lua: &Lua, function: &str, argument: &str, value: &Value) -> Result<Json> {
-    let mut left = Budget { nodes: MAX_NODES, bytes: MAX_BYTES };
-    convert(lua, value, 0, &mut left).map_err(|what| wrong(lua, function, format!("`{argument}` {what}")))
-}
-
-/// JSON as a Lua value; null is nil.
-pub(super) fn to_lua(lua: &Lua, value: &Json) -> Result<Value> {
-    let options = mlua::serde::SerializeOptions::new()
-        .set_array_metatable(false)
-        .serialize_none_to_null(false)
-        .serialize_unit_to_null(false);
-    lua.to_value_with(value, options)
+/// A Lua value as JSON. A table with the keys 1..n is an array, `{}` an object; what JSON has no number for is null. The error is the
+/// path in the value and the reason: `.hits[2]: a function is no JSON`.
+pub(super) fn to_json(value: &Lua_) -> Answer<Value> {
+    let mut budget = Budget { values: MAX_VALUES, bytes: MAX_BYTES };
+    budget.value(value, MAX_DEPTH)
 }
 
 struct Budget {
-    nodes: usize,
+    values: usize,
     bytes: usize,
 }
 
 impl Budget {
-    fn take(&mut self, bytes: usize) -> std::result::Result<(), String> {
-        self.nodes = self.nodes.checked_sub(1).ok_or_else(|| format!("has more than {MAX_NODES} values"))?;
-        self.bytes = self.bytes.checked_sub(bytes).ok_or_else(|| format!("has more than {MAX_BYTES} bytes of text"))?;
+    fn spend(&mut self, bytes: usize) -> Answer<()> {
+        self.values = self.values.checked_sub(1).ok_or_else(|| format!(": has more than {MAX_VALUES} values"))?;
+        self.bytes =
+            self.bytes.checked_sub(bytes).ok_or_else(|| format!(": has more than {MAX_BYTES} bytes of text"))?;
         Ok(())
     }
+
+    fn value(&mut self, value: &Lua_, depth: usize) -> Answer<Value> {
+        self.spend(0)?;
+        Ok(match value {
+            Lua_::Nil => Value::Null,
+            Lua_::Boolean(value) => Value::Bool(*value),
+            Lua_::Integer(number) => Value::from(*number),
+            Lua_::Number(value) => number(*value),
+            Lua_::String(text) => {
+                self.spend(text.as_bytes().len())?;
+                Value::String(args::string(value).unwrap_or_default())
+            }
+            Lua_::LightUserData(data) if data.0.is_null() => Value::Null,
+            Lua_::LightUserData(data) if *data == empty_array() => Value::Array(Vec::new()),
+            Lua_::Table(table) => return self.table(table, depth),
+            Lua_::UserData(data) => match data.borrow::<Address>() {
+                Ok(address) => Value::String(address.0.to_string()),
+                Err(_) => return Err(": a userdata is no JSON".to_owned()),
+            },
+            other => return Err(format!(": a {} is no JSON", other.type_name())),
+        })
+    }
+
+    fn table(&mut self, table: &Table, depth: usize) -> Answer<Value> {
+        let depth = depth.checked_sub(1).ok_or_else(|| format!(": is nested deeper than {MAX_DEPTH}"))?;
+        let length = table.raw_len();
+        let mut items = Vec::new();
+        let mut map = Map::new();
+        for pair in table.pairs::<Lua_, Lua_>() {
+            let (key, value) = pair.map_err(|error| format!(": {error}"))?;
+            // `pairs` meets the keys 1..n in order where they are an array.
+            let next = items.len() + 1;
+            if map.is_empty() && next <= length && args::number(&key) == Some(next as f64) {
+                items.push(self.value(&value, depth).map_err(|error| format!("[{next}]{error}"))?);
+                continue;
+            }
+            for (at, item) in items.drain(..).enumerate() {
+                map.insert((at + 1).to_string(), item);
+            }
+            let Some(name) = args::string(&key) else {
+                return Err(format!(": a {} is no key in JSON", key.type_name()));
+            };
+            self.spend(name.len())?;
+            let value = self.value(&value, depth).map_err(|error| format!(".{}{error}", args::cut(&name, 64)))?;
+            map.insert(name, value);
+        }
+        Ok(if items.is_empty() { Value::Object(map) } else { Value::Array(items) })
+    }
 }
 
-fn convert(lua: &Lua, value: &Value, depth: usize, left: &mut Budget) -> std::result::Result<Json, String> {
-    left.take(0)?;
-    match value {
-        Value::Nil => Ok(Json::Null),
-        Value::Boolean(value) => Ok(Json::Bool(*value)),
-        Value::Integer(number) => Ok(Json::Number((*number).into())),
-        Value::Number(number) => Ok(float(*number)),
-        Value::String(text) => {
-            left.take(text.as_bytes().len())?;
-            Ok(Json::String(text.to_string_lossy()))
-        }
-        Value::Table(table) if depth < MAX_DEPTH => self::table(lua, table, depth, left),
-        Value::Table(_) => Err(format!("is deeper than {MAX_DEPTH} tables, or contains itself")),
-        Value::LightUserData(pointer) if pointer.0.is_null() => Ok(Json::Null),
-        Value::UserData(_) => match value.to_string() {
-            Ok(text) => Ok(Json::String(text)),
-            Err(_) => Err("contains a value that has no JSON form".to_owned()),
-        },
-        other => Err(format!("contains a {}, which has no JSON form", kind(other))),
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() <= EXACT {
+        return Value::from(value as i64);
     }
+    Number::from_f64(value).map_or(Value::Null, Value::Number)
 }
 
-fn table(lua: &Lua, table: &Table, depth: usize, left: &mut Budget) -> std::result::Result<Json, String> {
-    let length = table.raw_len();
-    let is_array = length > 0 || table.metatable().is_some_and(|meta| meta == array_metatable(lua));
-    let (mut items, mut object) = (Vec::with_capacity(length.min(64)), Map::new());
-    if is_array {
-        for item in table.sequence_values::<Value>() {
-            items.push(convert(lua, &item.map_err(|error| error.to_string())?, depth + 1, left)?);
-        }
-    }
-    for pair in table.pairs::<Value, Value>() {
-        let (key, value) = pair.map_err(|error| error.to_string())?;
-        let name = match &key {
-            Value::Integer(index) if is_array && usize::try_from(*index).is_ok_and(|i| i >= 1 && i <= items.len()) => continue,
-            Value::Number(index) if is_array && *index >= 1.0 && *index <= items.len() as f64 => continue,
-            Value::String(name) => name.to_string_lossy(),
-            Value::Integer(number) => number.to_string(),
-            Value::Number(number) => float(*number).to_string(),
-            other => return Err(format!("has a key that is a {}", kind(other))),
-        };
-        if is_array {
-            return Err(format!("mixes an array with the key `{name}`"));
-        }
-        left.take(name.len())?;
-        object.insert(name, convert(lua, &value, depth + 1, left)?);
-    }
-    Ok(if is_array { Json::Array(items) } else { Json::Object(object) })
+/// JSON as a Lua value; null is `json.null`.
+pub(super) fn to_lua(lua: &Lua, value: &Value) -> mlua::Result<Lua_> {
+    give(lua, value, true)
 }
 
-/// A whole number is written without a fraction, as everybody who reads it expects. Infinity and NaN have no JSON form: null.
-fn float(number: f64) -> Json {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    if number.fract() == 0.0 && number.abs() < EXACT {
-        return Json::Number((number as i64).into());
+/// JSON as a Lua value; a key whose value is null is left out, so that `if answer.value then` means what it says.
+pub(super) fn to_lua_without_null(lua: &Lua, value: &Value) -> mlua::Result<Lua_> {
+    give(lua, value, false)
+}
+
+fn give(lua: &Lua, value: &Value, nulls: bool) -> mlua::Result<Lua_> {
+    Ok(match value {
+        Value::Null => Lua_::NULL,
+        Value::Bool(value) => Lua_::Boolean(*value),
+        Value::Number(number) => Lua_::Number(number.as_f64().unwrap_or(f64::NAN)),
+        Value::String(text) => Lua_::String(lua.create_string(text)?),
+        Value::Array(items) => {
+            let table = lua.create_table_with_capacity(items.len(), 0)?;
+            for (at, item) in items.iter().enumerate() {
+                table.raw_set(at + 1, give(lua, item, nulls)?)?;
+            }
+            Lua_::Table(table)
+        }
+        Value::Object(map) => {
+            let table = lua.create_table_with_capacity(0, map.len())?;
+            for (key, value) in map.iter().filter(|(_, value)| nulls || !value.is_null()) {
+                table.raw_set(key.as_str(), give(lua, value, nulls)?)?;
+            }
+            Lua_::Table(table)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encode(code: &str) -> Answer<String> {
+        let lua = Lua::new();
+        lua.globals().set("empty_array", empty_array()).unwrap();
+        lua.globals().set("null", Lua_::NULL).unwrap();
+        to_json(&lua.load(code).eval().unwrap()).map(|value| value.to_string())
     }
-    Number::from_f64(number).map_or(Json::Null, Json::Number)
+
+    #[test]
+    fn tables_become_what_a_person_means_by_them() {
+        assert_eq!(encode("return {1, 2.5, 'x', true}").unwrap(), r#"[1,2.5,"x",true]"#);
+        assert_eq!(encode("return {}").unwrap(), "{}");
+        assert_eq!(encode("return {a = empty_array, b = null}").unwrap(), r#"{"a":[],"b":null}"#);
+        assert_eq!(encode("return {1, 2, x = 3}").unwrap(), r#"{"1":1,"2":2,"x":3}"#);
+        assert_eq!(encode("return {[3] = 'c'}").unwrap(), r#"{"3":"c"}"#);
+        assert_eq!(encode("return 0/0").unwrap(), "null");
+        assert_eq!(encode("return '\\195'").unwrap(), "\"\u{fffd}\"");
+    }
+
+    #[test]
+    fn loops_functions_and_floods_are_refused_with_their_path() {
+        assert!(encode("local t = {}; t.t = t; return t").unwrap_err().ends_with("is nested deeper than 32"));
+        assert_eq!(encode("return {a = {1, print}}").unwrap_err(), ".a[2]: a function is no JSON");
+        assert!(encode("local t = {}; for i = 1, 60000 do t[i] = i end; return t").unwrap_err().contains("more than"));
+        assert!(encode("return {('x'):rep(2000000)}").unwrap_err().contains("bytes of text"));
+    }
 }

@@ -1,47 +1,109 @@
-//! `log.debug`, `log.info`, `log.warn`, `log.error`: a line with fields in the program's own log.
-//!
-//! Owns the bound: a policy that logs at each report must not fill the disk of those who read the log.
+//! `log.error`, `log.warn`, `log.info`, `log.debug`: lines in the program's log, at once and bounded.
 
-use mlua::{Lua, Result, Table, Value};
+use std::rc::Rc;
+use std::time::Instant;
 
-use super::{current, json, text};
+use mlua::{Lua, MultiValue, Table, Value};
 
-/// Lines that one call may log; further ones are dropped.
-const MAX_LINES: u32 = 20;
-/// The longest message.
-const MAX_MESSAGE: usize = 2000;
+use super::args::{Args, cut};
+use super::json;
+use crate::policy::call::{Answer, Call, Host};
 
-pub(super) fn module(lua: &Lua) -> Result<Table> {
-    let module = lua.create_table()?;
-    module.raw_set("debug", line(lua, "log.debug")?)?;
-    module.raw_set("info", line(lua, "log.info")?)?;
-    module.raw_set("warn", line(lua, "log.warn")?)?;
-    module.raw_set("error", line(lua, "log.error")?)?;
-    Ok(module)
+/// Lines a second of one policy in one machine, and how many it may save up: a policy that logs each report of a flood must not fill
+/// the disk.
+const LINES_PER_SECOND: f64 = 50.0;
+const SAVED_UP: f64 = 500.0;
+const MAX_MESSAGE: usize = 1 << 10;
+const MAX_FIELDS: usize = 4 << 10;
+
+/// What a policy may still log.
+pub(in crate::policy) struct Budget {
+    left: f64,
+    at: Instant,
+    dropped: u64,
 }
 
-fn line(lua: &Lua, function: &'static str) -> Result<mlua::Function> {
-    lua.create_function(move |lua, (message, fields): (Value, Option<Table>)| {
-        let context = current(lua, function)?;
-        let mut message = text(lua, function, "message", &message)?;
-        if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE) {
-            message.truncate(end);
+impl Budget {
+    fn new() -> Self {
+        Self { left: SAVED_UP, at: Instant::now(), dropped: 0 }
+    }
+
+    /// Takes one line. `Some` is how many were dropped before it.
+    fn take(&mut self) -> Option<u64> {
+        let now = Instant::now();
+        self.left = (self.left + now.duration_since(self.at).as_secs_f64() * LINES_PER_SECOND).min(SAVED_UP);
+        self.at = now;
+        if self.left < 1.0 {
+            self.dropped += 1;
+            return None;
         }
-        context.logged.set(context.logged.get() + 1);
-        if context.logged.get() > MAX_LINES {
-            return Ok(());
+        self.left -= 1.0;
+        Some(std::mem::take(&mut self.dropped))
+    }
+}
+
+pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
+    let log = lua.create_table()?;
+    let levels = [
+        ("error", "log.error", tracing::Level::ERROR),
+        ("warn", "log.warn", tracing::Level::WARN),
+        ("info", "log.info", tracing::Level::INFO),
+        ("debug", "log.debug", tracing::Level::DEBUG),
+    ];
+    for (name, function, level) in levels {
+        let shared = Rc::downgrade(host);
+        let write = host.function(lua, function, move |_, call, values| {
+            let (message, fields) = line(function, values)?;
+            match shared.upgrade() {
+                Some(host) => write(&host, call, level, &message, &fields),
+                None => Ok(()),
+            }
+        })?;
+        log.set(name, write)?;
+    }
+    Ok(log)
+}
+
+fn line(function: &'static str, values: MultiValue) -> Answer<(String, String)> {
+    let mut args = Args::new(function, values);
+    let message = args.string("message")?;
+    let fields = match args.optional_table("fields")? {
+        Some(fields) => {
+            json::to_json(&Value::Table(fields)).map_err(|reason| format!("{function}: fields{reason}"))?.to_string()
         }
-        let fields = match fields {
-            Some(fields) => json::from_lua(lua, function, "fields", &Value::Table(fields))?.to_string(),
-            None => String::new(),
-        };
-        let (policy, report) = (&*context.policy, context.report.id);
-        match function {
-            "log.debug" => tracing::debug!(target: "policy", policy, %report, fields, "{message}"),
-            "log.info" => tracing::info!(target: "policy", policy, %report, fields, "{message}"),
-            "log.warn" => tracing::warn!(target: "policy", policy, %report, fields, "{message}"),
-            _ => tracing::error!(target: "policy", policy, %report, fields, "{message}"),
-        }
-        Ok(())
-    })
+        None => String::new(),
+    };
+    Ok((cut(&message, MAX_MESSAGE), cut(&fields, MAX_FIELDS)))
+}
+
+fn write(host: &Host, call: &Call, level: tracing::Level, message: &str, fields: &str) -> Answer<()> {
+    let allowed = {
+        let mut budgets = host.log_budget.borrow_mut();
+        budgets.entry(Rc::clone(&call.policy)).or_insert_with(Budget::new).take()
+    };
+    let Some(dropped) = allowed else { return Ok(()) };
+    let (policy, report) = (&*call.policy, call.report.id);
+    if dropped > 0 {
+        tracing::warn!(policy, dropped, "a policy logs too much; lines were dropped");
+    }
+    match level {
+        tracing::Level::ERROR => tracing::error!(policy, %report, fields, "{message}"),
+        tracing::Level::WARN => tracing::warn!(policy, %report, fields, "{message}"),
+        tracing::Level::INFO => tracing::info!(policy, %report, fields, "{message}"),
+        _ => tracing::debug!(policy, %report, fields, "{message}"),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flood_of_lines_is_cut_and_counted() {
+        let mut budget = Budget::new();
+        let written = (0..100_000).filter(|_| budget.take().is_some()).count();
+        assert!((500..5_000).contains(&written), "{written}");
+        assert_eq!(budget.dropped, 100_000 - written as u64);
+    }
 }

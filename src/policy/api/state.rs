@@ -1,103 +1,117 @@
-//! `state.get`, `state.set`, `state.add`, `state.count`, `state.remove`: what the policy remembers between reports.
-//!
-//! Owns the argument checks. Reads go to the store, writes are collected; both are the policy's own, whatever names others use.
+//! `state.get`, `state.set`, `state.add`, `state.count`: what a policy remembers between reports, under keys of its own.
 
-use mlua::{Lua, Result, Table, Value};
+use std::rc::Rc;
+use std::time::Duration;
 
-use super::{current, json, kind, options, seconds, text, wrong};
-use crate::policy::context::Context;
-use crate::state::StateError;
+use bytes::Bytes;
+use mlua::{Lua, MultiValue, Table, Value};
 
-/// The longest name of an entry, and of a member of a set.
-const MAX_NAME: usize = 1024;
+use super::args::Args;
+use super::json;
+use crate::policy::call::{Answer, Call, Host};
+use crate::state::session::SessionError;
 
-pub(super) fn module(lua: &Lua) -> Result<Table> {
-    let module = lua.create_table()?;
-    module.raw_set("get", lua.create_async_function(get)?)?;
-    module.raw_set("set", lua.create_function(set)?)?;
-    module.raw_set("remove", lua.create_function(remove)?)?;
-    module.raw_set("add", lua.create_async_function(add)?)?;
-    module.raw_set("count", lua.create_async_function(count)?)?;
-    Ok(module)
-}
-
-fn name(lua: &Lua, function: &str, argument: &str, value: &Value) -> Result<String> {
-    let name = text(lua, function, argument, value)?;
-    if name.is_empty() || name.len() > MAX_NAME {
-        return Err(wrong(lua, function, format!("`{argument}` has {} bytes; 1 to {MAX_NAME} are allowed", name.len())));
-    }
-    Ok(name)
-}
-
-/// A store that does not answer fails the call, also where the policy catches the error.
-fn unanswered(lua: &Lua, context: &Context, function: &str, error: &StateError) -> mlua::Error {
-    context.unanswered.replace(Some(("state", error.to_string())));
-    wrong(lua, function, error.to_string())
-}
-
-async fn get(lua: Lua, key: Value) -> Result<Value> {
-    let (context, key) = (current(&lua, "state.get")?, name(&lua, "state.get", "key", &key)?);
-    match context.session.get(&key).await {
-        Ok(None) => Ok(Value::Nil),
-        Ok(Some(bytes)) => match serde_json::from_slice(&bytes) {
-            Ok(value) => json::to_lua(&lua, &value),
-            Err(error) => Err(wrong(&lua, "state.get", format!("the stored value of `{key}` is damaged: {error}"))),
+pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
+    let state = lua.create_table()?;
+    let get = host.waiting(
+        lua,
+        "state.get",
+        |call, values| {
+            let key = Args::new("state.get", values).string("key")?;
+            Ok(async move {
+                match call.session.get(&key).await {
+                    Ok(value) => value.map(|json| parse(&json)).transpose(),
+                    Err(error) => Err(told(&call, "state.get", error)),
+                }
+            })
         },
-        Err(error) => Err(unanswered(&lua, &context, "state.get", &error)),
-    }
+        |lua, value: Option<serde_json::Value>| match value {
+            Some(value) => json::to_lua(lua, &value),
+            None => Ok(Value::Nil),
+        },
+    )?;
+    state.set("get", get)?;
+    state.set("set", host.function(lua, "state.set", |_, call, values| set(call, values))?)?;
+    let add = host.waiting(
+        lua,
+        "state.add",
+        |call, values| {
+            let (key, member, within) = add_arguments(values)?;
+            Ok(async move {
+                let added = call.session.add(&key, &member, within).await;
+                added.map_err(|error| told(&call, "state.add", error))
+            })
+        },
+        |_, count: usize| Ok(Value::Number(count as f64)),
+    )?;
+    state.set("add", add)?;
+    let count = host.waiting(
+        lua,
+        "state.count",
+        |call, values| {
+            let mut args = Args::new("state.count", values);
+            let key = args.string("key")?;
+            let within = window(&mut args)?;
+            Ok(async move {
+                let counted = call.session.count(&key, within).await;
+                counted.map_err(|error| told(&call, "state.count", error))
+            })
+        },
+        |_, count: usize| Ok(Value::Number(count as f64)),
+    )?;
+    state.set("count", count)?;
+    Ok(state)
 }
 
-fn set(lua: &Lua, (key, value, ttl): (Value, Value, Value)) -> Result<()> {
-    let context = current(lua, "state.set")?;
-    let key = name(lua, "state.set", "key", &key)?;
-    let ttl = match ttl {
+fn set(call: &Call, values: MultiValue) -> Answer<()> {
+    let mut args = Args::new("state.set", values);
+    let key = args.string("key")?;
+    let value = args.value();
+    let ttl = match args.value() {
         Value::Nil => None,
-        Value::Table(table) => {
-            options(lua, "state.set", &table, &["ttl"])?;
-            match table.raw_get::<Value>("ttl")? {
-                Value::Nil => None,
-                ttl => Some(seconds(lua, "state.set", "ttl", &ttl)?),
-            }
+        Value::Table(options) => {
+            let [ttl] = args.fields(&options, ["ttl"])?;
+            if ttl.is_nil() { None } else { Some(args.seconds("ttl", &ttl)?) }
         }
-        other => Some(seconds(lua, "state.set", "ttl", &other)?),
+        number => Some(args.seconds("ttl", &number)?),
     };
-    if value.is_nil() {
-        context.session.remove(&key);
-        return Ok(());
-    }
-    let text = json::from_lua(lua, "state.set", "value", &value)?.to_string();
-    let limit = context.services.max_value;
-    if text.len() > limit {
-        return Err(wrong(lua, "state.set", format!("the value has {} bytes; state.max_value is {limit}", text.len())));
-    }
-    context.session.set(&key, text.into(), ttl);
-    Ok(())
-}
-
-fn remove(lua: &Lua, key: Value) -> Result<()> {
-    let context = current(lua, "state.remove")?;
-    context.session.remove(&name(lua, "state.remove", "key", &key)?);
-    Ok(())
-}
-
-fn within(lua: &Lua, function: &str, table: Value) -> Result<std::time::Duration> {
-    let Value::Table(table) = table else {
-        return Err(wrong(lua, function, format!("the last argument is {{ within = seconds }}, not {}", kind(&table))));
+    let value = match value {
+        Value::Nil => None,
+        value => {
+            let value = json::to_json(&value).map_err(|reason| format!("state.set: value{reason}"))?;
+            Some(Bytes::from(serde_json::to_vec(&value).map_err(|error| args.error("value", error))?))
+        }
     };
-    options(lua, function, &table, &["within"])?;
-    seconds(lua, function, "within", &table.raw_get::<Value>("within")?)
+    call.session.set(&key, value, ttl).map_err(|error| told(call, "state.set", error))
 }
 
-async fn add(lua: Lua, (key, member, table): (Value, Value, Value)) -> Result<usize> {
-    let context = current(&lua, "state.add")?;
-    let (key, member) = (name(&lua, "state.add", "key", &key)?, name(&lua, "state.add", "member", &member)?);
-    let within = within(&lua, "state.add", table)?;
-    context.session.add(&key, &member, within).await.map_err(|error| unanswered(&lua, &context, "state.add", &error))
+fn add_arguments(values: MultiValue) -> Answer<(String, String, Duration)> {
+    let mut args = Args::new("state.add", values);
+    let key = args.string("key")?;
+    let member = match args.value() {
+        address @ Value::UserData(_) => {
+            super::address::Address::of(&address).map(|address| address.to_string()).ok_or(address)
+        }
+        other => super::args::string(&other).ok_or(other),
+    };
+    let member = member.map_err(|other| args.wrong("member", "a string", &other))?;
+    let within = window(&mut args)?;
+    Ok((key, member, within))
 }
 
-async fn count(lua: Lua, (key, table): (Value, Value)) -> Result<usize> {
-    let context = current(&lua, "state.count")?;
-    let key = name(&lua, "state.count", "key", &key)?;
-    let within = within(&lua, "state.count", table)?;
-    context.session.count(&key, within).await.map_err(|error| unanswered(&lua, &context, "state.count", &error))
+fn window(args: &mut Args) -> Answer<Duration> {
+    let options = args.table("options")?;
+    let [within] = args.fields(&options, ["within"])?;
+    args.seconds("within", &within)
+}
+
+fn told(call: &Call, function: &str, error: SessionError) -> String {
+    match error {
+        SessionError::Wrong(reason) => format!("{function}: {reason}"),
+        SessionError::Store(error) => call.unavailable(function, "state", error.0),
+    }
+}
+
+fn parse(json: &[u8]) -> Answer<serde_json::Value> {
+    serde_json::from_slice(json).map_err(|error| format!("state.get: the stored value is no JSON: {error}"))
 }

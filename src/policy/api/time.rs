@@ -1,42 +1,62 @@
-//! `time.now()`, `time.iso([seconds])`, `time.sleep(seconds)`.
-//!
-//! Policies live in report time: `now` is the time of the report that is handled, so that a backlog or a replay raises what was due
-//! then. Only `sleep` is real time.
+//! `time.now`, `time.sleep`, `time.format`: report time, and waiting in real time.
 
+use std::rc::Rc;
 use std::time::Duration;
 
-use mlua::{Lua, Result, Table, Value};
+use mlua::{Lua, Table, Value};
 
-use super::{current, number, wrong};
+use super::args::{Args, number};
+use crate::policy::call::{Answer, Host};
 use crate::report::Time;
 
-/// The longest sleep; `policy.time_limit` ends longer ones anyway.
-const MAX_SLEEP: f64 = 3600.0;
+/// Longer than any limit of a call that makes sense.
+const LONGEST_SLEEP: f64 = 3_600.0;
+const MAX_PATTERN: usize = 128;
 
-pub(super) fn module(lua: &Lua) -> Result<Table> {
-    let module = lua.create_table()?;
-    module.raw_set("now", lua.create_function(|lua, ()| Ok(current(lua, "time.now")?.report.t.seconds()))?)?;
-    module.raw_set("iso", lua.create_function(iso)?)?;
-    module.raw_set("sleep", lua.create_async_function(sleep)?)?;
-    Ok(module)
+pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
+    let time = lua.create_table()?;
+    time.set("now", host.function(lua, "time.now", |_, call, _| Ok(call.report.t.seconds()))?)?;
+    let sleep = host.waiting(
+        lua,
+        "time.sleep",
+        |_, values| {
+            let mut args = Args::new("time.sleep", values);
+            let value = args.value();
+            match number(&value) {
+                Some(seconds) if (0.0..=LONGEST_SLEEP).contains(&seconds) => Ok(async move {
+                    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+                    Ok(())
+                }),
+                Some(_) => Err(args.error("seconds", "must be between 0 and 3600")),
+                None => Err(args.wrong("seconds", "a number of seconds", &value)),
+            }
+        },
+        |_, ()| Ok(Value::Nil),
+    )?;
+    time.set("sleep", sleep)?;
+    let format = host.function(lua, "time.format", |_, call, values| {
+        let mut args = Args::new("time.format", values);
+        let seconds = args.value();
+        let at = match number(&seconds) {
+            Some(seconds) => Time::from_seconds(seconds)
+                .ok_or_else(|| args.error("seconds", "must be a time between 1970 and 9999"))?,
+            None if seconds.is_nil() => call.report.t,
+            None => return Err(args.wrong("seconds", "a number of seconds since 1970", &seconds)),
+        };
+        match args.value() {
+            Value::Nil => Ok(at.rfc3339()),
+            pattern => shaped(&args, at, &pattern),
+        }
+    })?;
+    time.set("format", format)?;
+    Ok(time)
 }
 
-/// RFC 3339 in UTC.
-fn iso(lua: &Lua, seconds: Value) -> Result<String> {
-    let time = match seconds {
-        Value::Nil => current(lua, "time.iso")?.report.t,
-        seconds => Time::from_seconds(number(lua, "time.iso", "seconds", &seconds)?)
-            .ok_or_else(|| wrong(lua, "time.iso", "`seconds` is no time between 1970 and 9999"))?,
-    };
-    Ok(time.rfc3339())
-}
-
-async fn sleep(lua: Lua, seconds: Value) -> Result<()> {
-    let seconds = number(&lua, "time.sleep", "seconds", &seconds)?;
-    if !(0.0..=MAX_SLEEP).contains(&seconds) {
-        return Err(wrong(&lua, "time.sleep", format!("`seconds` is 0 to {MAX_SLEEP}, not {seconds}")));
+fn shaped(args: &Args, at: Time, pattern: &Value) -> Answer<String> {
+    let text = super::args::string(pattern).ok_or_else(|| args.wrong("pattern", "a string", pattern))?;
+    if text.len() > MAX_PATTERN {
+        return Err(args.error("pattern", format!("has more than {MAX_PATTERN} bytes")));
     }
-    drop(lua);
-    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
-    Ok(())
+    let time = jiff::Timestamp::from_microsecond(at.micros()).map_err(|error| args.error("seconds", error))?;
+    jiff::fmt::strtime::format(&text, time).map_err(|error| args.error("pattern", error))
 }
