@@ -216,9 +216,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     let offline = |place: &Place| place.offline.then_some(Roles::none());
     match &args.action {
         Action::List { place, filter, ids, format } => Session::with(common, offline(place), async |client| {
-            let mut query = filter.query();
-            query.extend(ids.iter().map(|id| ("id", id.clone())));
-            list(client, place.queue, &query, *format).await
+            list(client, place.queue, &filter.query(), ids, *format).await
         }),
         Action::Show { place, id, format } => {
             Session::with(common, offline(place), async |client| show(client, place.queue, id, *format).await)
@@ -228,10 +226,16 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     }
 }
 
-async fn list(client: &Client, queue: Queue, query: &[(&'static str, String)], format: Format) -> Result<(), Failure> {
+async fn list(
+    client: &Client,
+    queue: Queue,
+    query: &[(&'static str, String)],
+    ids: &[String],
+    format: Format,
+) -> Result<(), Failure> {
     let mut table = output::table(&["id", "rejected", "key", "reason", "failed", "tries", "why"]);
     let mut count = 0_usize;
-    pages(client, queue, query, async |letter: Value| {
+    let mut each = async |letter: Value| -> Result<(), Failure> {
         match format {
             Format::Ndjson => output::line(&letter)?,
             Format::Json => output::print(format_args!("{}{letter}", if count == 0 { "[\n" } else { ",\n" }))?,
@@ -246,8 +250,15 @@ async fn list(client: &Client, queue: Queue, query: &[(&'static str, String)], f
         }
         count += 1;
         Ok(())
-    })
-    .await?;
+    };
+    if ids.is_empty() {
+        pages(client, queue, query, &mut each).await?;
+    }
+    // The route takes one id at a time.
+    for id in ids {
+        let query = [query, &[("id", id.clone())]].concat();
+        pages(client, queue, &query, &mut each).await?;
+    }
     match format {
         Format::Ndjson => Ok(()),
         Format::Json => output::line(if count == 0 { "[]" } else { "\n]" }),
@@ -327,9 +338,7 @@ fn apply(common: &Common, change: &Change, verb: Verb) -> Result<(), Failure> {
     }
     Session::with(common, change.place.offline.then_some(Roles::none()), async |client| {
         if change.dry_run {
-            let mut query = change.filter.query();
-            query.extend(ids.iter().map(|id| ("id", id.clone())));
-            return list(client, change.place.queue, &query, Format::Table).await;
+            return list(client, change.place.queue, &change.filter.query(), &ids, Format::Table).await;
         }
         let bar = output::bar(None, if verb == Verb::Drop { "dropped" } else { "sent again" });
         bar.enable_steady_tick(Duration::from_millis(200));

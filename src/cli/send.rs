@@ -61,6 +61,9 @@ struct Taken {
     accepted: u64,
     #[serde(default)]
     refused: Vec<Refused>,
+    /// Refused lines beyond those that the answer lists.
+    #[serde(default)]
+    refused_and_not_named: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,6 +117,8 @@ struct Sender<'a> {
     sent: u64,
     accepted: u64,
     refused: u64,
+    /// Refused lines that were shown.
+    shown: u64,
     /// The first line without an answer.
     next: u64,
 }
@@ -130,7 +135,7 @@ impl<'a> Sender<'a> {
             bar.set_style(style);
         }
         let now = Instant::now();
-        Self { client, args, bar, started: now, said: now, sent: 0, accepted: 0, refused: 0, next: args.from }
+        Self { client, args, bar, started: now, said: now, sent: 0, accepted: 0, refused: 0, shown: 0, next: args.from }
     }
 
     async fn all(&mut self, mut input: Box<dyn BufRead>, max_body: usize) -> Result<(), Failure> {
@@ -179,6 +184,7 @@ impl<'a> Sender<'a> {
         }
         let taken = self.deliver(&batch.body).await?;
         self.accepted += taken.accepted;
+        self.refused += taken.refused_and_not_named;
         for refused in taken.refused {
             // The server counts the lines of its request from 1.
             let line = refused.line.checked_sub(1).and_then(|at| batch.lines.get(at)).copied().unwrap_or_default();
@@ -220,7 +226,8 @@ impl<'a> Sender<'a> {
 
     fn refuse(&mut self, line: u64, reason: &str) {
         self.refused += 1;
-        if self.refused <= SHOWN {
+        if self.shown < SHOWN {
+            self.shown += 1;
             self.say(&format!("line {line}: refused: {}", output::clean(reason)));
         }
     }
@@ -245,8 +252,8 @@ impl<'a> Sender<'a> {
 
     fn finish(&self, result: Result<(), Failure>) -> Result<(), Failure> {
         self.bar.finish_and_clear();
-        if self.refused > SHOWN {
-            output::say(format_args!("and {} more lines were refused", self.refused - SHOWN));
+        if self.refused > self.shown {
+            output::say(format_args!("and {} more lines were refused", self.refused - self.shown));
         }
         let seconds = self.started.elapsed().as_secs_f64();
         output::line(format_args!(
