@@ -125,7 +125,7 @@ impl Findings {
     fn policies(&mut self, config: &Config) {
         let checked = PolicySet::resolve(&config.policy.path);
         match checked {
-            Ok(set) => self.add("policies", set.names().join(", ")),
+            Ok(set) => self.add("policies", set.names().collect::<Vec<_>>().join(", ")),
             Err(error) => self.errors.push(format!("policy.path: {error}")),
         }
     }
