@@ -12,22 +12,22 @@ use serde_json::Value;
 
 /// The alerts that arrived.
 #[derive(Clone, Default)]
-pub struct Inbox {
+pub(crate) struct Inbox {
     alerts: Arc<Mutex<HashMap<String, Arrival>>>,
 }
 
 /// One alert that arrived.
 #[derive(Clone)]
-pub struct Arrival {
-    pub times: u32,
-    pub alert: Value,
+pub(crate) struct Arrival {
+    pub(crate) times: u32,
+    pub(crate) alert: Value,
     /// Seconds since 1970, the first time.
-    pub at: f64,
+    pub(crate) at: f64,
 }
 
 impl Inbox {
     /// Starts it; it ends with the test.
-    pub fn start() -> (Self, SocketAddr) {
+    pub(crate) fn start() -> (Self, SocketAddr) {
         let inbox = Self::default();
         let router = Router::new().route("/", post(take)).with_state(inbox.clone());
         let (tell, told) = std::sync::mpsc::channel();
@@ -43,12 +43,12 @@ impl Inbox {
     }
 
     /// What arrived, by id.
-    pub fn alerts(&self) -> HashMap<String, Arrival> {
+    pub(crate) fn alerts(&self) -> HashMap<String, Arrival> {
         self.alerts.lock().unwrap().clone()
     }
 
     /// The alerts of one kind.
-    pub fn of_kind(&self, kind: &str) -> Vec<Arrival> {
+    pub(crate) fn of_kind(&self, kind: &str) -> Vec<Arrival> {
         self.alerts.lock().unwrap().values().filter(|arrival| arrival.alert["kind"] == kind).cloned().collect()
     }
 }

@@ -9,7 +9,6 @@ use trackalert::alert::Alert;
 use trackalert::geoip::GeoIp;
 use trackalert::history::History;
 use trackalert::history::embedded::EmbeddedHistory;
-use trackalert::policy::watchdog::Watchdog;
 use trackalert::policy::{Effects, PolicySet, Services, Settings, Vm};
 use trackalert::report::LoginReport;
 use trackalert::state::{Batch, State};
@@ -71,13 +70,12 @@ impl Bench {
             tentative: Arc::default(),
             geoip: Arc::new(GeoIp::none()),
             metrics: Arc::new(Metrics::new()),
-            max_value: 16 * 1024,
+            state_max_value: ByteSize::kib(16),
         };
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
         let policies = PolicySet::resolve(&[shipped]).unwrap();
-        let (watchdog, _events) = Watchdog::start(settings().stuck_after).unwrap();
-        let vm = Vm::new(&policies, &services, &settings(), &watchdog).unwrap();
-        let policy = vm.names().iter().position(|name| name == policy).unwrap();
+        let vm = Vm::new(&policies, &services, &settings()).unwrap();
+        let policy = vm.names().position(|name| name == policy).unwrap();
         Self { vm, policy, state, history, store }
     }
 
@@ -88,7 +86,7 @@ impl Bench {
 
     /// The state's batch of a call, with its marker.
     pub(crate) async fn apply(&self, report: &LoginReport, effects: Effects) {
-        let handled = Some((report.id, vec![self.vm.names()[self.policy].clone()]));
+        let handled = Some((report.id, vec![self.vm.names().nth(self.policy).unwrap().to_owned()]));
         self.state.apply(Batch { writes: effects.writes, handled, claims: effects.claims }).await.unwrap();
     }
 

@@ -8,28 +8,28 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a start or a drain may take before a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running trackalert.
-pub struct Program {
+pub(crate) struct Program {
     child: Child,
-    pub address: String,
+    pub(crate) address: String,
 }
 
 /// A folder with a configuration and policies.
-pub struct Site {
-    pub folder: tempfile::TempDir,
-    pub address: String,
+pub(crate) struct Site {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) address: String,
 }
 
 /// A port that was free a moment ago.
-pub fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 impl Site {
     /// A site whose configuration is the given text plus the address, the data folder and the policies' folder.
-    pub fn new(config: &str) -> Self {
+    pub(crate) fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = free_address();
         std::fs::create_dir(folder.path().join("policies")).unwrap();
@@ -43,26 +43,26 @@ impl Site {
     }
 
     /// Adds or replaces a policy.
-    pub fn policy(&self, name: &str, lua: &str) -> &Self {
+    pub(crate) fn policy(&self, name: &str, lua: &str) -> &Self {
         let folder = self.folder.path().join("policies").join(name);
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("policy.lua"), lua).unwrap();
         self
     }
 
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.folder.path().join("trackalert.toml")
     }
 
     /// Starts the binary and waits until it is ready.
-    pub fn start(&self) -> Program {
+    pub(crate) fn start(&self) -> Program {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trackalert"));
         command.args(["run", "-C"]).arg(self.config());
         self.start_command(command)
     }
 
     /// Starts a program on this site and waits until it is ready.
-    pub fn start_command(&self, mut command: Command) -> Program {
+    pub(crate) fn start_command(&self, mut command: Command) -> Program {
         let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut program = Program { child: command.spawn().unwrap(), address: self.address.clone() };
@@ -70,12 +70,12 @@ impl Site {
         program
     }
 
-    pub fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.folder.path().join("log")
     }
 
     /// The text of the program's log.
-    pub fn log_text(&self) -> String {
+    pub(crate) fn log_text(&self) -> String {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 }
@@ -93,7 +93,7 @@ impl Program {
     }
 
     /// The body of a 200 answer.
-    pub fn get(&self, path: &str) -> Option<String> {
+    pub(crate) fn get(&self, path: &str) -> Option<String> {
         use std::io::{Read, Write};
         let mut stream = std::net::TcpStream::connect(&self.address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -106,13 +106,13 @@ impl Program {
     }
 
     /// The value of a metric line, by its name with labels.
-    pub fn metric(&self, name: &str) -> Option<f64> {
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let text = self.get("/metrics")?;
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
     /// Whether every queue is empty and nothing is in hand.
-    pub fn idle(&self) -> bool {
+    pub(crate) fn idle(&self) -> bool {
         let zero = |name| self.metric(name) == Some(0.0);
         zero("trackalert_queue_messages{queue=\"reports\"}")
             && zero("trackalert_queue_messages{queue=\"alerts\"}")
@@ -120,7 +120,7 @@ impl Program {
     }
 
     /// Waits until a condition holds.
-    pub fn wait_until(&self, what: &str, patience: Duration, mut holds: impl FnMut(&Self) -> bool) {
+    pub(crate) fn wait_until(&self, what: &str, patience: Duration, mut holds: impl FnMut(&Self) -> bool) {
         let began = Instant::now();
         while !holds(self) {
             assert!(began.elapsed() < patience, "waited {patience:?} for {what}; metrics:\n{}", self.relevant_metrics());
@@ -135,7 +135,7 @@ impl Program {
     }
 
     /// CPU seconds, user and system, that the process has used.
-    pub fn cpu_seconds(&self) -> f64 {
+    pub(crate) fn cpu_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         let after_name: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |index: usize| after_name.get(index).and_then(|t| t.parse::<f64>().ok()).unwrap_or_default();
@@ -143,7 +143,7 @@ impl Program {
     }
 
     /// Resident memory now and at its highest, in MiB.
-    pub fn memory_mib(&self) -> (f64, f64) {
+    pub(crate) fn memory_mib(&self) -> (f64, f64) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let kib = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
@@ -153,13 +153,13 @@ impl Program {
     }
 
     /// SIGKILL: nothing is finished, nothing is said.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// SIGTERM, and the exit code.
-    pub fn terminate(mut self) -> Option<i32> {
+    pub(crate) fn terminate(mut self) -> Option<i32> {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         let began = Instant::now();
@@ -173,7 +173,7 @@ impl Program {
     }
 
     /// The exit code, where it has ended by itself.
-    pub fn ended(&mut self) -> Option<i32> {
+    pub(crate) fn ended(&mut self) -> Option<i32> {
         self.child.try_wait().unwrap().map(|status| status.code().unwrap_or(-1))
     }
 }

@@ -7,20 +7,20 @@ use std::time::Duration;
 
 /// Counts what senders do, while they do it.
 #[derive(Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Reports answered 2xx.
-    pub accepted: AtomicUsize,
+    pub(crate) accepted: AtomicUsize,
     /// Requests that wait for their answer.
-    pub outstanding: AtomicUsize,
+    pub(crate) outstanding: AtomicUsize,
     /// Tries that ended without a 2xx.
-    pub failed: AtomicUsize,
+    pub(crate) failed: AtomicUsize,
     /// Set to end early.
-    pub stop: AtomicBool,
+    pub(crate) stop: AtomicBool,
 }
 
 /// Sends `reports` (JSON texts, in order) in batches of `batch` over one connection until all were accepted. Gives up when no try
 /// has worked for two minutes.
-pub async fn send_all(address: &str, reports: Vec<String>, batch: usize, progress: Arc<Progress>) {
+pub(crate) async fn send_all(address: &str, reports: Vec<String>, batch: usize, progress: Arc<Progress>) {
     let client = client();
     let url = format!("http://{address}/v1/reports");
     for lines in reports.chunks(batch) {
@@ -47,20 +47,20 @@ pub async fn send_all(address: &str, reports: Vec<String>, batch: usize, progres
 }
 
 /// An HTTP client for loopback.
-pub fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap()
 }
 
 /// Asks the history, as `trackalert query` does.
-pub async fn query(address: &str, body: serde_json::Value) -> serde_json::Value {
+pub(crate) async fn query(address: &str, body: serde_json::Value) -> serde_json::Value {
     let answer = client().post(format!("http://{address}/v1/admin/query")).json(&body).send().await.unwrap();
     assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     answer.json().await.unwrap()
 }
 
 /// The dead letters of a queue, as `trackalert dead-letters list` shows them.
-pub async fn dead_letters(address: &str, queue: &str) -> Vec<serde_json::Value> {
+pub(crate) async fn dead_letters(address: &str, queue: &str) -> Vec<serde_json::Value> {
     let url = format!("http://{address}/v1/admin/dead-letters/{queue}?most=1000");
     let answer: serde_json::Value = client().get(url).send().await.unwrap().json().await.unwrap();
     answer["letters"].as_array().cloned().unwrap_or_default()

@@ -1,0 +1,8 @@
+//! What the trials share: the real binary on a folder of its own, senders, a receiver of alerts.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub(crate) mod inbox;
+pub(crate) mod program;
+pub(crate) mod sender;
+pub(crate) mod trial;
