@@ -135,7 +135,7 @@ impl Account {
             _ if number < cast::EXTRAS => Kind::Regular,
             _ => match dice.below(200) {
                 0..6 => Kind::Asleep,
-                6..10 => Kind::Vacation(1 + dice.below(11)),
+                6..10 => Kind::Vacation(6 + 3 * dice.below(2)),
                 10..16 => {
                     let from = 1 + dice.below(9);
                     Kind::Traveller(dice.pick(&[Net::Italy, Net::Germany, Net::Croatia]), from, from + dice.below(5))
@@ -200,19 +200,19 @@ impl Account {
         Net::Office.address(9 + company)
     }
 
-    /// Every address from which it must have been seen before it is learnt, with the day in the first fortnight.
+    /// Every address from which it must have been seen before it is learnt, with the day in the first fortnight. The thin history is
+    /// of few days: each day of it costs the program's own history an index, which a person who waits for the demo would feel.
     pub(super) fn first_days(&self) -> Vec<(u64, IpAddr)> {
-        let mut dice = Dice::of(&[self.key, 2]);
         let mut seen = vec![(0, self.home())];
         if self.phone {
-            seen.push((3 + dice.below(3), self.mobile(3, 0)));
+            seen.push((4, self.mobile(4, 0)));
         }
         if let Some(company) = self.company {
-            seen.push((6 + dice.below(3), Self::gateway(company)));
+            seen.push((8, Self::gateway(company)));
         }
         if let Kind::Traveller(net, ..) = self.kind {
             seen.push((4, net.address(self.key)));
-            seen.push((10 + dice.below(2), net.address(self.key.wrapping_add(5))));
+            seen.push((11, net.address(self.key.wrapping_add(5))));
         }
         seen
     }
@@ -222,8 +222,8 @@ impl Account {
         let mut dice = Dice::of(&[self.key, 3]);
         match self.kind {
             Kind::Asleep | Kind::Newcomer(_) => Vec::new(),
-            Kind::Vacation(back) => vec![34 + dice.below(8), THIN + back - 60],
-            Kind::Regular | Kind::Traveller(..) => vec![40 + dice.below(14), 78 + dice.below(14)],
+            Kind::Vacation(back) => vec![45, THIN + back - 60],
+            Kind::Regular | Kind::Traveller(..) => vec![45 + 5 * dice.below(2), 80 + 5 * dice.below(2)],
         }
     }
 
