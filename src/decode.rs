@@ -129,9 +129,9 @@ fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
     let login = required("login", wire.login.take())?;
     let remote = required("remote", wire.remote.take())?;
     check_lengths(&wire, &login, limits)?;
-    let address: IpAddr = remote
-        .parse()
-        .map_err(|_| malformed("remote", "not an IP address; a bare IPv4 or IPv6 address without a port is expected"))?;
+    let address: IpAddr = remote.parse().map_err(|_| {
+        malformed("remote", "not an IP address; a bare IPv4 or IPv6 address without a port is expected")
+    })?;
     let t = match wire.t {
         None => None,
         // The old program leaves 0 where the sender gave none.
@@ -143,10 +143,14 @@ fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
     };
     let values = wire.device_attrs.values.len() + wire.attrs.count();
     if values > limits.max_attrs {
-        return Err(malformed("attrs", format!("{values} values with device_attrs; receive.max_attrs is {}", limits.max_attrs)));
+        return Err(malformed(
+            "attrs",
+            format!("{values} values with device_attrs; receive.max_attrs is {}", limits.max_attrs),
+        ));
     }
     let dropped = wire.device_attrs.dropped + wire.attrs.dropped;
-    let (attrs, attrs_mv) = wire.attrs.sorted().map_err(|key| malformed("attrs", format!("the key `{key}` stands in it twice")))?;
+    let (attrs, attrs_mv) =
+        wire.attrs.sorted().map_err(|key| malformed("attrs", format!("the key `{key}` stands in it twice")))?;
     let device_attrs = fields::sorted(wire.device_attrs.values)
         .map_err(|key| malformed("device_attrs", format!("the key `{key}` stands in it twice")))?;
     let report = LoginReport {

@@ -121,14 +121,52 @@ fn figures() {
     let wait = |name, config, reports| Row { name, config, policy: WAIT, reports, batch: 500 };
     let rows = [
         Row { name: "one by one, at once, history none", config: NONE, policy: AT_ONCE, reports: n(200_000), batch: 1 },
-        Row { name: "one by one, at once, embedded history", config: "", policy: AT_ONCE, reports: n(200_000), batch: 1 },
-        Row { name: "batches of 500, at once, history none", config: NONE, policy: AT_ONCE, reports: n(500_000), batch: 500 },
-        Row { name: "batches of 500, at once, embedded history", config: "", policy: AT_ONCE, reports: n(500_000), batch: 500 },
-        wait("wait 50 ms, 1 in flight, one VM", "history.kind = \"none\"\ndetect = { workers = 1, in_flight = 1 }\n", n(1_000)),
-        wait("wait 50 ms, 100 in flight, one VM", "history.kind = \"none\"\ndetect = { workers = 1, in_flight = 100 }\n", n(40_000)),
-        wait("wait 50 ms, 1,000 in flight, one VM", "history.kind = \"none\"\ndetect = { workers = 1, in_flight = 1000 }\n", n(200_000)),
-        wait("wait 50 ms, 2,000 in flight, one VM", "history.kind = \"none\"\ndetect = { workers = 1, in_flight = 2000 }\n", n(200_000)),
-        wait("wait 50 ms, 10,000 in flight, 5 VMs", "history.kind = \"none\"\ndetect = { workers = 5, in_flight = 10000 }\n", n(200_000)),
+        Row {
+            name: "one by one, at once, embedded history",
+            config: "",
+            policy: AT_ONCE,
+            reports: n(200_000),
+            batch: 1,
+        },
+        Row {
+            name: "batches of 500, at once, history none",
+            config: NONE,
+            policy: AT_ONCE,
+            reports: n(500_000),
+            batch: 500,
+        },
+        Row {
+            name: "batches of 500, at once, embedded history",
+            config: "",
+            policy: AT_ONCE,
+            reports: n(500_000),
+            batch: 500,
+        },
+        wait(
+            "wait 50 ms, 1 in flight, one VM",
+            "history.kind = \"none\"\ndetect = { workers = 1, in_flight = 1 }\n",
+            n(1_000),
+        ),
+        wait(
+            "wait 50 ms, 100 in flight, one VM",
+            "history.kind = \"none\"\ndetect = { workers = 1, in_flight = 100 }\n",
+            n(40_000),
+        ),
+        wait(
+            "wait 50 ms, 1,000 in flight, one VM",
+            "history.kind = \"none\"\ndetect = { workers = 1, in_flight = 1000 }\n",
+            n(200_000),
+        ),
+        wait(
+            "wait 50 ms, 2,000 in flight, one VM",
+            "history.kind = \"none\"\ndetect = { workers = 1, in_flight = 2000 }\n",
+            n(200_000),
+        ),
+        wait(
+            "wait 50 ms, 10,000 in flight, 5 VMs",
+            "history.kind = \"none\"\ndetect = { workers = 5, in_flight = 10000 }\n",
+            n(200_000),
+        ),
     ];
     println!("{:<44}{:>10}{:>14}{:>10}{:>10}{:>10}", "", "reports/s", "CPU s/100k", "idle MiB", "peak MiB", "start ms");
     for row in &rows {

@@ -46,7 +46,8 @@ async fn send_others(address: String, phase: &'static str, total: usize, rate: u
 
 /// The percentile of the latencies of a phase, in milliseconds.
 fn percentile(inbox: &Inbox, phase: &str, p: f64) -> f64 {
-    let mut latencies: Vec<f64> = inbox.of_kind(phase).iter().map(|arrival| arrival.at - sent(&arrival.alert)).collect();
+    let mut latencies: Vec<f64> =
+        inbox.of_kind(phase).iter().map(|arrival| arrival.at - sent(&arrival.alert)).collect();
     latencies.sort_by(f64::total_cmp);
     latencies[((latencies.len() - 1) as f64 * p) as usize] * 1000.0
 }
@@ -73,7 +74,10 @@ fn flood_of_one_login_leaves_the_others_their_latency() {
     program.wait_until("the quiet phase", patience, |program| program.idle() && arrived("quiet"));
 
     let flood: Vec<String> = (0..others)
-        .map(|n| json!({ "t": trial::now(), "login": "flooded", "remote": "192.0.2.9", "session_id": n.to_string() }).to_string())
+        .map(|n| {
+            json!({ "t": trial::now(), "login": "flooded", "remote": "192.0.2.9", "session_id": n.to_string() })
+                .to_string()
+        })
         .collect();
     runtime.block_on(async {
         let flood = tokio::spawn({

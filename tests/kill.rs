@@ -119,11 +119,14 @@ fn killed_again_and_again_under_load_loses_nothing_and_counts_nothing_twice() {
     });
     program.wait_until("everything handled", Duration::from_secs(300), |program| program.idle());
 
-    let history = runtime.block_on(query(&site.address, json!({
-        "size": 0, "track_total_hits": true,
-        "aggs": { "ids": { "cardinality": { "field": "id", "precision_threshold": 40000 } },
-                  "logins": { "terms": { "field": "login", "size": 10000 } } },
-    })));
+    let history = runtime.block_on(query(
+        &site.address,
+        json!({
+            "size": 0, "track_total_hits": true,
+            "aggs": { "ids": { "cardinality": { "field": "id", "precision_threshold": 40000 } },
+                      "logins": { "terms": { "field": "login", "size": 10000 } } },
+        }),
+    ));
     let alerts = inbox.alerts();
     let of_kind = |kind: &str| inbox.of_kind(kind).len();
     let table = [

@@ -1,9 +1,9 @@
 //! What a policy may do, what it may not, and what stops it.
 
-#[path = "support/policy.rs"]
-mod support;
 #[path = "support/stores.rs"]
 mod stores;
+#[path = "support/policy.rs"]
+mod support;
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -126,7 +126,8 @@ fn members_are_counted_once_within_the_window_with_those_of_running_handlers() {
         let bench = Bench::handler(body);
         let reports: Vec<_> = (0..20).map(|i| report(&format!("login{}", i % 10), 1_000.0)).collect();
         let effects = join_all(reports.iter().map(|report| bench.vm.run(0, report))).await;
-        let mut counts: Vec<u32> = effects.iter().map(|e| e.as_ref().unwrap().alerts[0].title.parse().unwrap()).collect();
+        let mut counts: Vec<u32> =
+            effects.iter().map(|e| e.as_ref().unwrap().alerts[0].title.parse().unwrap()).collect();
         counts.dedup();
         assert_eq!(counts, (1..=10).collect::<Vec<_>>(), "each new login is counted once, at once");
         drop(effects);
@@ -177,14 +178,20 @@ fn dependency_that_does_not_answer_is_no_fault_of_the_policy_even_where_it_catch
 fn wrong_arguments_name_function_argument_file_and_line() {
     for (body, expected) in [
         ("\nalert{kind='k'}", "p/policy.lua:3: alert: title: a string is required, got nothing"),
-        ("alert{kind='k', title='t', serverity='low'}", "p/policy.lua:2: alert: serverity: no such key; did you mean severity?"),
+        (
+            "alert{kind='k', title='t', serverity='low'}",
+            "p/policy.lua:2: alert: serverity: no such key; did you mean severity?",
+        ),
         ("alert{kind='k', title='t', severity='bad'}", "p/policy.lua:2: alert: severity: bad is none of info, low,"),
         ("alert('x')", "p/policy.lua:2: alert: alert: a table is required, got a string"),
         ("alert{kind='k', title='t', evidence={f=print}}", "p/policy.lua:2: alert: evidence.f: a function is no JSON"),
         ("state.get()", "p/policy.lua:2: state.get: key: a string is required, got nothing"),
         ("state.add('k', 'm', {})", "p/policy.lua:2: state.add: within: a number of seconds is required, got nothing"),
         ("state.set('k', 1, {tll=5})", "p/policy.lua:2: state.set: tll: no such key; did you mean ttl?"),
-        ("state.set('k', ('x'):rep(20000))", "p/policy.lua:2: state.set: the value is 20002 bytes of JSON; state.max_value"),
+        (
+            "state.set('k', ('x'):rep(20000))",
+            "p/policy.lua:2: state.set: the value is 20002 bytes of JSON; state.max_value",
+        ),
         ("geo.country('nowhere')", "p/policy.lua:2: geo.country: address: an address or its text is required"),
         ("time.sleep(-1)", "p/policy.lua:2: time.sleep: seconds: must be between 0 and 3600"),
         ("history.search('x')", "p/policy.lua:2: history.search: body: a table is required, got a string"),
@@ -275,20 +282,30 @@ fn thousand_handlers_sleep_at_once_on_one_machine() {
 #[test]
 fn awaits_inside_pcall_coroutines_iterators_and_metamethods_work() {
     passes("local ok, e = pcall(function() time.sleep(0.01); error('after') end); assert(not ok and e:find('after'))");
-    passes("local ok, e = xpcall(function() time.sleep(0.01); error('x', 0) end, function(e) return 'h' .. e end)
-            assert(not ok and e == 'hx')");
-    passes("state.set('a', 7); local f = coroutine.wrap(function() for i = 1, 3 do time.sleep(0.005)
-            coroutine.yield(state.get('a') + i) end end); assert(f() == 8 and f() == 9 and f() == 10)");
-    passes("local co = coroutine.create(function() local inner = coroutine.wrap(function() time.sleep(0.005)
+    passes(
+        "local ok, e = xpcall(function() time.sleep(0.01); error('x', 0) end, function(e) return 'h' .. e end)
+            assert(not ok and e == 'hx')",
+    );
+    passes(
+        "state.set('a', 7); local f = coroutine.wrap(function() for i = 1, 3 do time.sleep(0.005)
+            coroutine.yield(state.get('a') + i) end end); assert(f() == 8 and f() == 9 and f() == 10)",
+    );
+    passes(
+        "local co = coroutine.create(function() local inner = coroutine.wrap(function() time.sleep(0.005)
             coroutine.yield(1); time.sleep(0.005); error('deep', 0) end); assert(inner() == 1); inner() end)
             local ok, e = coroutine.resume(co); assert(not ok and e == 'deep', e)
-            assert(coroutine.status(co) == 'dead')");
+            assert(coroutine.status(co) == 'dead')",
+    );
     passes("local sum = 0; for v in coroutine.wrap(function() for i = 1, 4 do time.sleep(0.001); coroutine.yield(i) end end)
             do sum = sum + v end; assert(sum == 10)");
-    passes("local t = setmetatable({}, {__index = function(_, k) time.sleep(0.001); return k .. '!' end})
-            assert(t.a == 'a!')");
-    for body in ["table.sort({3,2,1}, function(a, b) time.sleep(0.01) return a < b end)",
-        "string.gsub('aa', 'a', function() return coroutine.wrap(function() time.sleep(0.01) end)() end)"] {
+    passes(
+        "local t = setmetatable({}, {__index = function(_, k) time.sleep(0.001); return k .. '!' end})
+            assert(t.a == 'a!')",
+    );
+    for body in [
+        "table.sort({3,2,1}, function(a, b) time.sleep(0.01) return a < b end)",
+        "string.gsub('aa', 'a', function() return coroutine.wrap(function() time.sleep(0.01) end)() end)",
+    ] {
         let text = error_of(body);
         assert!(text.contains("cannot be made inside a callback of table.sort or string.gsub"), "{text}");
     }
@@ -350,7 +367,10 @@ fn hogs_are_stopped_and_their_neighbours_finish() {
             let good = join_all((0..20).map(|_| bench.vm.run(0, &ann)));
             let (good, bad) = tokio::join!(good, bench.vm.run(1, &ann));
             assert_eq!(bad.unwrap_err(), Failure::Cpu(settings().cpu_limit), "{hog}");
-            assert!(good.iter().all(|outcome| outcome.as_ref().is_ok_and(|effects| effects.alerts.len() == 1)), "{hog}");
+            assert!(
+                good.iter().all(|outcome| outcome.as_ref().is_ok_and(|effects| effects.alerts.len() == 1)),
+                "{hog}"
+            );
             assert!(!bench.vm.spoiled());
             assert!(bench.vm.run(0, &ann).await.is_ok(), "{hog}: the machine lives on");
         }
@@ -435,7 +455,11 @@ fn every_example_of_the_manual_runs() {
     let mut examples = 0;
     for block in manual.split("```lua\n").skip(1) {
         let code = block.split("```").next().unwrap();
-        let policy = if code.contains("function report") { code.to_owned() } else { format!("function report(lt)\n{code}\nend") };
+        let policy = if code.contains("function report") {
+            code.to_owned()
+        } else {
+            format!("function report(lt)\n{code}\nend")
+        };
         on_worker(async {
             let bench = Bench::new([("manual", policy.as_str())]);
             if let Err(failure) = bench.at(1_000_000.0).await {

@@ -18,9 +18,7 @@ use serde_json::json;
 use trackalert::app::{App, Stores};
 use trackalert::config::{Config, Roles};
 use trackalert::history::{History, HistoryError, Search, Stored};
-use trackalert::queue::{
-    Backoff, DeadLetters, Depth, Message, Publisher, Queue, QueueError, Subscription, Unsettled,
-};
+use trackalert::queue::{Backoff, DeadLetters, Depth, Message, Publisher, Queue, QueueError, Subscription, Unsettled};
 use trackalert::report::{LoginReport, ReportId, Time};
 use trackalert::state::{Batch, State, StateError};
 use trackalert::telemetry::Metrics;

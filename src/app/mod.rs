@@ -121,11 +121,7 @@ impl App {
         let stop = CancellationToken::new();
         let mut upkeep = vec![upkeep::queues(&stores, Arc::clone(&metrics), stop.clone())];
 
-        let notify = if roles.notify {
-            Some(start_notify(&config, &stores, &metrics, &health)?)
-        } else {
-            None
-        };
+        let notify = if roles.notify { Some(start_notify(&config, &stores, &metrics, &health)?) } else { None };
         let detect = if roles.detect {
             let tested = tokio::task::spawn_blocking(policy::watchdog::self_test).await;
             tested.map_err(|error| error.to_string()).and_then(|result| result).map_err(StartError::Settings)?;

@@ -39,7 +39,10 @@ fn everything_that_wforce_writes_is_read() {
     assert_eq!(report.remote.to_string(), "192.0.2.9", "an IPv4-mapped address folds to IPv4");
     assert_eq!(report.t.seconds(), 1_600_000_000.25);
     let text = |key: &str| report.attrs.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
-    assert_eq!((text("cos"), text("n"), text("f"), text("b"), text("o")), (Some("gold"), Some("3"), Some("1.5"), Some("true"), None));
+    assert_eq!(
+        (text("cos"), text("n"), text("f"), text("b"), text("o")),
+        (Some("gold"), Some("3"), Some("1.5"), Some("true"), None)
+    );
     assert_eq!(report.attrs_mv, [("hosts".to_owned(), vec!["a".to_owned(), "b".to_owned()])]);
     assert_eq!(report.device_attrs, [("os.family".to_owned(), "iOS".to_owned())]);
 }

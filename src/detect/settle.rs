@@ -86,10 +86,8 @@ impl Settler {
                 }
             })
             .await;
-        match stored {
-            Stored::New => self.metrics.stored.inc(),
-            Stored::Already => self.metrics.repeated.inc(),
-            Stored::TooOld | Stored::Nothing => {}
+        if stored == Stored::Already {
+            self.metrics.repeated.inc();
         }
         if wrote {
             self.circuits.until_done("state", || self.state.sync()).await;

@@ -127,7 +127,13 @@ struct Worker {
 impl Worker {
     fn new(id: WorkerId, plan: Plan) -> Result<Self, LoadError> {
         let vm = new_vm(&plan)?;
-        Ok(Self { id, plan: RefCell::new(plan), current: RefCell::new(Rc::new(vm)), idle: RefCell::default(), counted_memory: Cell::new(0) })
+        Ok(Self {
+            id,
+            plan: RefCell::new(plan),
+            current: RefCell::new(Rc::new(vm)),
+            idle: RefCell::default(),
+            counted_memory: Cell::new(0),
+        })
     }
 
     async fn serve(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Order>) {

@@ -131,9 +131,7 @@ impl Admin {
         match name {
             "reports" => Ok(&self.services.reports),
             "alerts" => Ok(&self.services.alerts),
-            _ => {
-                Err(Box::new(answer::failure(StatusCode::NOT_FOUND, "there are two queues: `reports` and `alerts`")))
-            }
+            _ => Err(Box::new(answer::failure(StatusCode::NOT_FOUND, "there are two queues: `reports` and `alerts`"))),
         }
     }
 }

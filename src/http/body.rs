@@ -45,7 +45,9 @@ pub(super) async fn read(State(limits): State<Limits>, request: Request, next: N
             let text = format!("the body is over http.max_body ({} bytes)", limits.most);
             limits.refuse("too_large", StatusCode::PAYLOAD_TOO_LARGE, &text)
         }
-        Ok(Err(error)) => limits.refuse("malformed", StatusCode::BAD_REQUEST, &format!("the body did not arrive whole: {error}")),
+        Ok(Err(error)) => {
+            limits.refuse("malformed", StatusCode::BAD_REQUEST, &format!("the body did not arrive whole: {error}"))
+        }
         Err(_) => {
             let text = format!("the body did not arrive within http.body_timeout ({:?})", limits.timeout);
             limits.refuse("time_out", StatusCode::REQUEST_TIMEOUT, &text)

@@ -52,7 +52,12 @@ pub struct Settings {
 }
 
 /// All routes of a process, behind the passwords and the limits of a body. `receive`: the routes of that role, where it runs.
-pub fn router(settings: &Settings, receive: Option<Router>, operators: admin::Services, perf: Arc<PerfStats>) -> Router {
+pub fn router(
+    settings: &Settings,
+    receive: Option<Router>,
+    operators: admin::Services,
+    perf: Arc<PerfStats>,
+) -> Router {
     let metrics = Arc::clone(&operators.metrics);
     let passwords = Arc::new(auth::Passwords::new(settings));
     let limits = body::Limits {

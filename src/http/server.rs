@@ -71,11 +71,7 @@ pub struct Server {
 }
 
 /// Listens on every address of `http.listen`, or on none.
-pub async fn start(
-    settings: &Settings,
-    router: Router,
-    metrics: Arc<Metrics>,
-) -> Result<Server, HttpError> {
+pub async fn start(settings: &Settings, router: Router, metrics: Arc<Metrics>) -> Result<Server, HttpError> {
     let tls = match settings.tls_cert.as_os_str().is_empty() {
         true => None,
         false => Some(Tls::open(&settings.tls_cert, &settings.tls_key)?),
@@ -113,7 +109,9 @@ pub async fn start(
 
 fn cannot_listen(address: &str, error: &io::Error) -> HttpError {
     let reason = match error.kind() {
-        io::ErrorKind::AddrInUse => "in use by another program; stop it, or set http.listen to another address".to_owned(),
+        io::ErrorKind::AddrInUse => {
+            "in use by another program; stop it, or set http.listen to another address".to_owned()
+        }
         io::ErrorKind::PermissionDenied => "not allowed; ports below 1024 need CAP_NET_BIND_SERVICE".to_owned(),
         io::ErrorKind::AddrNotAvailable => "no address of this machine".to_owned(),
         _ => error.to_string(),
@@ -225,7 +223,11 @@ async fn speak(
         old_spelling(&mut request);
         request.extensions_mut().insert(ConnectInfo(peer));
         let answer = AssertUnwindSafe(router.clone().oneshot(request)).catch_unwind();
-        async move { Ok::<_, Infallible>(answer.await.map_or_else(|_| fault(), |answer| answer.unwrap_or_else(|never| match never {}))) }
+        async move {
+            Ok::<_, Infallible>(
+                answer.await.map_or_else(|_| fault(), |answer| answer.unwrap_or_else(|never| match never {})),
+            )
+        }
     });
     let connection = http.serve_connection(TokioIo::new(stream), service);
     if let Err(error) = watcher.watch(connection).await {
@@ -252,7 +254,8 @@ fn fault() -> Response {
 
 async fn refuse(mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
     let ip = peer.ip().to_canonical();
-    let body = serde_json::json!({ "status": "failure", "reason": "Source IP Address not in ACL", "ip": ip }).to_string();
+    let body =
+        serde_json::json!({ "status": "failure", "reason": "Source IP Address not in ACL", "ip": ip }).to_string();
     let answer = format!(
         "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()

@@ -28,10 +28,12 @@ struct Stats {
 }
 
 pub(super) fn router(metrics: Arc<Metrics>, perf: Arc<PerfStats>, metrics_password: bool) -> Router {
-    Router::new()
-        .route("/metrics", get(prometheus_text))
-        .route("/command/stats", get(stats))
-        .with_state(Stats { metrics, perf, metrics_password, started: Instant::now() })
+    Router::new().route("/metrics", get(prometheus_text)).route("/command/stats", get(stats)).with_state(Stats {
+        metrics,
+        perf,
+        metrics_password,
+        started: Instant::now(),
+    })
 }
 
 async fn prometheus_text(
@@ -54,8 +56,14 @@ async fn stats(
     stats.metrics.commands.with_label_values(&["stats"]).inc();
     let usage = getrusage(UsageWho::RUSAGE_SELF);
     let millis = |time: TimeVal| time.tv_sec() * 1000 + time.tv_usec() / 1000;
-    let received: u64 = stats.metrics.received.collect().iter().flat_map(|family| family.get_metric().to_vec())
-        .map(|metric| metric.get_counter().get_value() as u64).sum();
+    let received: u64 = stats
+        .metrics
+        .received
+        .collect()
+        .iter()
+        .flat_map(|family| family.get_metric().to_vec())
+        .map(|metric| metric.get_counter().get_value() as u64)
+        .sum();
     let body = json!({
         "reports": received,
         "user-msec": usage.as_ref().map_or(0, |usage| millis(usage.user_time())),

@@ -36,7 +36,9 @@ impl Tls {
 }
 
 fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, HttpError> {
-    let error = |setting: &str, path: &Path, what: String| HttpError::Tls(format!("http.{setting}: {}: {what}", path.display()));
+    let error = |setting: &str, path: &Path, what: String| {
+        HttpError::Tls(format!("http.{setting}: {}: {what}", path.display()))
+    };
     let chain = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|what| error("tls_cert", cert, what.to_string()))?;

@@ -52,7 +52,11 @@ pub(super) async fn reports(
     if accepted == 0 {
         body["status"] = "failure".into();
         body["reason"] = match refused.first() {
-            Some(first) => format!("no line was accepted; line {}: {}", first["line"], first["reason"].as_str().unwrap_or_default()),
+            Some(first) => format!(
+                "no line was accepted; line {}: {}",
+                first["line"],
+                first["reason"].as_str().unwrap_or_default()
+            ),
             None => "the body has no line".to_owned(),
         }
         .into();

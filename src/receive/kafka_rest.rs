@@ -56,7 +56,10 @@ pub(super) async fn records(
         Ok(envelope) => envelope,
         Err(reason) => {
             receiver.refused("malformed");
-            return error(StatusCode::UNPROCESSABLE_ENTITY, &format!("not {{\"records\":[{{\"value\":…}}]}}: {reason}"));
+            return error(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                &format!("not {{\"records\":[{{\"value\":…}}]}}: {reason}"),
+            );
         }
     };
     let received = Time::now();

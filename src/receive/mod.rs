@@ -72,12 +72,7 @@ pub struct Receiver {
 
 impl Receiver {
     /// A receiver that writes to `publisher`.
-    pub fn new(
-        settings: &Settings,
-        publisher: Arc<dyn Publisher>,
-        metrics: Arc<Metrics>,
-        health: Arc<Health>,
-    ) -> Self {
+    pub fn new(settings: &Settings, publisher: Arc<dyn Publisher>, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
         Self {
             webhook_secrets: settings.webhook_secrets.clone(),
             limits: settings.limits(),

@@ -26,7 +26,9 @@ pub fn start(settings: &Settings, history: Arc<dyn History>, stop: CancellationT
             match history.retain(Time::now()).await {
                 Ok(0) => {}
                 Ok(days) => tracing::info!(days, "days older than history.retention_days were dropped"),
-                Err(error) => tracing::error!(%error, "the history's retention failed; tried again after schedule.retention_every"),
+                Err(error) => {
+                    tracing::error!(%error, "the history's retention failed; tried again after schedule.retention_every")
+                }
             }
         }
     })

@@ -123,14 +123,19 @@ impl Program {
     pub(crate) fn wait_until(&self, what: &str, patience: Duration, mut holds: impl FnMut(&Self) -> bool) {
         let began = Instant::now();
         while !holds(self) {
-            assert!(began.elapsed() < patience, "waited {patience:?} for {what}; metrics:\n{}", self.relevant_metrics());
+            assert!(
+                began.elapsed() < patience,
+                "waited {patience:?} for {what}; metrics:\n{}",
+                self.relevant_metrics()
+            );
             std::thread::park_timeout(Duration::from_millis(50));
         }
     }
 
     fn relevant_metrics(&self) -> String {
         let text = self.get("/metrics").unwrap_or_default();
-        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.contains("_bucket") && !line.ends_with(" 0"));
+        let lines =
+            text.lines().filter(|line| !line.starts_with('#') && !line.contains("_bucket") && !line.ends_with(" 0"));
         lines.collect::<Vec<_>>().join("\n")
     }
 
