@@ -54,6 +54,15 @@ local co = {
   end,
 }
 
+-- LuaJIT calls the handler of its own xpcall before it unwinds: after the watchdog raised, still inside of the hook, where no hook
+-- runs, so that a handler that loops could not be stopped. Here it runs after the unwinding, as any other code.
+local pcall = pcall
+local function handled(handler, ok, ...)
+  if ok then return ok, ... end
+  return false, select(2, pcall(handler, (...)))
+end
+function G.xpcall(f, handler, ...) return handled(handler, pcall(f, ...)) end
+
 -- C code cannot be stopped by the watchdog: what can be known to be too much beforehand is refused.
 local S = string
 local rep, find, match, gmatch, gsub = S.rep, S.find, S.match, S.gmatch, S.gsub

@@ -251,6 +251,17 @@ fn is_memory(error: &mlua::Error) -> bool {
     }
 }
 
+/// The type in Lua's own form of a value that is no string, as `error({code = 1})` gives it: `table: 0x7f…`, or `nil`. The address
+/// would tell a person nothing, and make each error another one.
+fn value_type(text: &str) -> Option<&str> {
+    let (kind, address) = text.split_once(": 0x").unwrap_or((text, ""));
+    let known = match address {
+        "" => ["nil"].as_slice(),
+        _ => &["table", "function", "userdata", "thread"],
+    };
+    known.contains(&kind).then_some(kind)
+}
+
 /// The error in one line or a few, without a traceback, cut to a bound.
 fn text(error: &mlua::Error) -> String {
     let mut error = error;
@@ -262,9 +273,8 @@ fn text(error: &mlua::Error) -> String {
         other => other.to_string(),
     };
     let line = whole.split("\nstack traceback:").next().unwrap_or_default();
-    let line = match line.strip_prefix('<') {
-        // mlua's form of a value that is no string: `error({code = 1})`.
-        Some(value) => format!("an error whose value is a {}", value.split([' ', '>']).next().unwrap_or("value")),
+    let line = match value_type(line) {
+        Some(kind) => format!("an error whose value is a {kind}"),
         None => line.to_owned(),
     };
     line[..line.floor_char_boundary(MAX_ERROR)].to_owned()

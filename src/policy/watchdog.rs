@@ -268,9 +268,7 @@ impl Watched {
     fn look(&mut self) -> bool {
         let sequence = self.slot.sequence.load(Ordering::Acquire);
         if sequence != self.sequence {
-            if let Some((policy, report)) = self.stuck.take() {
-                (self.slot.on_event)(Event::Unstuck { worker: self.slot.worker, policy, report });
-            }
+            self.came_back();
             self.sequence = sequence;
             self.over = None;
             self.since = Instant::now();
@@ -294,6 +292,23 @@ impl Watched {
             }
         }
         true
+    }
+
+    /// Says that a call which was told as stuck has ended.
+    fn came_back(&mut self) {
+        if let Some((policy, report)) = self.stuck.take() {
+            (self.slot.on_event)(Event::Unstuck { worker: self.slot.worker, policy, report });
+        }
+    }
+
+    /// Whether the thread is still there. An abandoned one ends as soon as its call comes back, often between two looks: unsaid, that
+    /// return would leave the process to end itself for a hang that is over.
+    fn is_there(&mut self) -> bool {
+        let gone = self.slot.gone.load(Ordering::Acquire);
+        if gone {
+            self.came_back();
+        }
+        !gone
     }
 
     fn is_over(&self) -> bool {
@@ -369,7 +384,7 @@ fn run(shared: &Shared) {
         }
         watched.extend(new.drain(..).map(Watched::new));
         drop(new);
-        watched.retain(|lane| !lane.slot.gone.load(Ordering::Acquire));
+        watched.retain_mut(Watched::is_there);
         let running = watched.iter_mut().fold(false, |running, lane| lane.look() | running);
         tick = if running { TICK } else { IDLE_TICK };
     }

@@ -14,14 +14,14 @@ use trackalert::telemetry::Metrics;
 use super::stores::{CannedHistory, MemoryState, report};
 
 /// A machine and what it stands on.
-pub struct Bench {
-    pub vm: Vm,
-    pub state: Arc<MemoryState>,
-    pub history: Arc<CannedHistory>,
-    pub tentative: Arc<Tentative>,
+pub(crate) struct Bench {
+    pub(crate) vm: Vm,
+    pub(crate) state: Arc<MemoryState>,
+    pub(crate) history: Arc<CannedHistory>,
+    pub(crate) tentative: Arc<Tentative>,
 }
 
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         path: Vec::new(),
         time_limit: Duration::from_secs(20),
@@ -40,11 +40,11 @@ pub fn settings() -> Settings {
 }
 
 impl Bench {
-    pub fn new<'a>(policies: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+    pub(crate) fn new<'a>(policies: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         Self::with(policies, &settings())
     }
 
-    pub fn with<'a>(policies: impl IntoIterator<Item = (&'a str, &'a str)>, settings: &Settings) -> Self {
+    pub(crate) fn with<'a>(policies: impl IntoIterator<Item = (&'a str, &'a str)>, settings: &Settings) -> Self {
         let (state, history, tentative) = (Arc::default(), Arc::default(), Arc::default());
         let services = Services {
             history: Arc::clone(&history) as _,
@@ -60,17 +60,17 @@ impl Bench {
     }
 
     /// A machine with one policy `p` whose handler has this body.
-    pub fn handler(body: &str) -> Self {
+    pub(crate) fn handler(body: &str) -> Self {
         Self::new([("p", format!("function report(lt)\n{body}\nend").as_str())])
     }
 
     /// Calls policy 0 for `ann` at this second.
-    pub async fn at(&self, second: f64) -> Result<Effects, Failure> {
+    pub(crate) async fn at(&self, second: f64) -> Result<Effects, Failure> {
         self.vm.run(0, &report("ann", second)).await
     }
 
     /// The same, and lets its writes take effect.
-    pub async fn applied(&self, second: f64) -> Effects {
+    pub(crate) async fn applied(&self, second: f64) -> Effects {
         let mut effects = self.at(second).await.unwrap_or_else(|failure| panic!("{failure}"));
         let batch =
             Batch { writes: effects.writes.clone(), handled: None, claims: std::mem::take(&mut effects.claims) };
@@ -80,7 +80,7 @@ impl Bench {
 }
 
 /// Runs on a runtime like a worker's, with a deadline.
-pub fn on_worker<R>(future: impl Future<Output = R>) -> R {
+pub(crate) fn on_worker<R>(future: impl Future<Output = R>) -> R {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async { tokio::time::timeout(Duration::from_secs(60), future).await.expect("a minute") })

@@ -104,10 +104,8 @@ impl Detector {
             watchdog::Event::Stuck { report, policy, .. } => self.on_stuck(report, self.pool.policy_name(policy))?,
             watchdog::Event::Unstuck { report, .. } => {
                 self.hung.remove(report);
-                if self.abort.as_ref().is_some_and(|(_, call)| call.report == report) {
-                    self.abort = None;
-                }
-                self.parts.services.metrics.workers_stuck.dec();
+                self.hanging.retain(|(_, call)| call.report != report);
+                self.count_hanging();
             }
         }
         Ok(())
@@ -125,14 +123,17 @@ impl Detector {
             return Ok(());
         };
         tracing::error!(policy, %report, "a worker hangs in a policy; it is given up and its other reports run again");
-        let metrics = Arc::clone(&self.parts.services.metrics);
-        metrics.workers_stuck.inc();
-        metrics.vms_replaced.with_label_values(&["stuck"]).inc();
+        self.parts.services.metrics.vms_replaced.with_label_values(&["stuck"]).inc();
         let call = HungCall { report, policy };
         self.hung.add(call.clone());
         let abort_at = Instant::now() + self.parts.policy.abort_after;
-        self.abort.get_or_insert((abort_at, call));
+        self.hanging.push((abort_at, call));
+        self.count_hanging();
         self.take_back(worker, number)
+    }
+
+    fn count_hanging(&self) {
+        self.parts.services.metrics.workers_stuck.set(i64::try_from(self.hanging.len()).unwrap_or(i64::MAX));
     }
 
     fn take_back(&mut self, worker: WorkerId, hanging: u64) -> Result<(), DetectError> {

@@ -58,7 +58,8 @@ pub(super) struct Detector {
     /// The report that tries whether a policy with an open breaker works again.
     probe: Option<u64>,
     hung: HungList,
-    abort: Option<(Instant, HungCall)>,
+    /// The calls that hang, and when the process is to end because of each.
+    hanging: Vec<(Instant, HungCall)>,
     tasks: TaskTracker,
     /// Ends the settling tasks when a drain runs out of time: their tokens hand the reports out again.
     cut: CancellationToken,
@@ -105,7 +106,7 @@ impl Detector {
             breakers: HashMap::new(),
             probe: None,
             hung: HungList::open(parts.hung_list.clone()),
-            abort: None,
+            hanging: Vec::new(),
             tasks: TaskTracker::new(),
             cut: CancellationToken::new(),
             outcomes,
@@ -174,7 +175,7 @@ impl Detector {
 
     fn next_timer(&self) -> Instant {
         let retry = self.retries.peek().map(|Reverse((at, _))| *at);
-        let abort = self.abort.as_ref().map(|(at, _)| *at);
+        let abort = self.hanging.iter().map(|(at, _)| *at).min();
         let breaker = self.breaker_opens().filter(|_| self.probe.is_none() && self.dispatch.has_ready());
         let far = Instant::now() + Duration::from_secs(3600);
         [retry, abort, breaker].into_iter().flatten().min().unwrap_or(far)
@@ -279,9 +280,7 @@ impl Detector {
 
     fn on_timer(&mut self) -> Result<(), DetectError> {
         let now = Instant::now();
-        if let Some((at, call)) = &self.abort
-            && *at <= now
-        {
+        if let Some((_, call)) = self.hanging.iter().find(|(at, _)| *at <= now) {
             return Err(DetectError::Hung { policy: call.policy.clone(), report: call.report });
         }
         while let Some(Reverse((at, number))) = self.retries.peek().copied()
