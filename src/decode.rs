@@ -98,31 +98,39 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded, Malformed> {
     if bytes.len() > limits.max_report {
         return Err(malformed("", format!("{} bytes; receive.max_report is {}", bytes.len(), limits.max_report)));
     }
-    match serde_json::from_slice::<Wire<'_>>(bytes) {
-        Ok(wire) => build(wire, limits),
-        Err(error) => Err(explain(bytes, &error)),
+    build(object(bytes)?, limits)
+}
+
+/// Reads one JSON object. An array is none, though serde would take it for the fields in their order.
+pub(crate) fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(malformed("", "not a JSON object"));
     }
+    serde_json::from_slice(bytes).map_err(|error| explain::<T>(bytes, &error))
 }
 
 /// Reads it again, slowly, to find out which field it was.
-fn explain(bytes: &[u8], error: &serde_json::Error) -> Malformed {
+fn explain<'a, T: Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> Malformed {
+    /// A name is the sender's: no answer and no log line grows with it.
+    const LONGEST_NAME: usize = 64;
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let field = match serde_path_to_error::deserialize::<_, Wire<'_>>(&mut reader) {
+    let field = match serde_path_to_error::deserialize::<_, T>(&mut reader) {
         Err(error) if error.path().iter().next().is_some() => error.path().to_string(),
         _ => String::new(),
     };
-    let field = if field == "." || field == "?" { String::new() } else { field };
-    // serde_json quotes the offending string; what a field holds is nobody's business.
-    let text = error.to_string();
-    let reason = match text.split_once("invalid type: string \"") {
-        Some((before, after)) => {
-            let rest = after.rsplit_once("\", expected").map_or("", |(_, rest)| rest);
-            format!("{before}invalid type: string, expected{rest}")
-        }
-        None => text,
-    };
+    let field = if field == "." || field == "?" { String::new() } else { field.chars().take(LONGEST_NAME).collect() };
     let what = if error.is_syntax() || error.is_eof() { "not JSON: " } else { "" };
-    malformed(&field, format!("{what}{reason}"))
+    malformed(&field, format!("{what}{}", without_value(&error.to_string())))
+}
+
+/// serde_json quotes what it found; what a field holds is nobody's business.
+fn without_value(text: &str) -> String {
+    const START: &str = "invalid type: ";
+    let Some((found, expected)) = text.strip_prefix(START).and_then(|rest| rest.rsplit_once(", expected ")) else {
+        return text.to_owned();
+    };
+    let kind = found.split(['"', '`']).next().unwrap_or_default().trim_end();
+    format!("{START}{kind}, expected {expected}")
 }
 
 fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
