@@ -40,6 +40,11 @@ fn malformed(field: &str, reason: impl Into<String>) -> Malformed {
     Malformed { field: field.to_owned(), reason: reason.into() }
 }
 
+/// As much of a name as an error repeats: it is the sender's, and no answer and no log line grows with it.
+fn shown(name: &str) -> String {
+    name.chars().take(64).collect()
+}
+
 /// A report without its stamps.
 #[derive(Debug)]
 pub struct Decoded {
@@ -111,14 +116,12 @@ pub(crate) fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malfo
 
 /// Reads it again, slowly, to find out which field it was.
 fn explain<'a, T: Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> Malformed {
-    /// A name is the sender's: no answer and no log line grows with it.
-    const LONGEST_NAME: usize = 64;
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let field = match serde_path_to_error::deserialize::<_, T>(&mut reader) {
         Err(error) if error.path().iter().next().is_some() => error.path().to_string(),
         _ => String::new(),
     };
-    let field = if field == "." || field == "?" { String::new() } else { field.chars().take(LONGEST_NAME).collect() };
+    let field = if field == "." || field == "?" { String::new() } else { shown(&field) };
     let what = if error.is_syntax() || error.is_eof() { "not JSON: " } else { "" };
     malformed(&field, format!("{what}{}", without_value(&error.to_string())))
 }
@@ -142,13 +145,14 @@ fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
     })?;
     let t = match wire.t {
         None => None,
-        // The old program leaves 0 where the sender gave none.
-        Some(0.0) => None,
         Some(seconds) => Some(
             Time::from_seconds(seconds)
                 .ok_or_else(|| malformed("t", "not a time; seconds since 1970 with a fraction are expected"))?,
         ),
     };
+    // The old program leaves 0 where the sender gave none. What only rounds to 0 is none as well: the queue would give it back as none,
+    // and the report would get a time that its id knows nothing of.
+    let t = t.filter(|t| *t != Time::default());
     let values = wire.device_attrs.values.len() + wire.attrs.count();
     if values > limits.max_attrs {
         return Err(malformed(
@@ -157,10 +161,12 @@ fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
         ));
     }
     let dropped = wire.device_attrs.dropped + wire.attrs.dropped;
-    let (attrs, attrs_mv) =
-        wire.attrs.sorted().map_err(|key| malformed("attrs", format!("the key `{key}` stands in it twice")))?;
+    let (attrs, attrs_mv) = wire
+        .attrs
+        .sorted()
+        .map_err(|key| malformed("attrs", format!("the key `{}` stands in it twice", shown(&key))))?;
     let device_attrs = fields::sorted(wire.device_attrs.values)
-        .map_err(|key| malformed("device_attrs", format!("the key `{key}` stands in it twice")))?;
+        .map_err(|key| malformed("device_attrs", format!("the key `{}` stands in it twice", shown(&key))))?;
     let report = LoginReport {
         id: ReportId::default(),
         t: Time::default(),
