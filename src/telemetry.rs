@@ -113,7 +113,7 @@ metrics! {
     commands: counters "trackalert_commands_total" ["cmd": "report", "stats", "custom"];
     #[doc = "Counters of the policies' own"]
     custom_stats: counters "trackalert_custom_stats_total" ["metric": ];
-    #[doc = "How long a report waited for a worker"]
+    #[doc = "How long a report waited for its turn and a worker"]
     worker_queue: histogram "trackalert_worker_queue_duration_seconds";
     #[doc = "How long the handlers of a report ran, waiting included"]
     worker_response: histogram "trackalert_worker_response_duration_seconds";
@@ -169,11 +169,13 @@ metrics! {
     #[doc = "Time in the history and acknowledgement after the handlers"]
     settle: histogram "trackalert_settle_duration_seconds";
     #[doc = "1 while work waits for a dependency"]
-    waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy"];
+    waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy",
+        "vm"];
 
     // policy
     #[doc = "Calls of a policy's report that failed, by what stopped them"]
-    policy_failures: counters "trackalert_policy_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled"];
+    policy_failures: counters "trackalert_policy_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled",
+        "internal"];
     #[doc = "Virtual machines replaced, by why"]
     vms_replaced: counters "trackalert_vms_replaced_total" ["why": "reload", "spoiled", "stuck"];
     #[doc = "Bytes of Lua memory over all workers"]
