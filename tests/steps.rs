@@ -160,7 +160,7 @@ fn start(site: &Site, point: &str, count: u64) -> support::program::Program {
         .env("STEPS_CONFIG", site.config())
         .env("STEPS_POINT", point)
         .env("STEPS_COUNT", count.to_string());
-    site.start_command(command)
+    site.start_unasked(command)
 }
 
 /// What a run raised and stored.

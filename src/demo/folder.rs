@@ -12,9 +12,13 @@ use tempfile::TempDir;
 use super::DemoError;
 use super::traffic::Generated;
 use super::world::write_geoip;
+use crate::policy::PolicySet;
 
 /// The reports, one a line, in a folder that stays.
 pub(super) const REPORTS: &str = "reports.ndjson";
+
+/// The shipped policies, as files.
+const POLICIES: &str = "policies";
 
 /// See the module.
 #[derive(Debug)]
@@ -41,7 +45,9 @@ impl Folder {
         let geoip = write_geoip(&path)?;
         let secret = format!("{:032x}", rand::random::<u128>());
         let file = path.join("trackalert.toml");
-        std::fs::write(&file, configuration(&path.join("data"), &geoip, free_port()?, &secret))
+        PolicySet::write_shipped(&path.join(POLICIES))
+            .map_err(|error| DemoError::Folder(path.join(POLICIES), error))?;
+        std::fs::write(&file, configuration(&path, &geoip, free_port()?, &secret))
             .map_err(|error| DemoError::Folder(file.clone(), error))?;
         Ok(Self { path, file, secret, temporary })
     }
@@ -98,12 +104,15 @@ fn free_port() -> Result<u16, DemoError> {
     Ok(listener.local_addr().map_err(DemoError::Listen)?.port())
 }
 
-fn configuration(data: &Path, geoip: &[PathBuf], port: u16, secret: &str) -> String {
+fn configuration(folder: &Path, geoip: &[PathBuf], port: u16, secret: &str) -> String {
     let quoted = |path: &Path| toml_edit::Value::from(path.display().to_string()).to_string();
     let files: Vec<_> = geoip.iter().map(|path| quoted(path)).collect();
     format!(
         "# The demo's configuration: trackalert run -C takes it too. Every setting and its default: trackalert config\n\
          data_dir = {}\n\n\
+         [policy]\n\
+         # The shipped ones: a folder `policies` where the demo happens to be started must not take their place.\n\
+         path = [{}]\n\n\
          [http]\n\
          listen = [\"127.0.0.1:{port}\"]\n\n\
          [receive]\n\
@@ -115,7 +124,8 @@ fn configuration(data: &Path, geoip: &[PathBuf], port: u16, secret: &str) -> Str
          [geoip]\n\
          # Made up: they know the demo's addresses only.\n\
          files = [{}]\n",
-        quoted(data),
+        quoted(&folder.join("data")),
+        quoted(&folder.join(POLICIES)),
         files.join(", "),
     )
 }

@@ -112,6 +112,16 @@ impl PolicySet {
         Self::of(SHIPPED.iter().map(policy).collect())
     }
 
+    /// Writes the shipped policies into a folder, each as `<name>/policy.lua`.
+    pub fn write_shipped(folder: &Path) -> std::io::Result<()> {
+        for (name, source) in SHIPPED {
+            let folder = folder.join(name);
+            std::fs::create_dir_all(&folder)?;
+            std::fs::write(folder.join(FILE), source)?;
+        }
+        Ok(())
+    }
+
     /// What the setting `policy.path` means: its folders; where it is empty `./policies` if that exists, else the shipped policies.
     pub fn resolve(paths: &[PathBuf]) -> Result<Self, LoadError> {
         let local = PathBuf::from("policies");

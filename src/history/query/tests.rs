@@ -11,6 +11,12 @@ fn refused(body: &Value) -> (String, String) {
 }
 
 #[test]
+fn empty_lua_table_is_an_empty_list() {
+    assert!(parse(&json!({"query": {"terms": {"attrs.groups": {}}}}), Time::default()).is_ok());
+    assert_eq!(refused(&json!({"query": {"terms": {"login": {"a": 1}}}})).1, "must be a list, is an object");
+}
+
+#[test]
 fn what_is_unknown_or_wrong_is_named_by_its_path() {
     for (body, path, reason) in [
         (json!([]), "body", "must be an object, is a list"),
