@@ -33,7 +33,7 @@ const EXAMPLES: &str = r#"Examples:
   trackalert query --remote 198.51.100.7 --failed --by login
   trackalert query --country NL --since 2026-03-01 --until 2026-03-08 --size 100 --format ndjson
   trackalert query '{"size": 0, "aggs": {"c": {"terms": {"field": "geoip.country_code2"}}}}'
-  trackalert query --file elasticqueries/per_day.json
+  trackalert query --file per_day.json
   trackalert query --login alice --print            the body that the flags make, to start from"#;
 
 /// The arguments.
