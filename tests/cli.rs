@@ -66,6 +66,11 @@ fn wrong_usage_is_exit_code_2() {
         (&["dead-letters", "drop", "x", "--all"], "cannot be used with"),
         (&["dead-letters", "resend", "x", "--policy", "y"], "either ids or a filter"),
         (&["send", "--rate", "0"], "0"),
+        (&["send", "nofile"], "nofile: "),
+        (&["send", "."], ".: is a folder"),
+        (&["query", "--file", "nofile"], "nofile: "),
+        (&["query", "--login", "ann", "--set", "history.kind=none"], "history.kind is \"none\""),
+        (&["send", "nofile", "--set", "detect.workers=x"], "detect.workers"),
     ] {
         let (code, out, err) = run(folder.path(), args);
         assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {err}");
