@@ -203,10 +203,23 @@ fn completions_and_manual_pages_are_generated() {
     assert!(code == 0 && out.contains(".TH trackalert 1"), "{out}");
     let (code, _, err) = run(folder.path(), &["man", "pages"]);
     assert_eq!(code, 0, "{err}");
-    for name in ["trackalert", "trackalert-run", "trackalert-dead-letters", "trackalert-query"] {
-        let page = std::fs::read_to_string(folder.path().join(format!("pages/{name}.1"))).unwrap();
-        assert!(page.contains(".TH"), "{name}");
+    let pages = folder.path().join("pages");
+    let read = |name: &str| std::fs::read_to_string(pages.join(format!("{name}.1"))).unwrap();
+    for name in ["trackalert", "trackalert-run", "trackalert-dead-letters-resend", "trackalert-query"] {
+        assert!(read(name).contains(&format!(".TH {name} 1")), "{name}");
     }
+    for page in std::fs::read_dir(&pages).unwrap() {
+        let text = std::fs::read_to_string(page.unwrap().path()).unwrap();
+        for name in text.lines().filter_map(|line| line.trim().strip_suffix("(1)")) {
+            let name = name.replace("\\-", "-");
+            assert!(pages.join(format!("{name}.1")).exists(), "there is no page {name}");
+        }
+    }
+    // Examples stay line by line.
+    let query = read("trackalert-query");
+    let (_, examples) = query.split_once(".SH EXAMPLES\n.nf\n").unwrap();
+    assert!(examples.contains("\n  trackalert query \\-\\-file per_day.json\n"), "{examples}");
+    assert!(examples.contains(".fi\n"), "{examples}");
 }
 
 #[test]
