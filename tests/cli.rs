@@ -52,6 +52,16 @@ fn without_a_command_the_help_is_printed() {
 }
 
 #[test]
+fn a_configuration_without_a_command_is_wrong_usage() {
+    let folder = folder();
+    for args in [&["-C", "ta.toml"][..], &["--set", "detect.workers=1"]] {
+        let (code, out, err) = run(folder.path(), args);
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {err}");
+        assert!(err.contains("no command given") && err.contains("Usage: trackalert"), "{err}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2() {
     let folder = folder();
     for (args, expected) in [
