@@ -101,7 +101,7 @@ fn a_wrong_configuration_is_exit_code_2_with_all_mistakes_for_every_command_that
     }
     let (code, out, _) = run(folder.path(), &["check", "-C", "ta.toml", "--format", "json"]);
     let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((code, answer["ok"].as_bool(), answer["errors"].as_array().unwrap().len()), (2, Some(false), 2));
+    assert_eq!((code, answer["ok"].as_bool(), answer["findings"].as_array().unwrap().len()), (2, Some(false), 2));
 }
 
 #[test]
@@ -145,10 +145,12 @@ fn every_example_is_a_configuration_that_passes_the_check() {
     let folder = folder();
     for example in examples() {
         let example = example.to_str().unwrap();
-        let (code, out, err) = run(folder.path(), &["check", "-C", example]);
+        // The folder that they name may be another user's here.
+        let check = ["check", "-C", example, "--set", "data_dir=data"];
+        let (code, out, err) = run(folder.path(), &check);
         assert_eq!(code, 0, "{example}: {out}{err}");
         assert!(out.ends_with("all well\n"), "{example}: {out}");
-        let (code, out, _) = run(folder.path(), &["check", "-C", example, "--format", "json"]);
+        let (code, out, _) = run(folder.path(), &[&check[..], &["--format", "json"]].concat());
         let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!((code, answer["ok"].as_bool()), (0, Some(true)), "{example}");
     }
@@ -165,6 +167,102 @@ fn check_names_the_file_that_cannot_be_read() {
     for expected in ["error: geoip.files: nowhere.mmdb", "error: http.tls_cert: c.pem", "error: http.tls_key: k.pem"] {
         assert!(out.contains(expected), "{expected} is missing in\n{out}");
     }
+}
+
+/// Two policies that do not load.
+fn broken_policies(folder: &Path) {
+    for (name, lua) in [("one", "function report("), ("two", "x = = 1")] {
+        std::fs::create_dir_all(folder.join("broken").join(name)).unwrap();
+        std::fs::write(folder.join("broken").join(name).join("policy.lua"), lua).unwrap();
+    }
+}
+
+/// A certificate and the key of another one.
+fn mismatched_pair(folder: &Path) {
+    let made = || rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(folder.join("cert.pem"), made().cert.pem()).unwrap();
+    std::fs::write(folder.join("key.pem"), made().signing_key.serialize_pem()).unwrap();
+}
+
+#[test]
+fn run_refuses_what_check_finds_all_at_once_with_exit_code_2_and_opens_nothing() {
+    let folder = folder();
+    broken_policies(folder.path());
+    mismatched_pair(folder.path());
+    let sets = ["policy.path=broken,nowhere", "geoip.files=no.mmdb", "http.tls_cert=cert.pem", "http.tls_key=key.pem"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let expected = [
+        "policy.path: nowhere: no folder of policies",
+        "policy.path: broken/one/policy.lua:",
+        "policy.path: broken/two/policy.lua:",
+        "geoip.files: no.mmdb: ",
+        "http.tls_key: key.pem: ",
+    ];
+    let (code, _, err) = run(folder.path(), &[&["run", "--set", "data_dir=data"], &sets[..]].concat());
+    assert!(code == 2 && err.starts_with("trackalert: the configuration has 5 mistakes:\n"), "{code}: {err}");
+    let (checked, out, said) = run(folder.path(), &[&["check"], &sets[..]].concat());
+    assert!(checked == 2 && said.contains("there are 5 errors"), "{out}{said}");
+    for expected in expected {
+        assert!(err.contains(&format!("\n  {expected}")), "{expected} is missing in\n{err}");
+        assert!(out.contains(&format!("\nerror: {expected}")), "{expected} is missing in\n{out}");
+    }
+    assert!(!folder.path().join("data").exists(), "nothing is opened");
+    let (_, out, _) = run(folder.path(), &[&["check", "--format", "json"], &sets[..]].concat());
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let errors: Vec<_> =
+        answer["findings"].as_array().unwrap().iter().filter(|one| one["severity"] == "error").collect();
+    assert_eq!(errors.len(), 5, "{out}");
+    assert!(errors.iter().any(|one| one["key"] == "geoip.files" && one["text"].as_str().unwrap().contains("no.mmdb")));
+
+    // A role that needs no policies does not ask for them.
+    let (code, out, _) = run(folder.path(), &["check", "--roles", "receive", "--set", "policy.path=nowhere"]);
+    assert_eq!(code, 0, "{out}");
+}
+
+#[test]
+fn run_with_a_data_dir_that_is_a_file_is_exit_code_2_and_a_port_in_use_is_1() {
+    let folder = folder();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    for command in [&["run"][..], &["query", "--login", "ann", "--offline"]] {
+        let (code, _, err) = run(folder.path(), &[command, &["--set", "data_dir=file"]].concat());
+        assert!(code == 2 && err.contains("data_dir: ") && err.contains("file is no folder"), "{code}: {err}");
+    }
+    let (code, out, _) = run(folder.path(), &["check", "--set", "data_dir=file/data"]);
+    assert!(code == 2 && out.contains("error: data_dir: "), "{out}");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("http.listen={}", taken.local_addr().unwrap());
+    let (code, _, err) = run(folder.path(), &["run", "--set", "data_dir=data", "--set", &listen]);
+    assert!(code == 1 && err.contains("in use by another program"), "{code}: {err}");
+    // What the databases inside say of their files at a start is no news.
+    for noise in ["fjall", "lsm_tree", "tantivy", ".cargo/registry"] {
+        assert!(!err.contains(noise), "{noise} in\n{err}");
+    }
+}
+
+#[test]
+fn check_says_where_the_policies_come_from_and_what_locks_its_own_machine_out() {
+    let folder = folder();
+    let policies = |args: &[&str]| {
+        let (code, out, err) = run(folder.path(), &[&["check"], args].concat());
+        assert_eq!(code, 0, "{out}{err}");
+        out.lines().find(|line| line.starts_with("policies")).unwrap().to_owned()
+    };
+    assert!(policies(&[]).starts_with("policies   shipped: dormant_account, new_origin"));
+    let own = folder.path().join("policies/mine");
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::write(own.join("policy.lua"), "function report(lt) end").unwrap();
+    assert_eq!(policies(&[]), "policies   ./policies: mine");
+    std::fs::rename(folder.path().join("policies"), folder.path().join("other")).unwrap();
+    assert_eq!(policies(&["--set", "policy.path=other"]), "policies   other: mine");
+
+    let left_out = "warning: http.acl: leaves 127.0.0.1 out";
+    let (code, out, _) = run(folder.path(), &["check", "--set", "http.acl=10.0.0.0/8"]);
+    assert!(code == 0 && out.contains(left_out), "{out}");
+    let (_, out, _) = run(folder.path(), &["check"]);
+    assert!(!out.contains(left_out), "{out}");
+    let (code, _, err) = run(folder.path(), &["check", "--set", "http.acl=[]"]);
+    assert!(code == 2 && err.contains("--set http.acl: locks everybody out"), "{err}");
 }
 
 #[test]

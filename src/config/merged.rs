@@ -25,7 +25,7 @@ pub(super) struct Merged {
     sources: BTreeMap<String, Source>,
     pub(super) known: Known,
     pub(super) errors: Vec<Error>,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Error>,
     /// What to say of the place of a value that is not where its key was written.
     pub(super) notes: BTreeMap<String, String>,
 }
@@ -92,17 +92,25 @@ impl Merged {
         self.errors.push(Error { source, key: key.to_owned(), text: text.into() });
     }
 
-    /// `false`: it is the default already, or no setting.
-    fn reset(&mut self, key: &str) -> bool {
-        let setting = key.split('[').next().unwrap_or_default();
-        let mut setting = setting;
+    /// The setting that a key is, or is a part of.
+    fn setting_of<'a>(&self, key: &'a str) -> Option<&'a str> {
+        let mut setting = key.split('[').next().unwrap_or_default();
         // A path below a setting (a key inside a value) belongs to that setting.
         while self.known.default_of(setting).is_null() {
-            match setting.rfind('.') {
-                Some(dot) => setting = &setting[..dot],
-                None => return false,
-            }
+            setting = &setting[..setting.rfind('.')?];
         }
+        Some(setting)
+    }
+
+    /// Notes what is allowed and unwise.
+    pub(super) fn warn(&mut self, key: &str, text: impl Into<String>) {
+        let source = self.source(key).cloned();
+        self.warnings.push(Error { source, key: key.to_owned(), text: text.into() });
+    }
+
+    /// `false`: it is the default already, or no setting.
+    fn reset(&mut self, key: &str) -> bool {
+        let Some(setting) = self.setting_of(key) else { return false };
         let default = self.known.default_of(setting).clone();
         if *self.get(setting) == default {
             return false;

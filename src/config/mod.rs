@@ -63,7 +63,7 @@ pub struct Config {
     pub log: telemetry::LogSettings,
     /// What is allowed and unwise, for the log.
     #[serde(skip)]
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Error>,
     #[serde(skip)]
     explained: Vec<Explained>,
 }

@@ -40,11 +40,9 @@ fn one(merged: &mut Merged, key: &str) {
         return;
     }
     match read(Path::new(&path)) {
-        Ok((text, world_readable)) => {
-            if world_readable {
-                merged
-                    .warnings
-                    .push(format!("{file_key}: every user of this machine can read {path}; chmod o-r {path}"));
+        Ok((text, for_all)) => {
+            if for_all {
+                merged.warn(&file_key, format!("every user of this machine can read {path}; chmod o-r {path}"));
             }
             let value = if is_list {
                 Value::Array(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Value::from).collect())

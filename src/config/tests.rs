@@ -208,7 +208,11 @@ fn a_secret_comes_from_a_file_without_its_last_line_end() {
         ["new", "old"]
     );
     assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
-    assert!(config.warnings[0].starts_with("receive.webhook_secrets_file: every user of this machine can read"));
+    let warning = folder.shorten(&config.warnings[0].to_string());
+    assert_eq!(
+        warning,
+        "ta.toml:2: receive.webhook_secrets_file: every user of this machine can read hooks; chmod o-r hooks"
+    );
     let source = folder.shorten(&explained(&config, "http.password").source);
     assert_eq!(source, "password, named by http.password_file (ta.toml:1)");
 }
