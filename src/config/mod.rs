@@ -10,6 +10,7 @@
 
 mod check;
 mod error;
+mod expected;
 mod explain;
 mod merged;
 mod roles;
