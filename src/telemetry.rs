@@ -33,9 +33,22 @@ pub enum LogFormat {
     Json,
 }
 
+/// What the databases inside say at `info` is of no use to an operator: files by their paths, at each start.
+const QUIET: &str = "fjall=warn,lsm_tree=warn,tantivy=warn";
+
+/// A level by itself, with the databases kept quiet; a filter as it is.
+fn filter(level: &str) -> String {
+    let level = level.trim();
+    match level.to_lowercase().as_str() {
+        // Below these nothing is to be kept quiet: `warn` would let through more than was asked for.
+        "info" | "debug" | "trace" => format!("{level},{QUIET}"),
+        _ => level.to_owned(),
+    }
+}
+
 /// Starts the log on stderr. A second call in one process (a test) changes nothing. An error names what is wrong with the filter.
 pub fn init_log(settings: &LogSettings) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&settings.level).map_err(|error| format!("log.level: {error}"))?;
+    let filter = EnvFilter::try_new(filter(&settings.level)).map_err(|error| format!("log.level: {error}"))?;
     let terminal = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let text = match settings.format {
@@ -225,6 +238,16 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_keeps_the_databases_quiet_and_a_filter_is_taken_as_it_is() {
+        assert_eq!(filter("info"), "info,fjall=warn,lsm_tree=warn,tantivy=warn");
+        assert_eq!(filter(" DEBUG "), "DEBUG,fjall=warn,lsm_tree=warn,tantivy=warn");
+        for as_it_is in ["error", "warn", "off", "info,fjall=debug", "info,trackalert::detect=debug"] {
+            assert_eq!(filter(as_it_is), as_it_is);
+            assert!(EnvFilter::try_new(filter(as_it_is)).is_ok());
+        }
+    }
 
     #[test]
     fn every_metric_is_there_with_value_zero_from_the_start() {

@@ -5,6 +5,8 @@
 //!
 //! The small form runs with the tests; `tests/trials/kill` runs the full one.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! What a policy may do, what it may not, and what stops it.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
 #[path = "support/stores.rs"]
 mod stores;
 #[path = "support/policy.rs"]

@@ -4,6 +4,8 @@
 //! The process under test is this very program, started again on real stores with a thin layer around each that ends the process with
 //! SIGKILL at the n-th call of a step. So nothing in trackalert itself knows of the test.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
+
 mod support;
 
 use std::collections::BTreeSet;

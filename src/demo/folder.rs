@@ -2,9 +2,10 @@
 //!
 //! Owns what is written before the program starts. A temporary folder goes with this value; one that was named stays.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -47,7 +48,10 @@ impl Folder {
         let file = path.join("trackalert.toml");
         PolicySet::write_shipped(&path.join(POLICIES))
             .map_err(|error| DemoError::Folder(path.join(POLICIES), error))?;
-        std::fs::write(&file, configuration(&path, &geoip, free_port()?, &secret))
+        let text = configuration(&path, &geoip, free_port()?, &secret);
+        // It holds the secret: nobody else may read it.
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
+        made.and_then(|mut made| made.write_all(text.as_bytes()))
             .map_err(|error| DemoError::Folder(file.clone(), error))?;
         Ok(Self { path, file, secret, temporary })
     }
@@ -128,4 +132,19 @@ fn configuration(folder: &Path, geoip: &[PathBuf], port: u16, secret: &str) -> S
         quoted(&folder.join(POLICIES)),
         files.join(", "),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_else_can_read_the_configuration_with_its_secret() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::prepare(Some(&temp.path().join("kept"))).unwrap();
+        assert!(std::fs::read_to_string(&folder.file).unwrap().contains(&folder.secret));
+        assert_eq!(std::fs::metadata(&folder.file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }
