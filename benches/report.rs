@@ -4,6 +4,7 @@
 //! `cargo bench --bench report`; half a minute, with `-- --quick` some seconds. Never opens a store: `benches/history.rs` does.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a benchmark that cannot run says so and ends")]
+#![allow(clippy::print_stdout, reason = "its result is what it prints")]
 #![allow(unreachable_pub, clippy::type_complexity, reason = "the machine is that of tests/policy.rs")]
 
 #[path = "../tests/support/policy.rs"]
