@@ -148,7 +148,7 @@ metrics! {
     rejected: counters "trackalert_rejected_total" ["reason": "malformed", "policy", "hung", "channel", "internal"];
     #[doc = "Settlements of a generation that is gone, ignored"]
     stale_settlements: counter "trackalert_stale_settlements_total";
-    #[doc = "Messages written in one group commit"]
+    #[doc = "Time of one group commit"]
     group_commit: histogram "trackalert_group_commit_duration_seconds";
 
     // detect
