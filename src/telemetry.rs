@@ -168,8 +168,8 @@ metrics! {
     lag: seconds_gauge "trackalert_lag_seconds";
     #[doc = "Time in the history and acknowledgement after the handlers"]
     settle: histogram "trackalert_settle_duration_seconds";
-    #[doc = "1 while work waits for a dependency"]
-    waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy"];
+    #[doc = "1 while work waits for a dependency; channels stand here by their names"]
+    waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy", "state (notify)"];
 
     // policy
     #[doc = "Calls of a policy's report that failed, by what stopped them"]
