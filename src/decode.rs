@@ -40,6 +40,11 @@ fn malformed(field: &str, reason: impl Into<String>) -> Malformed {
     Malformed { field: field.to_owned(), reason: reason.into() }
 }
 
+/// As much of a name as an error repeats: it is the sender's, and no answer and no log line grows with it.
+fn shown(name: &str) -> String {
+    name.chars().take(64).collect()
+}
+
 /// A report without its stamps.
 #[derive(Debug)]
 pub struct Decoded {
@@ -98,31 +103,37 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded, Malformed> {
     if bytes.len() > limits.max_report {
         return Err(malformed("", format!("{} bytes; receive.max_report is {}", bytes.len(), limits.max_report)));
     }
-    match serde_json::from_slice::<Wire<'_>>(bytes) {
-        Ok(wire) => build(wire, limits),
-        Err(error) => Err(explain(bytes, &error)),
+    build(object(bytes)?, limits)
+}
+
+/// Reads one JSON object. An array is none, though serde would take it for the fields in their order.
+pub(crate) fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(malformed("", "not a JSON object"));
     }
+    serde_json::from_slice(bytes).map_err(|error| explain::<T>(bytes, &error))
 }
 
 /// Reads it again, slowly, to find out which field it was.
-fn explain(bytes: &[u8], error: &serde_json::Error) -> Malformed {
+fn explain<'a, T: Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> Malformed {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let field = match serde_path_to_error::deserialize::<_, Wire<'_>>(&mut reader) {
+    let field = match serde_path_to_error::deserialize::<_, T>(&mut reader) {
         Err(error) if error.path().iter().next().is_some() => error.path().to_string(),
         _ => String::new(),
     };
-    let field = if field == "." || field == "?" { String::new() } else { field };
-    // serde_json quotes the offending string; what a field holds is nobody's business.
-    let text = error.to_string();
-    let reason = match text.split_once("invalid type: string \"") {
-        Some((before, after)) => {
-            let rest = after.rsplit_once("\", expected").map_or("", |(_, rest)| rest);
-            format!("{before}invalid type: string, expected{rest}")
-        }
-        None => text,
-    };
+    let field = if field == "." || field == "?" { String::new() } else { shown(&field) };
     let what = if error.is_syntax() || error.is_eof() { "not JSON: " } else { "" };
-    malformed(&field, format!("{what}{reason}"))
+    malformed(&field, format!("{what}{}", without_value(&error.to_string())))
+}
+
+/// serde_json quotes what it found; what a field holds is nobody's business.
+fn without_value(text: &str) -> String {
+    const START: &str = "invalid type: ";
+    let Some((found, expected)) = text.strip_prefix(START).and_then(|rest| rest.rsplit_once(", expected ")) else {
+        return text.to_owned();
+    };
+    let kind = found.split(['"', '`']).next().unwrap_or_default().trim_end();
+    format!("{START}{kind}, expected {expected}")
 }
 
 fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
@@ -134,13 +145,14 @@ fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
     })?;
     let t = match wire.t {
         None => None,
-        // The old program leaves 0 where the sender gave none.
-        Some(0.0) => None,
         Some(seconds) => Some(
             Time::from_seconds(seconds)
                 .ok_or_else(|| malformed("t", "not a time; seconds since 1970 with a fraction are expected"))?,
         ),
     };
+    // The old program leaves 0 where the sender gave none. What only rounds to 0 is none as well: the queue would give it back as none,
+    // and the report would get a time that its id knows nothing of.
+    let t = t.filter(|t| *t != Time::default());
     let values = wire.device_attrs.values.len() + wire.attrs.count();
     if values > limits.max_attrs {
         return Err(malformed(
@@ -149,10 +161,12 @@ fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
         ));
     }
     let dropped = wire.device_attrs.dropped + wire.attrs.dropped;
-    let (attrs, attrs_mv) =
-        wire.attrs.sorted().map_err(|key| malformed("attrs", format!("the key `{key}` stands in it twice")))?;
+    let (attrs, attrs_mv) = wire
+        .attrs
+        .sorted()
+        .map_err(|key| malformed("attrs", format!("the key `{}` stands in it twice", shown(&key))))?;
     let device_attrs = fields::sorted(wire.device_attrs.values)
-        .map_err(|key| malformed("device_attrs", format!("the key `{key}` stands in it twice")))?;
+        .map_err(|key| malformed("device_attrs", format!("the key `{}` stands in it twice", shown(&key))))?;
     let report = LoginReport {
         id: ReportId::default(),
         t: Time::default(),

@@ -114,6 +114,25 @@ fn time_too_far_ahead_is_replaced_and_said() {
 }
 
 #[test]
+fn time_that_rounds_to_zero_is_none() {
+    let stamped = ok(r#"{"login":"a","remote":"192.0.2.1","t":1e-7}"#).stamp(received(), SKEW);
+    assert_eq!(stamped.report.t, received());
+}
+
+#[test]
+fn no_key_makes_an_error_long() {
+    let (long, key) = ("k".repeat(60_000), "k".repeat(200));
+    for maps in [
+        format!(r#""attrs":{{"{long}":tru"#),
+        format!(r#""attrs":{{"{key}":1,"{key}":[2]}}"#),
+        format!(r#""device_attrs":{{"{key}":"1","{key}":"2"}}"#),
+    ] {
+        let error = refused(format!(r#"{{"login":"a","remote":"192.0.2.1",{maps}}}"#).as_bytes()).to_string();
+        assert!(error.len() < 200, "{error}");
+    }
+}
+
+#[test]
 fn sender_cannot_choose_the_id_and_the_queue_can() {
     let json = r#"{"id":"000102030405060708090a0b0c0d0e0f","login":"a","remote":"192.0.2.1","t":1}"#;
     let stamped = ok(json).stamp(received(), SKEW);
@@ -130,10 +149,51 @@ fn report_without_any_time_is_told_from_its_like_by_its_place_in_the_queue() {
     assert_eq!(id("reports/0/1"), id("reports/0/1"));
 }
 
+/// An object with values of all types, some of which grow when they become text.
+fn values() -> impl Strategy<Value = serde_json::Value> {
+    let plain = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        any::<f64>().prop_map(Into::into),
+        "\\PC{0,9}|[\\x00-\\x1f\"\\\\]{0,9}".prop_map(Into::into),
+    ];
+    let any = plain.prop_recursive(2, 8, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
+            inner.prop_map(|inner| serde_json::json!({ "k": inner })),
+        ]
+    });
+    proptest::collection::btree_map("\\PC{0,4}", any, 0..4).prop_map(|map| map.into_iter().collect())
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_a_report_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let _ = decode(&bytes, &LIMITS);
+    }
+
+    /// Whatever is taken, of whatever types, is read back as the same report under the same limits, if it is not longer than they say.
+    #[test]
+    fn what_is_taken_once_is_taken_again(
+        t in prop_oneof![Just(0.0), 0.0..1e-5, 0.0..3e9, any::<f64>()],
+        device_attrs in values(), attrs in values(), unknown in values(), max_report in 200_usize..4000,
+    ) {
+        let limits = Limits { max_report, ..LIMITS };
+        let json = serde_json::json!({
+            "login": "a", "remote": "192.0.2.1", "t": t, "device_attrs": device_attrs, "attrs": attrs, "unknown": unknown,
+        });
+        let stamped = match decode(json.to_string().as_bytes(), &limits) {
+            Ok(decoded) => decoded.stamp(received(), SKEW),
+            Err(_) => return Ok(()),
+        };
+        if stamped.body.len() <= max_report {
+            let again = decode(&stamped.body, &limits).map_err(|error| TestCaseError::fail(format!("{json}: {error}")))?;
+            prop_assert_eq!(again.dropped, 0);
+            let later = received().plus(Duration::from_secs(86_400));
+            let read = again.from_queue(Some(later), &stamped.body, "reports/0/1", later, SKEW);
+            prop_assert_eq!(read, stamped.report);
+        }
     }
 
     /// What `receive` writes into the queue is read back as the same report with the same id, however often.

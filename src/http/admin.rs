@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::middleware;
@@ -136,6 +137,13 @@ impl Admin {
     }
 }
 
+/// What stands in the path, or the answer where that is no text.
+fn path<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Box<Response>> {
+    path.map(|Path(parts)| parts).map_err(|error| {
+        Box::new(answer::failure(StatusCode::BAD_REQUEST, &format!("the path: {}", error.body_text())))
+    })
+}
+
 fn time(name: &str, text: Option<&String>) -> Result<Option<Time>, Box<Response>> {
     let Some(text) = text else { return Ok(None) };
     match text.parse::<jiff::Timestamp>() {
@@ -149,10 +157,10 @@ fn time(name: &str, text: Option<&String>) -> Result<Option<Time>, Box<Response>
 
 async fn list(
     State(admin): State<Arc<Admin>>,
-    Path(queue): Path<String>,
-    selection: Result<Query<Selection>, axum::extract::rejection::QueryRejection>,
+    queue: Result<Path<String>, PathRejection>,
+    selection: Result<Query<Selection>, QueryRejection>,
 ) -> Response {
-    match select(&admin, &queue, selection).await {
+    match select(&admin, queue, selection).await {
         Ok(answer) => answer,
         Err(refused) => *refused,
     }
@@ -160,10 +168,11 @@ async fn list(
 
 async fn select(
     admin: &Admin,
-    queue: &str,
-    selection: Result<Query<Selection>, axum::extract::rejection::QueryRejection>,
+    queue: Result<Path<String>, PathRejection>,
+    selection: Result<Query<Selection>, QueryRejection>,
 ) -> Result<Response, Box<Response>> {
-    let queue_of_letters = admin.queue(queue)?;
+    let queue = path(queue)?;
+    let queue_of_letters = admin.queue(&queue)?;
     let Query(selection) =
         selection.map_err(|error| Box::new(answer::failure(StatusCode::BAD_REQUEST, &error.body_text())))?;
     let filter = Filter {
@@ -179,7 +188,7 @@ async fn select(
     let mut letters = found.map_err(|error| Box::new(failed(&error)))?;
     let more = letters.len() > most;
     letters.truncate(most);
-    let letters: Vec<Value> = letters.iter().map(|letter| show(queue, letter)).collect();
+    let letters: Vec<Value> = letters.iter().map(|letter| show(&queue, letter)).collect();
     Ok(answer::json(StatusCode::OK, &json!({ "letters": letters, "more": more })))
 }
 
@@ -212,16 +221,18 @@ fn found(outcome: Result<bool, QueueError>) -> Response {
     }
 }
 
-async fn resend(State(admin): State<Arc<Admin>>, Path((queue, id)): Path<(String, String)>) -> Response {
-    match admin.queue(&queue) {
-        Ok(queue) => found(queue.dead_letters().resend(id).await),
+type Letter = Result<Path<(String, String)>, PathRejection>;
+
+async fn resend(State(admin): State<Arc<Admin>>, letter: Letter) -> Response {
+    match path(letter).and_then(|(queue, id)| Ok((admin.queue(&queue)?, id))) {
+        Ok((queue, id)) => found(queue.dead_letters().resend(id).await),
         Err(refused) => *refused,
     }
 }
 
-async fn forget(State(admin): State<Arc<Admin>>, Path((queue, id)): Path<(String, String)>) -> Response {
-    match admin.queue(&queue) {
-        Ok(queue) => found(queue.dead_letters().drop_letter(id).await),
+async fn forget(State(admin): State<Arc<Admin>>, letter: Letter) -> Response {
+    match path(letter).and_then(|(queue, id)| Ok((admin.queue(&queue)?, id))) {
+        Ok((queue, id)) => found(queue.dead_letters().drop_letter(id).await),
         Err(refused) => *refused,
     }
 }

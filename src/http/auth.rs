@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 use super::Settings;
 use crate::receive::{Authenticated, answer};
 use crate::settings::Secret;
+use crate::telemetry::Metrics;
 
 type Hash = [u8; 32];
 
@@ -25,6 +26,7 @@ type Hash = [u8; 32];
 pub(super) struct Passwords {
     reports: Option<Hash>,
     operators: Option<Hash>,
+    metrics: Arc<Metrics>,
 }
 
 fn hash(secret: &Secret) -> Option<Hash> {
@@ -32,8 +34,8 @@ fn hash(secret: &Secret) -> Option<Hash> {
 }
 
 impl Passwords {
-    pub(super) fn new(settings: &Settings) -> Self {
-        Self { reports: hash(&settings.password), operators: hash(&settings.admin_password) }
+    pub(super) fn new(settings: &Settings, metrics: Arc<Metrics>) -> Self {
+        Self { reports: hash(&settings.password), operators: hash(&settings.admin_password), metrics }
     }
 
     /// Whether an operator is asking: by password, or, where none is set, from this machine.
@@ -75,6 +77,7 @@ pub(super) async fn operators_only(
     if passwords.is_operator(request.headers(), peer) {
         return next.run(request).await;
     }
+    passwords.metrics.refused.with_label_values(&["unauthorized"]).inc();
     answer::unauthorized(match passwords.operators {
         Some(_) => "the password of the operators' routes (http.admin_password) is missing or wrong",
         None => "without http.admin_password the operators' routes answer on loopback only",
@@ -106,7 +109,7 @@ mod tests {
 
     #[test]
     fn without_an_operators_password_only_this_machine_is_an_operator() {
-        let passwords = Passwords { reports: None, operators: None };
+        let passwords = Passwords { reports: None, operators: None, metrics: Arc::default() };
         let from = |address: &str| passwords.is_operator(&HeaderMap::new(), address.parse().unwrap());
         assert!(from("127.0.0.1:1") && from("[::1]:1") && from("[::ffff:127.0.0.1]:1"));
         assert!(!from("192.0.2.1:1"));

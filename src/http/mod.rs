@@ -59,7 +59,7 @@ pub fn router(
     perf: Arc<PerfStats>,
 ) -> Router {
     let metrics = Arc::clone(&operators.metrics);
-    let passwords = Arc::new(auth::Passwords::new(settings));
+    let passwords = Arc::new(auth::Passwords::new(settings, Arc::clone(&metrics)));
     let limits = body::Limits {
         most: usize::try_from(settings.max_body.as_u64()).unwrap_or(usize::MAX),
         timeout: settings.body_timeout,

@@ -77,12 +77,12 @@ pub async fn start(settings: &Settings, router: Router, metrics: Arc<Metrics>) -
         false => Some(Tls::open(&settings.tls_cert, &settings.tls_key)?),
     };
     let mut http = http1::Builder::new();
+    // No pipeline_flush: it keeps an answer back while bytes of the client's are unread, and the answer that refuses them is lost.
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.head_timeout)
         .max_headers(settings.max_headers)
         // hyper takes no smaller buffer.
-        .max_buf_size(usize::try_from(settings.max_head.as_u64()).unwrap_or(usize::MAX).max(8192))
-        .pipeline_flush(true);
+        .max_buf_size(usize::try_from(settings.max_head.as_u64()).unwrap_or(usize::MAX).max(8192));
     let shared = Arc::new(Shared {
         router,
         acl: settings.acl.iter().map(|mask| network(mask)).collect::<Result<_, _>>()?,

@@ -36,12 +36,17 @@ pub(super) fn router(metrics: Arc<Metrics>, perf: Arc<PerfStats>, metrics_passwo
     })
 }
 
+fn unauthorized(metrics: &Metrics) -> Response {
+    metrics.refused.with_label_values(&["unauthorized"]).inc();
+    answer::unauthorized("Unauthorized")
+}
+
 async fn prometheus_text(
     State(stats): State<Stats>,
     Extension(Authenticated(authenticated)): Extension<Authenticated>,
 ) -> Response {
     if stats.metrics_password && !authenticated {
-        return answer::unauthorized("Unauthorized");
+        return unauthorized(&stats.metrics);
     }
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], stats.metrics.render()).into_response()
 }
@@ -51,7 +56,7 @@ async fn stats(
     Extension(Authenticated(authenticated)): Extension<Authenticated>,
 ) -> Response {
     if !authenticated {
-        return answer::unauthorized("Unauthorized");
+        return unauthorized(&stats.metrics);
     }
     stats.metrics.commands.with_label_values(&["stats"]).inc();
     let usage = getrusage(UsageWho::RUSAGE_SELF);

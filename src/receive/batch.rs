@@ -57,7 +57,10 @@ pub(super) async fn reports(
                 first["line"],
                 first["reason"].as_str().unwrap_or_default()
             ),
-            None => "the body has no line".to_owned(),
+            None => {
+                receiver.refused("malformed");
+                "the body has no line".to_owned()
+            }
         }
         .into();
     }

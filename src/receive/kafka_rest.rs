@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{Authenticated, Receiver, answer};
+use crate::decode;
 use crate::report::Time;
 
 const CONTENT_TYPE: &str = "application/vnd.kafka.json.v2+json";
@@ -25,7 +26,7 @@ const NOT_RETRIABLE: u32 = 1;
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow)]
-    records: Vec<Record<'a>>,
+    records: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -52,20 +53,21 @@ pub(super) async fn records(
         receiver.refused("header");
         return error(StatusCode::UNSUPPORTED_MEDIA_TYPE, &format!("Content-Type: {CONTENT_TYPE} is expected"));
     }
-    let envelope: Envelope<'_> = match serde_json::from_slice(&body) {
-        Ok(envelope) => envelope,
-        Err(reason) => {
+    let records = match decode::object::<Envelope<'_>>(&body) {
+        Ok(envelope) if !envelope.records.is_empty() => envelope.records,
+        refused => {
             receiver.refused("malformed");
-            return error(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                &format!("not {{\"records\":[{{\"value\":…}}]}}: {reason}"),
-            );
+            let reason = refused.err().map_or("`records` is empty".to_owned(), |malformed| malformed.to_string());
+            let text = format!("not {{\"records\":[{{\"value\":…}}]}}: {reason}");
+            return error(StatusCode::UNPROCESSABLE_ENTITY, &text);
         }
     };
     let received = Time::now();
-    let (mut messages, mut answers) = (Vec::with_capacity(envelope.records.len()), Vec::<Value>::new());
-    for record in &envelope.records {
-        match receiver.message(record.value.get().as_bytes(), received) {
+    let (mut messages, mut answers) = (Vec::with_capacity(records.len()), Vec::<Value>::new());
+    for record in records {
+        let record =
+            decode::object::<Record<'_>>(record.get().as_bytes()).inspect_err(|_| receiver.refused("malformed"));
+        match record.and_then(|record| receiver.message(record.value.get().as_bytes(), received)) {
             Ok(message) => {
                 answers.push(json!({ "partition": 0, "offset": messages.len(), "error_code": null, "error": null }));
                 messages.push(message);
@@ -76,7 +78,7 @@ pub(super) async fn records(
         }
     }
     if messages.is_empty() {
-        let reason = answers.first().and_then(|first| first["error"].as_str()).unwrap_or("`records` is empty");
+        let reason = answers.first().and_then(|first| first["error"].as_str()).unwrap_or_default();
         return error(StatusCode::UNPROCESSABLE_ENTITY, reason);
     }
     match receiver.publish(messages, "kafka_rest").await {

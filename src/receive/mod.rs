@@ -11,6 +11,7 @@
 pub mod answer;
 mod batch;
 mod kafka_rest;
+mod readiness;
 mod signature;
 mod wforce;
 
@@ -25,6 +26,7 @@ use axum::routing::post;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use self::readiness::Readiness;
 use crate::decode::{Decoded, Limits, Malformed, decode};
 use crate::health::Health;
 use crate::queue::{Message, Publisher, QueueError};
@@ -67,7 +69,7 @@ pub struct Receiver {
     publish_timeout: Duration,
     publisher: Arc<dyn Publisher>,
     metrics: Arc<Metrics>,
-    health: Arc<Health>,
+    readiness: Readiness,
 }
 
 impl Receiver {
@@ -80,15 +82,23 @@ impl Receiver {
             publish_timeout: settings.publish_timeout,
             publisher,
             metrics,
-            health,
+            readiness: Readiness::new(health),
         }
     }
 
     /// Decodes and stamps one report: the message for the queue.
     fn message(&self, body: &[u8], received: Time) -> Result<Message, Malformed> {
         let decoded: Decoded = decode(body, &self.limits).inspect_err(|_| self.refused("malformed"))?;
-        self.metrics.dropped_values.inc_by(u64::from(decoded.dropped));
+        let dropped = decoded.dropped;
         let stamped = decoded.stamp(received, self.max_skew);
+        let (size, most) = (stamped.body.len(), self.limits.max_report);
+        // The queue's reader has the same limit: what only just fits here would be answered 2xx and then be a dead letter.
+        if size > most {
+            self.refused("malformed");
+            let reason = format!("{size} bytes with every field written out; receive.max_report is {most}");
+            return Err(Malformed { field: String::new(), reason });
+        }
+        self.metrics.dropped_values.inc_by(u64::from(dropped));
         self.metrics.skewed.inc_by(u64::from(stamped.skewed));
         Ok(Message::new(stamped.report.login, stamped.body))
     }
@@ -100,7 +110,7 @@ impl Receiver {
             Ok(Ok(())) => {
                 self.metrics.publish.observe(began.elapsed().as_secs_f64());
                 self.metrics.received.with_label_values(&[form]).inc_by(count);
-                self.health.set_refusing(false);
+                self.readiness.accepted();
                 return Ok(());
             }
             Ok(Err(error)) => error,
@@ -117,13 +127,14 @@ impl Receiver {
             }
             QueueError::Full { retry_after, .. } => {
                 self.refused("queue_full");
-                self.health.set_refusing(true);
+                self.readiness.refused(retry_after);
                 answer::unavailable(&text, retry_after)
             }
             QueueError::Unavailable { .. } | QueueError::Closed(_) => {
                 self.refused("queue_unavailable");
-                self.health.set_refusing(true);
-                answer::unavailable(&text, Duration::from_secs(1))
+                let retry_after = Duration::from_secs(1);
+                self.readiness.refused(retry_after);
+                answer::unavailable(&text, retry_after)
             }
         }))
     }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use axum::Extension;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -25,10 +26,14 @@ pub(super) struct Command {
 pub(super) async fn old_form(
     receiver: State<Arc<Receiver>>,
     authenticated: Extension<Authenticated>,
-    Query(Command { command }): Query<Command>,
+    query: Result<Query<Command>, QueryRejection>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    let Ok(Query(Command { command })) = query else {
+        receiver.refused("malformed");
+        return answer::failure(StatusCode::BAD_REQUEST, "`command`: one name is expected, as in /?command=report");
+    };
     match command.as_str() {
         "report" => report(receiver, authenticated, headers, body).await,
         "allow" => allow(receiver, authenticated).await,

@@ -6,3 +6,4 @@ pub(crate) mod inbox;
 pub(crate) mod program;
 pub(crate) mod sender;
 pub(crate) mod trial;
+pub(crate) mod wire;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 /// How long a start or a drain may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -56,18 +58,28 @@ impl Site {
 
     /// Starts the binary and waits until it is ready.
     pub(crate) fn start(&self) -> Program {
+        self.start_command(self.command())
+    }
+
+    /// The command line that runs the binary on this site.
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trackalert"));
         command.args(["run", "-C"]).arg(self.config());
-        self.start_command(command)
+        command
     }
 
     /// Starts a program on this site and waits until it is ready.
-    pub(crate) fn start_command(&self, mut command: Command) -> Program {
-        let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let mut program = Program { child: command.spawn().unwrap(), address: self.address.clone() };
+    pub(crate) fn start_command(&self, command: Command) -> Program {
+        let mut program = self.start_unasked(command);
         program.wait_ready(&self.log());
         program
+    }
+
+    /// Starts a program on this site and does not wait: how it shows that it is ready is the test's business.
+    pub(crate) fn start_unasked(&self, mut command: Command) -> Program {
+        let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Program { child: command.spawn().unwrap(), address: self.address.clone() }
     }
 
     pub(crate) fn log(&self) -> PathBuf {
@@ -163,10 +175,15 @@ impl Program {
         self.child.wait().unwrap();
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
     /// SIGTERM, and the exit code.
     pub(crate) fn terminate(mut self) -> Option<i32> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
