@@ -2,7 +2,11 @@
 //!
 //! `cargo bench --bench history`; under a minute.
 
-#![allow(clippy::panic, reason = "a benchmark that cannot run says so and ends")]
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a benchmark says what it found, or that it cannot run, and ends"
+)]
 
 use std::hint::black_box;
 use std::path::Path;

@@ -33,9 +33,22 @@ pub enum LogFormat {
     Json,
 }
 
+/// What the databases inside say at `info` is of no use to an operator: files by their paths, at each start.
+const QUIET: &str = "fjall=warn,lsm_tree=warn,tantivy=warn";
+
+/// A level by itself, with the databases kept quiet; a filter as it is.
+fn filter(level: &str) -> String {
+    let level = level.trim();
+    match level.to_lowercase().as_str() {
+        // Below these nothing is to be kept quiet: `warn` would let through more than was asked for.
+        "info" | "debug" | "trace" => format!("{level},{QUIET}"),
+        _ => level.to_owned(),
+    }
+}
+
 /// Starts the log on stderr. A second call in one process (a test) changes nothing. An error names what is wrong with the filter.
 pub fn init_log(settings: &LogSettings) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&settings.level).map_err(|error| format!("log.level: {error}"))?;
+    let filter = EnvFilter::try_new(filter(&settings.level)).map_err(|error| format!("log.level: {error}"))?;
     let terminal = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let text = match settings.format {
@@ -113,7 +126,7 @@ metrics! {
     commands: counters "trackalert_commands_total" ["cmd": "report", "stats", "custom"];
     #[doc = "Counters of the policies' own"]
     custom_stats: counters "trackalert_custom_stats_total" ["metric": ];
-    #[doc = "How long a report waited for a worker"]
+    #[doc = "How long a report waited for its turn and a worker"]
     worker_queue: histogram "trackalert_worker_queue_duration_seconds";
     #[doc = "How long the handlers of a report ran, waiting included"]
     worker_response: histogram "trackalert_worker_response_duration_seconds";
@@ -169,11 +182,13 @@ metrics! {
     #[doc = "Time in the history and acknowledgement after the handlers"]
     settle: histogram "trackalert_settle_duration_seconds";
     #[doc = "1 while work waits for a dependency; channels stand here by their names"]
-    waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy", "state (notify)"];
+    waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy", "vm",
+        "state (notify)"];
 
     // policy
     #[doc = "Calls of a policy's report that failed, by what stopped them"]
-    policy_failures: counters "trackalert_policy_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled"];
+    policy_failures: counters "trackalert_policy_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled",
+        "internal"];
     #[doc = "Virtual machines replaced, by why"]
     vms_replaced: counters "trackalert_vms_replaced_total" ["why": "reload", "spoiled", "stuck"];
     #[doc = "Bytes of Lua memory over all workers"]
@@ -223,6 +238,16 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_keeps_the_databases_quiet_and_a_filter_is_taken_as_it_is() {
+        assert_eq!(filter("info"), "info,fjall=warn,lsm_tree=warn,tantivy=warn");
+        assert_eq!(filter(" DEBUG "), "DEBUG,fjall=warn,lsm_tree=warn,tantivy=warn");
+        for as_it_is in ["error", "warn", "off", "info,fjall=debug", "info,trackalert::detect=debug"] {
+            assert_eq!(filter(as_it_is), as_it_is);
+            assert!(EnvFilter::try_new(filter(as_it_is)).is_ok());
+        }
+    }
 
     #[test]
     fn every_metric_is_there_with_value_zero_from_the_start() {

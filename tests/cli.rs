@@ -52,6 +52,16 @@ fn without_a_command_the_help_is_printed() {
 }
 
 #[test]
+fn a_configuration_without_a_command_is_wrong_usage() {
+    let folder = folder();
+    for args in [&["-C", "ta.toml"][..], &["--set", "detect.workers=1"]] {
+        let (code, out, err) = run(folder.path(), args);
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {err}");
+        assert!(err.contains("no command given") && err.contains("Usage: trackalert"), "{err}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2() {
     let folder = folder();
     for (args, expected) in [
@@ -66,6 +76,11 @@ fn wrong_usage_is_exit_code_2() {
         (&["dead-letters", "drop", "x", "--all"], "cannot be used with"),
         (&["dead-letters", "resend", "x", "--policy", "y"], "either ids or a filter"),
         (&["send", "--rate", "0"], "0"),
+        (&["send", "nofile"], "nofile: "),
+        (&["send", "."], ".: is a folder"),
+        (&["query", "--file", "nofile"], "nofile: "),
+        (&["query", "--login", "ann", "--set", "history.kind=none"], "history.kind is \"none\""),
+        (&["send", "nofile", "--set", "detect.workers=x"], "detect.workers"),
     ] {
         let (code, out, err) = run(folder.path(), args);
         assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {err}");
@@ -86,7 +101,7 @@ fn a_wrong_configuration_is_exit_code_2_with_all_mistakes_for_every_command_that
     }
     let (code, out, _) = run(folder.path(), &["check", "-C", "ta.toml", "--format", "json"]);
     let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((code, answer["ok"].as_bool(), answer["errors"].as_array().unwrap().len()), (2, Some(false), 2));
+    assert_eq!((code, answer["ok"].as_bool(), answer["findings"].as_array().unwrap().len()), (2, Some(false), 2));
 }
 
 #[test]
@@ -106,7 +121,7 @@ fn config_shows_each_value_with_its_source_and_no_secret() {
         let line = out.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("no {start} in\n{out}"));
         line.split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(line("http.password ="), "http.password = \"********\" # ta.toml:2");
+    assert_eq!(line("# http.password ="), "# http.password = \"********\" # ta.toml:2");
     assert_eq!(line("detect.workers ="), "detect.workers = 3 # --set detect.workers");
     assert_eq!(line("log.level ="), "log.level = \"debug\" # TRACKALERT__LOG__LEVEL");
     assert_eq!(line("data_dir ="), "data_dir = \"/var/lib/ta\" # STATE_DIRECTORY");
@@ -116,9 +131,12 @@ fn config_shows_each_value_with_its_source_and_no_secret() {
     std::fs::write(folder.path().join("again.toml"), &out).unwrap();
     let (code, again, err) = run(folder.path(), &["config", "-C", "again.toml"]);
     assert_eq!(code, 0, "{err}");
-    let values =
-        |text: &str| text.lines().map(|line| line.split(" # ").next().unwrap().trim().to_owned()).collect::<Vec<_>>();
+    let values = |text: &str| {
+        let lines = text.lines().map(|line| line.split(" # ").next().unwrap().trim().to_owned());
+        lines.filter(|line| !line.contains("http.password =")).collect::<Vec<_>>()
+    };
     assert_eq!(values(&again), values(&out));
+    assert!(again.contains("\nhttp.password = \"\""), "a mask is not taken for the secret:\n{again}");
 
     let (_, json, _) = run(folder.path(), &["config", "--format", "json"]);
     let list: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
@@ -130,10 +148,12 @@ fn every_example_is_a_configuration_that_passes_the_check() {
     let folder = folder();
     for example in examples() {
         let example = example.to_str().unwrap();
-        let (code, out, err) = run(folder.path(), &["check", "-C", example]);
+        // The folder that they name may be another user's here.
+        let check = ["check", "-C", example, "--set", "data_dir=data"];
+        let (code, out, err) = run(folder.path(), &check);
         assert_eq!(code, 0, "{example}: {out}{err}");
         assert!(out.ends_with("all well\n"), "{example}: {out}");
-        let (code, out, _) = run(folder.path(), &["check", "-C", example, "--format", "json"]);
+        let (code, out, _) = run(folder.path(), &[&check[..], &["--format", "json"]].concat());
         let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!((code, answer["ok"].as_bool()), (0, Some(true)), "{example}");
     }
@@ -150,6 +170,102 @@ fn check_names_the_file_that_cannot_be_read() {
     for expected in ["error: geoip.files: nowhere.mmdb", "error: http.tls_cert: c.pem", "error: http.tls_key: k.pem"] {
         assert!(out.contains(expected), "{expected} is missing in\n{out}");
     }
+}
+
+/// Two policies that do not load.
+fn broken_policies(folder: &Path) {
+    for (name, lua) in [("one", "function report("), ("two", "x = = 1")] {
+        std::fs::create_dir_all(folder.join("broken").join(name)).unwrap();
+        std::fs::write(folder.join("broken").join(name).join("policy.lua"), lua).unwrap();
+    }
+}
+
+/// A certificate and the key of another one.
+fn mismatched_pair(folder: &Path) {
+    let made = || rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(folder.join("cert.pem"), made().cert.pem()).unwrap();
+    std::fs::write(folder.join("key.pem"), made().signing_key.serialize_pem()).unwrap();
+}
+
+#[test]
+fn run_refuses_what_check_finds_all_at_once_with_exit_code_2_and_opens_nothing() {
+    let folder = folder();
+    broken_policies(folder.path());
+    mismatched_pair(folder.path());
+    let sets = ["policy.path=broken,nowhere", "geoip.files=no.mmdb", "http.tls_cert=cert.pem", "http.tls_key=key.pem"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let expected = [
+        "policy.path: nowhere: no folder of policies",
+        "policy.path: broken/one/policy.lua:",
+        "policy.path: broken/two/policy.lua:",
+        "geoip.files: no.mmdb: ",
+        "http.tls_key: key.pem: ",
+    ];
+    let (code, _, err) = run(folder.path(), &[&["run", "--set", "data_dir=data"], &sets[..]].concat());
+    assert!(code == 2 && err.starts_with("trackalert: the configuration has 5 mistakes:\n"), "{code}: {err}");
+    let (checked, out, said) = run(folder.path(), &[&["check"], &sets[..]].concat());
+    assert!(checked == 2 && said.contains("there are 5 errors"), "{out}{said}");
+    for expected in expected {
+        assert!(err.contains(&format!("\n  {expected}")), "{expected} is missing in\n{err}");
+        assert!(out.contains(&format!("\nerror: {expected}")), "{expected} is missing in\n{out}");
+    }
+    assert!(!folder.path().join("data").exists(), "nothing is opened");
+    let (_, out, _) = run(folder.path(), &[&["check", "--format", "json"], &sets[..]].concat());
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let errors: Vec<_> =
+        answer["findings"].as_array().unwrap().iter().filter(|one| one["severity"] == "error").collect();
+    assert_eq!(errors.len(), 5, "{out}");
+    assert!(errors.iter().any(|one| one["key"] == "geoip.files" && one["text"].as_str().unwrap().contains("no.mmdb")));
+
+    // A role that needs no policies does not ask for them.
+    let (code, out, _) = run(folder.path(), &["check", "--roles", "receive", "--set", "policy.path=nowhere"]);
+    assert_eq!(code, 0, "{out}");
+}
+
+#[test]
+fn run_with_a_data_dir_that_is_a_file_is_exit_code_2_and_a_port_in_use_is_1() {
+    let folder = folder();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    for command in [&["run"][..], &["query", "--login", "ann", "--offline"]] {
+        let (code, _, err) = run(folder.path(), &[command, &["--set", "data_dir=file"]].concat());
+        assert!(code == 2 && err.contains("data_dir: ") && err.contains("file is no folder"), "{code}: {err}");
+    }
+    let (code, out, _) = run(folder.path(), &["check", "--set", "data_dir=file/data"]);
+    assert!(code == 2 && out.contains("error: data_dir: "), "{out}");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("http.listen={}", taken.local_addr().unwrap());
+    let (code, _, err) = run(folder.path(), &["run", "--set", "data_dir=data", "--set", &listen]);
+    assert!(code == 1 && err.contains("in use by another program"), "{code}: {err}");
+    // What the databases inside say of their files at a start is no news.
+    for noise in ["fjall", "lsm_tree", "tantivy", ".cargo/registry"] {
+        assert!(!err.contains(noise), "{noise} in\n{err}");
+    }
+}
+
+#[test]
+fn check_says_where_the_policies_come_from_and_what_locks_its_own_machine_out() {
+    let folder = folder();
+    let policies = |args: &[&str]| {
+        let (code, out, err) = run(folder.path(), &[&["check"], args].concat());
+        assert_eq!(code, 0, "{out}{err}");
+        out.lines().find(|line| line.starts_with("policies")).unwrap().to_owned()
+    };
+    assert!(policies(&[]).starts_with("policies   shipped: dormant_account, new_origin"));
+    let own = folder.path().join("policies/mine");
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::write(own.join("policy.lua"), "function report(lt) end").unwrap();
+    assert_eq!(policies(&[]), "policies   ./policies: mine");
+    std::fs::rename(folder.path().join("policies"), folder.path().join("other")).unwrap();
+    assert_eq!(policies(&["--set", "policy.path=other"]), "policies   other: mine");
+
+    let left_out = "warning: http.acl: leaves 127.0.0.1 out";
+    let (code, out, _) = run(folder.path(), &["check", "--set", "http.acl=10.0.0.0/8"]);
+    assert!(code == 0 && out.contains(left_out), "{out}");
+    let (_, out, _) = run(folder.path(), &["check"]);
+    assert!(!out.contains(left_out), "{out}");
+    let (code, _, err) = run(folder.path(), &["check", "--set", "http.acl=[]"]);
+    assert!(code == 2 && err.contains("--set http.acl: locks everybody out"), "{err}");
 }
 
 #[test]
@@ -198,10 +314,23 @@ fn completions_and_manual_pages_are_generated() {
     assert!(code == 0 && out.contains(".TH trackalert 1"), "{out}");
     let (code, _, err) = run(folder.path(), &["man", "pages"]);
     assert_eq!(code, 0, "{err}");
-    for name in ["trackalert", "trackalert-run", "trackalert-dead-letters", "trackalert-query"] {
-        let page = std::fs::read_to_string(folder.path().join(format!("pages/{name}.1"))).unwrap();
-        assert!(page.contains(".TH"), "{name}");
+    let pages = folder.path().join("pages");
+    let read = |name: &str| std::fs::read_to_string(pages.join(format!("{name}.1"))).unwrap();
+    for name in ["trackalert", "trackalert-run", "trackalert-dead-letters-resend", "trackalert-query"] {
+        assert!(read(name).contains(&format!(".TH {name} 1")), "{name}");
     }
+    for page in std::fs::read_dir(&pages).unwrap() {
+        let text = std::fs::read_to_string(page.unwrap().path()).unwrap();
+        for name in text.lines().filter_map(|line| line.trim().strip_suffix("(1)")) {
+            let name = name.replace("\\-", "-");
+            assert!(pages.join(format!("{name}.1")).exists(), "there is no page {name}");
+        }
+    }
+    // Examples stay line by line.
+    let query = read("trackalert-query");
+    let (_, examples) = query.split_once(".SH EXAMPLES\n.nf\n").unwrap();
+    assert!(examples.contains("\n  trackalert query \\-\\-file per_day.json\n"), "{examples}");
+    assert!(examples.contains(".fi\n"), "{examples}");
 }
 
 #[test]

@@ -213,6 +213,25 @@ fn query_sends_the_body_and_shows_hits_and_buckets() {
 }
 
 #[test]
+fn query_by_a_field_says_when_there_are_more_groups_than_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let answer = |others: u64| {
+        let buckets = json!([{"key": "ann", "doc_count": 5}, {"key": "bob", "doc_count": 4}]);
+        let hits = json!({"total": {"value": 9, "relation": "eq"}, "hits": []});
+        let by = json!({"login": {"buckets": buckets, "sum_other_doc_count": others}});
+        (200, "", json!({"took": 1, "hits": hits, "aggregations": by}))
+    };
+    let server = StandIn::with(vec![answer(7), answer(7), answer(0)]);
+    let said = "only the 2 largest groups are shown; 7 more reports are in others (a larger --size shows them)";
+    for format in ["table", "ndjson"] {
+        let (code, _, err) = server.run(folder.path(), &["query", "--by", "login", "--format", format], "");
+        assert!(code == 0 && err.contains(said), "{err}");
+    }
+    let (_, _, err) = server.run(folder.path(), &["query", "--by", "login", "--format", "table"], "");
+    assert!(!err.contains("groups"), "{err}");
+}
+
+#[test]
 fn dead_letters_are_listed_page_after_page() {
     let folder = tempfile::tempdir().unwrap();
     let first = json!({"letters": [letter("1"), letter("2")], "more": true});

@@ -3,6 +3,8 @@
 //! Latency is taken from outside: from the report's own time, which is the moment it is sent, to the arrival of an alert that the
 //! policy raises for one report in ten.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
+
 mod support;
 
 use std::sync::Arc;

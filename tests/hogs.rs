@@ -1,6 +1,8 @@
 //! A policy that runs away takes nobody with it: each kind of runaway call among ten thousand good reports. The good ones finish, the
 //! other policy's alert for the guilty report goes out, and only the guilty report is a dead letter, with its policy's name.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! The HTTP server against the real binary: who may ask, what a request may be, what operators and monitoring read.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
 mod support;
 
 use std::io::Write;

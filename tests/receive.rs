@@ -1,6 +1,8 @@
 //! Every form in which a report arrives, against the real binary: what is answered, what is handled and stored once, what is refused
 //! and disturbs nothing.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
 mod support;
 
 use base64::Engine;
@@ -180,7 +182,9 @@ fn webhook_is_taken_by_its_signature_and_everything_else_by_the_password() {
     let ping = signed("second", "ping", b"");
     let unsigned = "X-Wforce-Event: report\r\n".to_owned();
     let password = basic("any:pass");
-    let cases: [(&str, &[u8], String, u16, Option<&str>); 15] = [
+    // What it is, the body, the headers, the status, and as what a refusal is counted.
+    type Case<'a> = (&'a str, &'a [u8], String, u16, Option<&'a str>);
+    let cases: [Case<'_>; 15] = [
         ("the first secret", &body, right.clone(), 200, None),
         ("the second of two secrets", &body, signed("second", "report", &body), 200, None),
         ("a wrong password beside it", &body, right.clone() + &basic("any:wrong"), 200, None),

@@ -4,6 +4,8 @@
 //! The process under test is this very program, started again on real stores with a thin layer around each that ends the process with
 //! SIGKILL at the n-th call of a step. So nothing in trackalert itself knows of the test.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
+
 mod support;
 
 use std::collections::BTreeSet;
@@ -160,7 +162,7 @@ fn start(site: &Site, point: &str, count: u64) -> support::program::Program {
         .env("STEPS_CONFIG", site.config())
         .env("STEPS_POINT", point)
         .env("STEPS_COUNT", count.to_string());
-    site.start_command(command)
+    site.start_unasked(command)
 }
 
 /// What a run raised and stored.

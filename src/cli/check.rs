@@ -1,14 +1,19 @@
 //! `trackalert check`: everything that can be known before a start.
 //!
-//! Opens no data folder and sends nothing, so that it can run beside the running process.
+//! Opens no data folder and sends nothing, so that it can run beside the running process. `run` looks at the same before it opens
+//! anything, so that what is wrong comes all at once and with the same words.
+
+use std::net::SocketAddr;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::client::as_reached;
 use super::{Common, Failure, output};
-use crate::config::{Config, Roles};
+use crate::config::{Config, Error, Errors, Roles};
 use crate::geoip::GeoIp;
-use crate::notify;
 use crate::policy::PolicySet;
+use crate::{http, notify};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,7 +36,7 @@ pub(super) struct Args {
 enum Format {
     /// For people
     Text,
-    /// An object with `ok`, `summary`, `warnings`, `errors`
+    /// An object with `ok`, `summary`, and `findings`, each with `severity`, `key`, `source`, `text`
     Json,
 }
 
@@ -39,52 +44,35 @@ enum Format {
 #[derive(Debug, Default)]
 struct Findings {
     summary: Vec<(&'static str, String)>,
-    warnings: Vec<String>,
-    errors: Vec<String>,
+    warnings: Vec<Error>,
+    errors: Vec<Error>,
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     let config = match common.load() {
         Ok(config) => config,
         Err(errors) if args.format == Format::Json => {
-            let errors: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
-            output::line(format_args!(
-                "{:#}",
-                json!({ "ok": false, "summary": {}, "warnings": [], "errors": errors })
-            ))?;
+            Findings { errors: errors.0, ..Findings::default() }.json()?;
             return Err(Failure::usage("the configuration is wrong"));
         }
         Err(errors) => return Err(errors.into()),
     };
     let findings = Findings::of(&config, args.roles);
     match args.format {
-        Format::Json => {
-            let summary: serde_json::Map<String, Value> =
-                findings.summary.iter().map(|(name, text)| ((*name).to_owned(), json!(text))).collect();
-            let ok = findings.errors.is_empty();
-            let all = json!({ "ok": ok, "summary": summary, "warnings": findings.warnings, "errors": findings.errors });
-            output::line(format_args!("{all:#}"))?;
-        }
-        Format::Text => {
-            for (name, text) in &findings.summary {
-                output::line(format_args!("{name:<10} {text}"))?;
-            }
-            for warning in &findings.warnings {
-                output::line(format_args!("warning: {warning}"))?;
-            }
-            for error in &findings.errors {
-                output::line(format_args!("error: {error}"))?;
-            }
-            if findings.errors.is_empty() {
-                output::line("all well")?;
-            }
-        }
+        Format::Json => findings.json()?,
+        Format::Text => findings.text()?,
     }
     match findings.errors.len() {
         0 => Ok(()),
         1 => Err(Failure::usage("there is an error")),
         many => Err(Failure::usage(format!("there are {many} errors"))),
     }
+}
+
+/// Whether a process with these roles can start, as far as that can be known before it opens anything.
+pub(super) fn before_start(config: &Config, roles: Roles) -> Result<(), Errors> {
+    let errors = Findings::of(config, roles).errors;
+    if errors.is_empty() { Ok(()) } else { Err(Errors(errors)) }
 }
 
 impl Findings {
@@ -103,30 +91,94 @@ impl Findings {
             }
         };
         findings.add("roles", roles.names().join(", "));
-        findings.add("data", config.data_dir.display().to_string());
+        findings.data_dir(config);
         let scheme = if value("http.tls_cert").is_empty() { "http" } else { "https" };
         findings.add("listen", format!("{scheme}://{}", value("http.listen")));
         findings
             .add("queue", format!("{} ({}, {})", value("queue.kind"), value("queue.reports"), value("queue.alerts")));
         findings.add("history", format!("{}, {} days", value("history.kind"), value("history.retention_days")));
         findings.add("state", value("state.kind"));
-        findings.policies(config);
-        findings.geoip(config);
-        findings.channels(config);
-        findings.tls(&value("http.tls_cert"), &value("http.tls_key"));
-        findings.passwords(config, &value("http.listen"));
+        if roles.detect {
+            findings.policies(config);
+            findings.geoip(config);
+        }
+        if roles.notify {
+            findings.channels(config);
+        }
+        findings.tls(config);
+        findings.reachable(config);
         findings
+    }
+
+    fn text(&self) -> Result<(), Failure> {
+        for (name, text) in &self.summary {
+            output::line(format_args!("{name:<10} {text}"))?;
+        }
+        for warning in &self.warnings {
+            output::line(format_args!("warning: {warning}"))?;
+        }
+        for error in &self.errors {
+            output::line(format_args!("error: {error}"))?;
+        }
+        if self.errors.is_empty() { output::line("all well") } else { Ok(()) }
+    }
+
+    fn json(&self) -> Result<(), Failure> {
+        let summary: serde_json::Map<String, Value> =
+            self.summary.iter().map(|(name, text)| ((*name).to_owned(), json!(text))).collect();
+        let object = |severity: &str, one: &Error| {
+            let key = Some(&one.key).filter(|key| !key.is_empty());
+            let source = one.source.as_ref().map(ToString::to_string);
+            json!({ "severity": severity, "key": key, "source": source, "text": one.text })
+        };
+        let errors = self.errors.iter().map(|error| object("error", error));
+        let findings: Vec<Value> =
+            errors.chain(self.warnings.iter().map(|warning| object("warning", warning))).collect();
+        let all = json!({ "ok": self.errors.is_empty(), "summary": summary, "findings": findings });
+        output::line(format_args!("{all:#}"))
     }
 
     fn add(&mut self, name: &'static str, text: String) {
         self.summary.push((name, text));
     }
 
+    fn error(&mut self, key: &str, text: impl Into<String>) {
+        self.errors.push(Error { source: None, key: key.to_owned(), text: text.into() });
+    }
+
+    /// An error of a part, which begins with the key of the setting.
+    fn said(&mut self, said: &str) {
+        match said.split_once(": ") {
+            Some((key, text)) if !key.contains([' ', '/']) => self.error(key, text),
+            _ => self.error("", said),
+        }
+    }
+
+    fn warn(&mut self, key: &str, text: &str) {
+        self.warnings.push(Error { source: None, key: key.to_owned(), text: text.to_owned() });
+    }
+
+    fn data_dir(&mut self, config: &Config) {
+        self.add("data", config.data_dir.display().to_string());
+        if let Err(said) = can_hold_data(&config.data_dir) {
+            self.error("data_dir", said);
+        }
+    }
+
     fn policies(&mut self, config: &Config) {
-        let checked = PolicySet::resolve(&config.policy.path);
-        match checked {
-            Ok(set) => self.add("policies", set.names().collect::<Vec<_>>().join(", ")),
-            Err(error) => self.errors.push(format!("policy.path: {error}")),
+        match PolicySet::resolve(&config.policy.path) {
+            Ok(set) => {
+                let names = set.names().collect::<Vec<_>>().join(", ");
+                self.add("policies", format!("{}: {names}", PolicySet::place(&config.policy.path)));
+                if set.is_empty() {
+                    self.warn("policy.path", "no policies there: reports are stored and nothing is detected");
+                }
+            }
+            Err(error) => {
+                for problem in error.problems {
+                    self.error("policy.path", problem);
+                }
+            }
         }
     }
 
@@ -135,10 +187,10 @@ impl Findings {
         match GeoIp::open(&config.geoip) {
             Ok(_) if files.is_empty() => {
                 self.add("geoip", "none".to_owned());
-                self.warnings.push("geoip.files is empty: no policy can tell countries or networks".to_owned());
+                self.warn("geoip.files", "is empty: no policy can tell countries or networks");
             }
             Ok(_) => self.add("geoip", files.join(", ")),
-            Err(error) => self.errors.push(error.to_string()),
+            Err(error) => self.said(&error.to_string()),
         }
     }
 
@@ -149,36 +201,91 @@ impl Findings {
                     std::iter::once("log").chain(channels.iter().map(|channel| channel.name())).collect();
                 self.add("channels", names.join(", "));
             }
-            Err(errors) => self.errors.extend(errors),
+            Err(errors) => errors.iter().for_each(|error| self.said(error)),
         }
     }
 
-    fn tls(&mut self, cert: &str, key: &str) {
+    fn tls(&mut self, config: &Config) {
         use rustls::pki_types::pem::PemObject;
         use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-        if cert.is_empty() {
+        let (cert, key) = (&config.http.tls_cert, &config.http.tls_key);
+        if cert.as_os_str().is_empty() {
             return;
         }
+        // Each file by itself first: the server's own reading ends at the first that is wrong.
+        let before = self.errors.len();
         if let Err(error) = CertificateDer::from_pem_file(cert) {
-            self.errors.push(format!("http.tls_cert: {cert}: {error}"));
+            self.error("http.tls_cert", format!("{}: {error}", cert.display()));
         }
         if let Err(error) = PrivateKeyDer::from_pem_file(key) {
-            self.errors.push(format!("http.tls_key: {key}: {error}"));
+            self.error("http.tls_key", format!("{}: {error}", key.display()));
+        }
+        if self.errors.len() == before
+            && let Err(error) = http::check_tls(&config.http)
+        {
+            self.said(&error.to_string());
         }
     }
 
-    fn passwords(&mut self, config: &Config, listen: &str) {
-        let loopback =
-            |text: &str| text.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
-        if listen.split(", ").all(loopback) {
+    fn reachable(&mut self, config: &Config) {
+        let listen: Vec<SocketAddr> = config.http.listen.iter().filter_map(|text| text.parse().ok()).collect();
+        // A client on this machine has the address that it connects to.
+        let own = listen.first().map(|first| as_reached(first.ip()));
+        let acl: Vec<ipnet::IpNet> = config.http.acl.iter().filter_map(|text| text.parse().ok()).collect();
+        if let Some(own) = own.filter(|own| !acl.iter().any(|net| net.contains(own))) {
+            let text = format!("leaves {own} out: this machine's own query, send and dead-letters will be refused");
+            self.warn("http.acl", &text);
+        }
+        if listen.iter().all(|address| address.ip().is_loopback()) {
             return;
         }
         if config.http.password.is_empty() {
-            self.warnings.push("http.password is not set: whoever http.acl lets in may send reports".to_owned());
+            self.warn("http.password", "is not set: whoever http.acl lets in may send reports");
         }
         if config.http.admin_password.is_empty() {
-            self.warnings
-                .push("http.admin_password is not set: operators' commands work on this machine only".to_owned());
+            self.warn("http.admin_password", "is not set: operators' commands work on this machine only");
+        }
+    }
+}
+
+/// Whether the folder is one that this user may write to, or can be made. Makes nothing.
+fn can_hold_data(folder: &Path) -> Result<(), String> {
+    use nix::unistd::{AccessFlags, eaccess};
+    let whole = std::path::absolute(folder).map_err(|error| error.to_string())?;
+    for at in whole.ancestors() {
+        match std::fs::metadata(at) {
+            Ok(meta) if !meta.is_dir() => return Err(format!("{} is no folder", at.display())),
+            Ok(_) => {
+                return eaccess(at, AccessFlags::W_OK | AccessFlags::X_OK)
+                    .map_err(|error| format!("this user may not write to {}: {}", at.display(), error.desc()));
+            }
+            // What is above says more, or is where it can be made.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}
+            Err(error) => return Err(format!("{}: {error}", at.display())),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_folder_is_one_that_can_be_made_or_written() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(can_hold_data(temp.path()), Ok(()));
+        assert_eq!(can_hold_data(&temp.path().join("new/data")), Ok(()));
+        assert!(!temp.path().join("new").exists());
+        assert!(can_hold_data(&file).unwrap_err().ends_with("file is no folder"));
+        assert!(can_hold_data(&file.join("data")).unwrap_err().ends_with("file is no folder"));
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o500)).unwrap();
+        // The administrator may write everywhere.
+        if std::fs::write(temp.path().join("tried"), "").is_err() {
+            assert!(can_hold_data(temp.path()).unwrap_err().contains("may not write"));
         }
     }
 }

@@ -167,12 +167,17 @@ fn reachable(listen: Option<&Value>) -> Result<SocketAddr, Failure> {
             "http.listen has port 0, so the running process took a free one; see its log, and add --set http.listen=ADDRESS:PORT",
         ));
     }
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
-    }
+    address.set_ip(as_reached(address.ip()));
     Ok(address)
+}
+
+/// Where a client on this machine reaches what listens on this address.
+pub(super) fn as_reached(listen: IpAddr) -> IpAddr {
+    match listen {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        other => other,
+    }
 }
 
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {

@@ -4,9 +4,11 @@ use super::{Common, Failure, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  trackalert config                          every setting, as a file that -C takes, with the source of each value
+  trackalert config                          every setting with the source of its value, as a file that -C takes
   trackalert config -C trackalert.toml --format json
-  trackalert config | grep -v '# default'    what differs from the defaults";
+  trackalert config | grep -v '# default'    what differs from the defaults
+
+A value with a secret in it is masked and printed as a comment: in a file made of this, write it anew.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -19,9 +21,9 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
-    /// Lines `key = value  # source`
+    /// Lines `key = value  # source`; with `#` in front where something is masked
     Toml,
-    /// A list of objects with key, value, source
+    /// A list of objects with key, value, masked, source
     Json,
 }
 
@@ -36,7 +38,8 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
         return output::line(text);
     }
     for one in config.explain() {
-        output::line(format_args!("{:<60} # {}", format!("{} = {}", one.key, one.toml()), one.source))?;
+        let comment = if one.masked { "# " } else { "" };
+        output::line(format_args!("{:<60} # {}", format!("{comment}{} = {}", one.key, one.toml()), one.source))?;
     }
     Ok(())
 }

@@ -22,8 +22,8 @@ Examples:
   trackalert dead-letters list
   trackalert dead-letters list --queue alerts --since 7d --format ndjson
   trackalert dead-letters show 0195c7e2a4b0-00000003
-  trackalert dead-letters resend --policy new_country --dry-run
-  trackalert dead-letters resend --policy new_country      runs that policy only
+  trackalert dead-letters resend --policy new_origin --dry-run
+  trackalert dead-letters resend --policy new_origin       runs that policy only
   trackalert dead-letters drop --reason malformed --until 30d
   trackalert dead-letters list --offline                   when no trackalert runs on this data folder";
 

@@ -121,9 +121,7 @@ pub fn main() -> ExitCode {
         }
     };
     let Some(command) = cli.command else {
-        // Whether it can be written changes nothing.
-        let _ = Cli::command().print_help();
-        return ExitCode::SUCCESS;
+        return no_command();
     };
     output::end(match command {
         Command::Run(args) => run::run(&cli.common, &args),
@@ -136,6 +134,18 @@ pub fn main() -> ExitCode {
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     })
+}
+
+/// Nothing at all asks for the help; a configuration without a command was meant for one. Whether it can be written changes nothing.
+fn no_command() -> ExitCode {
+    let mut cli = Cli::command();
+    if std::env::args_os().len() < 2 {
+        let _ = cli.print_help();
+        return ExitCode::SUCCESS;
+    }
+    let said = "no command given; which of `trackalert run`, `check`, `config`, … was meant?";
+    let _ = cli.error(clap::error::ErrorKind::MissingSubcommand, said).print();
+    ExitCode::from(2)
 }
 
 /// Runs the future of an operator's command to its end.

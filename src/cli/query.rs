@@ -12,6 +12,7 @@ use super::session::Session;
 use super::when::When;
 use super::{Common, Failure, output};
 use crate::config::Roles;
+use crate::history::Kind;
 
 /// A larger question is none.
 const MAX_BODY: u64 = 1 << 20;
@@ -33,7 +34,7 @@ const EXAMPLES: &str = r#"Examples:
   trackalert query --remote 198.51.100.7 --failed --by login
   trackalert query --country NL --since 2026-03-01 --until 2026-03-08 --size 100 --format ndjson
   trackalert query '{"size": 0, "aggs": {"c": {"terms": {"field": "geoip.country_code2"}}}}'
-  trackalert query --file elasticqueries/per_day.json
+  trackalert query --file per_day.json
   trackalert query --login alice --print            the body that the flags make, to start from"#;
 
 /// The arguments.
@@ -89,7 +90,7 @@ struct Flags {
     /// Count by this field instead of listing: login, remote, geoip.country_code2, …
     #[arg(long, value_name = "FIELD")]
     by: Option<String>,
-    /// The most rows
+    /// The most rows, or with --by the most groups (20 unless given)
     #[arg(long, value_name = "N")]
     size: Option<usize>,
 }
@@ -175,6 +176,11 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     if args.print {
         return output::line(format_args!("{body:#}"));
     }
+    if common.load()?.history.kind == Kind::None {
+        return Err(Failure::usage(
+            "history.kind is \"none\": no report is kept, so there is nothing to search; set it to \"embedded\" to keep them",
+        ));
+    }
     let format = args.format.unwrap_or(if output::to_terminal() { Format::Table } else { Format::Json });
     Session::with(common, args.offline.then_some(Roles::none()), async |client| {
         let answer: Value = client.admin(Method::POST, "/v1/admin/query", &[], Some(body.to_string())).await?;
@@ -187,9 +193,14 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
                 for (_, bucket) in buckets(&answer) {
                     output::line(bucket)?;
                 }
+                say_others(&answer, args.flags.by.as_deref());
                 Ok(())
             }
-            Format::Table => tables(&answer),
+            Format::Table => {
+                tables(&answer)?;
+                say_others(&answer, args.flags.by.as_deref());
+                Ok(())
+            }
         }
     })
 }
@@ -240,6 +251,18 @@ fn tables(answer: &Value) -> Result<(), Failure> {
     let took = answer.get("took").and_then(Value::as_u64).unwrap_or_default();
     output::say(format_args!("{more}{total} found, {} shown, {took} ms", rows.len()));
     Ok(())
+}
+
+/// With `--by`: that there are more groups than the answer has.
+fn say_others(answer: &Value, by: Option<&str>) {
+    let Some(aggregation) = by.and_then(|field| answer.get("aggregations")?.get(field)) else { return };
+    let others = aggregation.get("sum_other_doc_count").and_then(Value::as_u64).unwrap_or_default();
+    if others > 0 {
+        let shown = aggregation.get("buckets").and_then(Value::as_array).map_or(0, Vec::len);
+        output::say(format_args!(
+            "only the {shown} largest groups are shown; {others} more reports are in others (a larger --size shows them)"
+        ));
+    }
 }
 
 /// A value by its dotted path, whether the document is nested or flat.

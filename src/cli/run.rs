@@ -1,6 +1,6 @@
 //! `trackalert run`.
 
-use super::{Common, Failure, block_on};
+use super::{Common, Failure, block_on, check};
 use crate::app::App;
 use crate::config::Roles;
 use crate::telemetry;
@@ -24,6 +24,8 @@ pub(super) struct Args {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     let config = common.load()?;
+    // Before the log starts and before anything is opened: what is wrong is told at once, and with exit code 2.
+    check::before_start(&config, args.roles)?;
     telemetry::init_log(&config.log).map_err(Failure::usage)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");

@@ -80,17 +80,21 @@ struct Batch {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
+    let max_body = size_of(common)?;
     let file = args.file.as_ref().filter(|path| path.as_os_str() != "-");
     let (input, size): (Box<dyn BufRead>, Option<u64>) = match file {
         Some(path) => {
-            let fail = |error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));
+            let fail = |error: std::io::Error| Failure::usage(format!("{}: {error}", path.display()));
             let file = std::fs::File::open(path).map_err(fail)?;
-            let size = file.metadata().map_err(fail)?.len();
+            let meta = file.metadata().map_err(fail)?;
+            if meta.is_dir() {
+                return Err(Failure::usage(format!("{}: is a folder; name a file", path.display())));
+            }
+            let size = meta.len();
             (Box::new(std::io::BufReader::with_capacity(1 << 20, file)), Some(size))
         }
         None => (Box::new(std::io::BufReader::new(std::io::stdin())), None),
     };
-    let max_body = size_of(common)?;
     let only_receive = Roles { receive: true, ..Roles::none() };
     Session::with(common, args.offline.then_some(only_receive), async |client| {
         let mut sender = Sender::new(client, args, size);

@@ -3,7 +3,7 @@
 //! Either way the command speaks HTTP to it, so that there is one code path, and one owner of the data folder.
 
 use super::client::Client;
-use super::{Common, Failure};
+use super::{Common, Failure, check};
 use crate::app::App;
 use crate::config::Roles;
 use crate::telemetry;
@@ -27,6 +27,7 @@ impl Session {
             return Ok(Self { client: Client::of(&config, None, &common.again())?, app: None });
         };
         let config = common.load_and(&OFFLINE)?;
+        check::before_start(&config, roles)?;
         telemetry::init_log(&config.log).map_err(Failure::usage)?;
         let app = App::start(config.clone(), roles).await.map_err(|error| Failure::failed(error.to_string()))?;
         let client = Client::of(&config, Some(app.address()), &common.again())?;

@@ -17,6 +17,9 @@ const KINDS: [(&str, &[&str], &[&str]); 4] = [
     ("schedule.election.kind", &["none"], &["kubernetes", "kafka", "amqp"]),
 ];
 
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
+
 /// Key, least, most, and why.
 const WHOLE: [(&str, i64, i64, &str); 20] = [
     ("http.max_connections", 1, 1_000_000, ""),
@@ -79,9 +82,28 @@ pub(super) fn all(merged: &mut Merged) {
     http(merged);
     names(merged);
     channels(merged);
-    if let Some(level) = merged.text("log.level")
-        && let Err(error) = tracing_subscriber::EnvFilter::try_new(&level)
+    log(merged);
+}
+
+fn log(merged: &mut Merged) {
+    if let Some(format) = merged.text("log.format")
+        && !LOG_FORMATS.contains(&format.as_str())
     {
+        let near = nearest(&format, LOG_FORMATS.into_iter()).map(|near| format!("; did you mean \"{near}\"?"));
+        let near = near.unwrap_or_else(|| "; use \"auto\", \"text\" or \"json\"".to_owned());
+        merged.refuse("log.format", format!("\"{format}\" is no form of the log{near}"));
+    }
+    let Some(level) = merged.text("log.level") else { return };
+    let word = level.trim();
+    // The filter takes a single word that is no level for the name of a module, and shows nothing else.
+    if !word.contains(['=', ',']) && !LEVELS.contains(&word.to_lowercase().as_str()) {
+        let near = nearest(&word.to_lowercase(), LEVELS.into_iter())
+            .map(|near| format!("did you mean \"{near}\"?"))
+            .unwrap_or_else(|| {
+                format!("use {}, or a filter such as \"info,trackalert::detect=debug\"", LEVELS.join(", "))
+            });
+        merged.refuse("log.level", format!("\"{level}\" is no level; {near}"));
+    } else if let Err(error) = tracing_subscriber::EnvFilter::try_new(word) {
         merged.refuse("log.level", format!("\"{level}\" is no level and no filter: {error}"));
     }
 }
@@ -177,6 +199,12 @@ fn http(merged: &mut Merged) {
         }
     }
     if let Some(list) = merged.list("http.acl") {
+        if list.is_empty() {
+            merged.refuse(
+                "http.acl",
+                "locks everybody out; name the networks that may connect (\"0.0.0.0/0\" and \"::/0\" let in all)",
+            );
+        }
         for (index, item) in list.iter().enumerate() {
             if let Some(text) = item.as_str()
                 && text.parse::<ipnet::IpNet>().is_err()
@@ -236,15 +264,13 @@ fn channels(merged: &mut Merged) {
                     );
                 }
                 Some(_) => {}
-                None => merged.complain(&format!("{name}.url"), "must be a text"),
+                None => merged.complain(&format!("{name}.url"), "must be a text; put it in quotes"),
             },
             Some("log") => {}
             Some("") => merged.complain(&name, "has no kind; use \"webhook\""),
-            Some(kind) => merged.complain(
-                &format!("{name}.kind"),
-                format!("\"{kind}\" is no kind of channel; use \"webhook\" or \"log\""),
-            ),
-            None => merged.complain(&format!("{name}.kind"), "must be a text"),
+            // Not said which: whatever stands in a channel may be a secret in the wrong place.
+            Some(_) => merged.complain(&format!("{name}.kind"), "is no kind of channel; use \"webhook\" or \"log\""),
+            None => merged.complain(&format!("{name}.kind"), "must be a text; put it in quotes"),
         }
         for key in ["secret", "secret_file"] {
             if text(key).is_none() {

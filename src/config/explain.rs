@@ -15,6 +15,8 @@ pub struct Explained {
     pub key: String,
     /// The value; of a secret only whether it is set.
     pub value: Value,
+    /// Something of it is masked: the value shown is not the value in force.
+    pub masked: bool,
     /// `default`, `FILE:LINE`, the name of an environment variable, `--set KEY`, or the file of a secret.
     pub source: String,
 }
@@ -26,15 +28,30 @@ pub(super) fn explain(merged: &Merged) -> Vec<Explained> {
         .order
         .iter()
         .map(|key| {
-            let secret = merged.known.is_secret(key);
-            let value = mask(merged.get(key), secret);
+            let raw = without_secrets_of_files(merged, key);
+            let value = mask(&raw, merged.known.is_secret(key));
             let source = match merged.notes.get(key) {
                 Some(note) => note.clone(),
                 None => merged.source(key).map_or_else(|| "default".to_owned(), ToString::to_string),
             };
-            Explained { key: key.clone(), value, source }
+            Explained { key: key.clone(), masked: value != raw, value, source }
         })
         .collect()
+}
+
+/// A channel names the file of its secret: the secret itself was not written there, and both together would be refused.
+fn without_secrets_of_files(merged: &Merged, key: &str) -> Value {
+    let mut value = merged.get(key).clone();
+    if key == "notify.channels"
+        && let Value::Array(channels) = &mut value
+    {
+        for (index, channel) in channels.iter_mut().enumerate() {
+            if merged.notes.contains_key(&format!("{key}[{index}].secret")) {
+                channel["secret"] = Value::from("");
+            }
+        }
+    }
+    value
 }
 
 fn mask(value: &Value, secret: bool) -> Value {
@@ -66,6 +83,12 @@ pub(super) fn mask_url(url: &str) -> String {
     let tail = if path.len() > shown.len() || parts.len() > 1 { format!("/{MASK}") } else { String::new() };
     let first = parts.first().map(|part| format!("/{part}")).unwrap_or_default();
     format!("{scheme}://{credentials}{host}{first}{tail}")
+}
+
+/// Whether an address has a user or a password in it.
+pub(super) fn has_credentials(url: &str) -> bool {
+    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+    rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))
 }
 
 impl Explained {

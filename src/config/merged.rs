@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::error::{Error, Errors};
+use super::expected;
 use super::sources::{Layer, Source, from_config};
 use super::unknown::Known;
 
@@ -25,7 +26,7 @@ pub(super) struct Merged {
     sources: BTreeMap<String, Source>,
     pub(super) known: Known,
     pub(super) errors: Vec<Error>,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Error>,
     /// What to say of the place of a value that is not where its key was written.
     pub(super) notes: BTreeMap<String, String>,
 }
@@ -92,17 +93,25 @@ impl Merged {
         self.errors.push(Error { source, key: key.to_owned(), text: text.into() });
     }
 
-    /// `false`: it is the default already, or no setting.
-    fn reset(&mut self, key: &str) -> bool {
-        let setting = key.split('[').next().unwrap_or_default();
-        let mut setting = setting;
+    /// The setting that a key is, or is a part of.
+    fn setting_of<'a>(&self, key: &'a str) -> Option<&'a str> {
+        let mut setting = key.split('[').next().unwrap_or_default();
         // A path below a setting (a key inside a value) belongs to that setting.
         while self.known.default_of(setting).is_null() {
-            match setting.rfind('.') {
-                Some(dot) => setting = &setting[..dot],
-                None => return false,
-            }
+            setting = &setting[..setting.rfind('.')?];
         }
+        Some(setting)
+    }
+
+    /// Notes what is allowed and unwise.
+    pub(super) fn warn(&mut self, key: &str, text: impl Into<String>) {
+        let source = self.source(key).cloned();
+        self.warnings.push(Error { source, key: key.to_owned(), text: text.into() });
+    }
+
+    /// `false`: it is the default already, or no setting.
+    fn reset(&mut self, key: &str) -> bool {
+        let Some(setting) = self.setting_of(key) else { return false };
         let default = self.known.default_of(setting).clone();
         if *self.get(setting) == default {
             return false;
@@ -140,11 +149,9 @@ impl Merged {
             };
             let path = error.path().to_string();
             let key = if path == "." { name.to_owned() } else { format!("{name}.{path}") };
-            let text = if self.known.is_secret(&key) {
-                "must be a text; put it in quotes".to_owned()
-            } else {
-                plain(&error.into_inner().to_string())
-            };
+            let default = self.setting_of(&key).map_or(&Value::Null, |setting| self.known.default_of(setting));
+            let hide = self.known.may_hold_secret(&key);
+            let text = expected::refusal(&key, default, self.get(&key), hide, &error.into_inner().to_string());
             self.complain(&key, text);
             if !self.reset(&key) {
                 return None;
@@ -181,27 +188,4 @@ impl Merged {
 
 fn pointer(key: &str) -> String {
     format!("/{}", key.replace(['.', '['], "/").replace(']', ""))
-}
-
-/// A message of serde in words for people who set a program up.
-fn plain(said: &str) -> String {
-    const WORDS: [(&str, &str); 12] = [
-        ("expected usize", "expected a whole number, 0 or more"),
-        ("expected u64", "expected a whole number, 0 or more"),
-        ("expected u32", "expected a whole number, 0 or more"),
-        ("expected u16", "expected a whole number, 0 or more"),
-        ("expected f64", "expected a number"),
-        ("expected i64", "expected a whole number"),
-        ("expected a boolean", "expected true or false"),
-        ("expected a sequence", "expected a list"),
-        ("expected path string", "expected a path"),
-        ("expected a duration", "expected a duration, such as \"10s\" or \"5m\""),
-        ("invalid type: ", ""),
-        ("invalid value: ", ""),
-    ];
-    let mut text = said.to_owned();
-    for (of_serde, of_people) in WORDS {
-        text = text.replace(of_serde, of_people);
-    }
-    text.replace('`', "\"")
 }

@@ -10,6 +10,7 @@
 
 mod check;
 mod error;
+mod expected;
 mod explain;
 mod merged;
 mod roles;
@@ -63,7 +64,7 @@ pub struct Config {
     pub log: telemetry::LogSettings,
     /// What is allowed and unwise, for the log.
     #[serde(skip)]
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Error>,
     #[serde(skip)]
     explained: Vec<Explained>,
 }

@@ -1,6 +1,6 @@
-//! Secrets that lie in files of their own: `password_file` instead of `password`.
+//! Secrets, and the files that they lie in: the configuration itself, or one of their own (`password_file` instead of `password`).
 //!
-//! Owns reading those files. Never keeps a secret anywhere but in the value that it is for, and never shows one.
+//! Owns reading the latter, and the look at who may read either. Never keeps a secret anywhere but in the value that it is for, and never shows one.
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::explain;
 use super::merged::Merged;
+use super::sources::Source;
+use crate::settings::MASK;
 
 /// A larger file is no file of secrets; whoever names /dev/zero is told instead of waiting.
 const MAX_FILE: u64 = 64 << 10;
@@ -18,40 +21,83 @@ pub(super) fn resolve(merged: &mut Merged) {
     let mut keys = merged.known.secrets();
     let channels = merged.list("notify.channels").map_or(0, |list| list.len());
     keys.extend((0..channels).map(|index| format!("notify.channels[{index}].secret")));
+    refuse_masks(merged, &keys, channels);
+    warn_of_readers(merged, &keys, channels);
     for key in keys {
         one(merged, &key);
     }
+}
+
+/// What `trackalert config` prints in a secret's place would be taken for the secret where its output becomes a configuration.
+fn refuse_masks(merged: &mut Merged, keys: &[String], channels: usize) {
+    for key in keys {
+        let is_mask = |value: &Value| value.as_str() == Some(MASK);
+        let value = merged.get(key);
+        if is_mask(value) || value.as_array().is_some_and(|items| items.iter().any(is_mask)) {
+            merged.refuse(key, "is the mask that stands for a secret; write the secret itself, or name a file of it");
+        }
+    }
+    for index in 0..channels {
+        let key = format!("notify.channels[{index}].url");
+        if merged.text(&key).is_some_and(|url| url.contains(MASK)) {
+            merged.refuse(&key, "has a mask in place of its secret part; write the whole address");
+        }
+    }
+}
+
+/// Secrets that stand in a configuration file which everybody can read: said once a file.
+fn warn_of_readers(merged: &mut Merged, keys: &[String], channels: usize) {
+    let urls = (0..channels).map(|index| format!("notify.channels[{index}].url"));
+    let urls = urls.filter(|key| merged.text(key).is_some_and(|url| explain::has_credentials(&url)));
+    let secrets = keys.iter().filter(|key| !is_unset(merged.get(key)));
+    let found: Vec<String> = secrets.cloned().chain(urls).collect();
+    let mut said = Vec::new();
+    for key in found {
+        let Some(Source::File { path, .. }) = merged.source(&key) else { continue };
+        let path = path.clone();
+        if said.contains(&path) || !std::fs::metadata(&path).is_ok_and(|meta| world_readable(&meta)) {
+            continue;
+        }
+        let shown = path.display().to_string();
+        said.push(path);
+        merged.warn(&key, format!("a secret that every user of this machine can read; chmod o-r {shown}"));
+    }
+}
+
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+fn world_readable(meta: &std::fs::Metadata) -> bool {
+    meta.permissions().mode() & 0o004 != 0
 }
 
 fn one(merged: &mut Merged, key: &str) {
     let file_key = format!("{key}_file");
     let Some(path) = merged.text(&file_key).filter(|path| !path.is_empty()) else { return };
     let is_list = merged.get(key).is_array();
-    let set = match merged.get(key) {
-        Value::Null => false,
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        _ => true,
-    };
-    if set {
+    if !is_unset(merged.get(key)) {
         let place = merged.source(key).map(|source| format!(" ({source})")).unwrap_or_default();
         let name = key.rsplit('.').next().unwrap_or(key).to_owned();
         merged.complain(&file_key, format!("{name} is set too{place}; set one of the two"));
         return;
     }
     match read(Path::new(&path)) {
-        Ok((text, world_readable)) => {
-            if world_readable {
-                merged
-                    .warnings
-                    .push(format!("{file_key}: every user of this machine can read {path}; chmod o-r {path}"));
+        Ok((text, for_all)) => {
+            if for_all {
+                merged.warn(&file_key, format!("every user of this machine can read {path}; chmod o-r {path}"));
             }
             let value = if is_list {
                 Value::Array(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Value::from).collect())
             } else {
                 Value::from(text)
             };
-            if matches!(&value, Value::Array(items) if items.is_empty()) || value == "" {
+            if is_unset(&value) {
                 // An empty password would mean that none is asked for.
                 merged.refuse(&file_key, format!("{path} is empty; write the secret into it"));
                 return;
@@ -81,5 +127,5 @@ fn read(path: &Path) -> Result<(String, bool), String> {
     }
     let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())?;
     let text = text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
-    Ok((text.to_owned(), meta.permissions().mode() & 0o004 != 0))
+    Ok((text.to_owned(), world_readable(&meta)))
 }

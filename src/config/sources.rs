@@ -136,9 +136,7 @@ pub(super) fn parse(
 ) -> Result<Layer, Errors> {
     let document = Document::parse(text).map_err(|error| {
         let (line, column) = position(text, error.span().map_or(0, |span| span.start));
-        // The parser's own picture of the line is left out: the line may hold a password.
-        let said = error.message().trim().replace('\n', ", ");
-        Errors::one(at(line), format!("column {column}: not TOML: {said}"))
+        Errors::one(at(line), format!("column {column}: not TOML: {}", said(error.message())))
     })?;
     let place = |offset: usize| at(position(text, offset).0);
     let mut walk = Walk { known, errors, place: &place, layer: Layer::default() };
@@ -283,10 +281,10 @@ pub(super) fn read_sets(sets: &[String], known: &Known, errors: &mut Vec<Error>)
 
 fn take(key: String, text: &str, source: Source, known: &Known, errors: &mut Vec<Error>, layer: &mut Layer) {
     match known.get(&key) {
-        Some(Name::Key) => {
-            let value = from_text(text, known.default_of(&key));
-            layer.0.push(Entry { key, value, source, parts: Vec::new() });
-        }
+        Some(Name::Key) => match from_text(&key, text, known.default_of(&key)) {
+            Ok(value) => layer.0.push(Entry { key, value, source, parts: Vec::new() }),
+            Err(text) => errors.push(Error { source: Some(source), key, text }),
+        },
         Some(Name::Section) => {
             let text = "is a section; name one of its keys".to_owned();
             errors.push(Error { source: Some(source), key, text });
@@ -298,16 +296,29 @@ fn take(key: String, text: &str, source: Source, known: &Known, errors: &mut Vec
     }
 }
 
-/// A value written without TOML's quotes is read as what the default is. What does not fit stays text, and is refused as such.
-fn from_text(text: &str, default: &Value) -> Value {
-    let toml = || text.parse::<toml_edit::Value>().ok().map(|value| from_toml_value(&value));
-    match default {
+/// A value written without TOML's quotes is read as what the default is. What does not fit stays text, and is refused as such; a list
+/// that is broken is refused here, without a word of it: it may hold secrets.
+fn from_text(key: &str, text: &str, default: &Value) -> Result<Value, String> {
+    let toml = || text.parse::<toml_edit::Value>().map(|value| from_toml_value(&value));
+    Ok(match default {
         Value::Array(_) if text.trim().is_empty() => Value::Array(Vec::new()),
-        Value::Array(_) if text.trim_start().starts_with('[') => toml().unwrap_or_else(|| Value::from(text)),
-        Value::Array(_) => Value::Array(text.split(',').map(|part| Value::from(part.trim())).collect()),
-        Value::Bool(_) | Value::Number(_) => {
-            toml().filter(|value| value.is_boolean() || value.is_number()).unwrap_or_else(|| Value::from(text))
+        Value::Array(_) if text.trim_start().starts_with('[') => toml().map_err(|error| {
+            let (_, column) = position(text, error.span().map_or(0, |span| span.start));
+            format!("column {column} of the value: no list as TOML writes it: {}", said(error.message()))
+        })?,
+        Value::Array(_) if key == "notify.channels" => {
+            return Err("is no list of channels; write [{kind = \"webhook\", url = \"…\"}]".to_owned());
         }
+        Value::Array(_) => Value::Array(text.split(',').map(|part| Value::from(part.trim())).collect()),
+        Value::Bool(_) | Value::Number(_) => match toml() {
+            Ok(value) if value.is_boolean() || value.is_number() => value,
+            _ => Value::from(text),
+        },
         _ => Value::from(text),
-    }
+    })
+}
+
+/// What the parser says, on one line. Its picture of the text is left out: the text may hold a password.
+fn said(message: &str) -> String {
+    message.trim().replace('\n', ", ")
 }

@@ -108,23 +108,23 @@ kind = "pager"
     );
     let expected = r#"the configuration has 19 mistakes:
   ta.toml:4: http.lisen: unknown; did you mean http.listen?
-  ta.toml:5: http.max_connections: string "many", expected a whole number, 0 or more
+  ta.toml:5: http.max_connections: "many" is no whole number, 0 or more
   ta.toml:6: http.password: must be a text; put it in quotes
   ta.toml:7: http.tls_cert: http.tls_key is not set; HTTPS needs both
   ta.toml:10: detct.workers: unknown; did you mean detect.workers?
   ta.toml:13: queue.kind: "kafka" is not in this program yet; use "embedded"
   ta.toml:16: queue.kafka.brokers: [queue.kafka] is not in this program yet
   ta.toml:19: policy.breaker: 1.5 is no share: 0 to 1 (1 turns the breaker off)
-  ta.toml:20: policy.time_limit: string "soon", expected a duration, such as "10s" or "5m"
+  ta.toml:20: policy.time_limit: "soon" is no duration, such as "10s" or "5m"
   ta.toml:21: policy.in_flight: 8000 is out of range: 1 to 4000 (one LuaJIT VM holds about 8,000 references)
   ta.toml:25: notify.channels[0].url: is no address that begins with http:// or https:// and names a host
   ta.toml:26: notify.channels[0].secrt: unknown; did you mean secret?
-  ta.toml:29: notify.channels[1].kind: "pager" is no kind of channel; use "webhook" or "log"
+  ta.toml:29: notify.channels[1].kind: is no kind of channel; use "webhook" or "log"
   TRACKALERT__HISTORY__KIND: history.kind: "elasticsearch" is not in this program yet; use "embedded" or "none"
   TRACKALERT__RECEIVE__MAX_SKEWED: receive.max_skewed: unknown; did you mean receive.max_skew?
   --set detect: has no value; write --set section.key=value
   --set histry.kind: unknown; did you mean history.kind?
-  --set log.format: unknown variant "pretty", expected one of "auto", "text", "json"
+  --set log.format: "pretty" is no form of the log; use "auto", "text" or "json"
   --set notify.retry_most: must be longer than nothing"#;
     assert_eq!(text, expected);
 }
@@ -150,7 +150,7 @@ fn a_missing_file_says_what_to_do() {
 fn a_section_written_as_a_value_and_a_value_written_as_a_section_are_told() {
     let text = told("http = 5\n[detect.workers]\nx = 1\n", &[], &[]);
     assert!(text.contains("ta.toml:1: http: is a section; write [http] and its keys below"), "{text}");
-    assert!(text.contains("ta.toml:2: detect.workers: map, expected a whole number, 0 or more"), "{text}");
+    assert!(text.contains("ta.toml:2: detect.workers: a table is no whole number, 0 or more"), "{text}");
     assert!(told_set("http=5").contains("--set http: is a section"));
 }
 
@@ -208,7 +208,11 @@ fn a_secret_comes_from_a_file_without_its_last_line_end() {
         ["new", "old"]
     );
     assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
-    assert!(config.warnings[0].starts_with("receive.webhook_secrets_file: every user of this machine can read"));
+    let warning = folder.shorten(&config.warnings[0].to_string());
+    assert_eq!(
+        warning,
+        "ta.toml:2: receive.webhook_secrets_file: every user of this machine can read hooks; chmod o-r hooks"
+    );
     let source = folder.shorten(&explained(&config, "http.password").source);
     assert_eq!(source, "password, named by http.password_file (ta.toml:1)");
 }
@@ -258,6 +262,110 @@ fn no_secret_is_shown_by_anything_that_prints_a_configuration() {
 }
 
 #[test]
+fn a_broken_list_is_told_with_its_place_and_without_a_word_of_it() {
+    let channels = [
+        r#"[{kind="webhook",url="https://u:pw@h/",secret="s3cret"}"#,
+        r#"[{kind="webhook",url="https://u:pw@h/",secret=s3cret}]"#,
+        r#"[{kind="webhook" url="https://u:pw@h/",secret="s3cret"}]"#,
+        r#"[{kind="s3cret",url="u:pw@h"}]"#,
+        r#"{kind="webhook",url="https://u:pw@h/",secret="s3cret"}"#,
+        r#"["https://u:pw@h/", "s3cret"]"#,
+        r#"[{kind="webhook",url=["https://u:pw@h/"],secret={a="s3cret"}}]"#,
+        r#"[[{kind="webhook",url="https://u:pw@h/",secret="s3cret"}]]"#,
+        r#"[{kind="webhook",url="https://u:pw@/",secret="s3cret"}]"#,
+        "s3cret pw",
+    ];
+    for value in channels {
+        let set = load(None, &[], &[&format!("notify.channels={value}")]);
+        let env = load(None, &[("TRACKALERT__NOTIFY__CHANNELS", value)], &[]);
+        let text = told(&format!("notify.channels = {}\n", toml_edit::Value::from(value)), &[], &[]);
+        for text in [set.unwrap_err().to_string(), env.unwrap_err().to_string(), text] {
+            assert!(!text.contains("s3cret") && !text.contains("pw"), "{value}: {text}");
+            assert!(text.contains("notify.channels"), "{value}: {text}");
+        }
+    }
+    assert!(told_set(&format!("notify.channels={}", channels[0])).contains("column 56 of the value: no list as TOML"));
+    for value in [r#"["s3cret", "x]"#, r#"[5, "s3cret"]"#, r#"[["s3cret"]]"#] {
+        let text = told_set(&format!("receive.webhook_secrets={value}"));
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_told_by_what_the_setting_takes() {
+    let text = told(
+        "data_dir = 5\n[receive]\nwebhook_secrets = \"hunter2\"\nmax_report = -1\n[geoip]\nfiles = \"a.mmdb\"\n\
+         check_every = 60\n[http]\nlisten = [8085]\nmetrics_password = 1\nadmin_password = [\"hunter2\"]\n\
+         [notify]\nchannels = \"hunter2\"\n[policy]\nbreaker = \"x\"\nmax_attempts = 1.5\n[queue]\nkind = 3\n",
+        &[],
+        &[],
+    );
+    assert_eq!(
+        text,
+        "the configuration has 12 mistakes:\n  \
+         ta.toml:1: data_dir: must be a text: the path of a folder\n  \
+         ta.toml:3: receive.webhook_secrets: must be a list of texts, such as [\"one\", \"two\"]\n  \
+         ta.toml:4: receive.max_report: -1 is no size, such as \"64 KiB\" or \"2 GiB\"\n  \
+         ta.toml:6: geoip.files: \"a.mmdb\" is no list; write it as [\"one\", \"two\"]\n  \
+         ta.toml:7: geoip.check_every: 60 is no duration, such as \"10s\" or \"5m\"\n  \
+         ta.toml:9: http.listen[0]: 8085 is no text; put it in quotes\n  \
+         ta.toml:10: http.metrics_password: 1 is neither true nor false\n  \
+         ta.toml:11: http.admin_password: must be a text; put it in quotes\n  \
+         ta.toml:13: notify.channels: must be a list of channels; write [[notify.channels]] with kind and url below\n  \
+         ta.toml:15: policy.breaker: \"x\" is no number\n  \
+         ta.toml:16: policy.max_attempts: 1.5 is no whole number, 0 or more\n  \
+         ta.toml:18: queue.kind: 3 is no text; put it in quotes"
+    );
+}
+
+#[test]
+fn the_mask_of_a_secret_is_no_secret() {
+    for set in [
+        "http.password=********",
+        "receive.webhook_secrets=a,********",
+        r#"notify.channels=[{kind="webhook", url="http://h/", secret="********"}]"#,
+    ] {
+        assert!(told_set(set).contains("is the mask that stands for a secret"), "{set}: {}", told_set(set));
+    }
+    let url = r#"notify.channels=[{kind="webhook", url="http://********@h/"}]"#;
+    assert!(told_set(url).contains("notify.channels: has a mask in place of its secret part"));
+}
+
+#[test]
+fn what_is_masked_says_so_and_a_channel_whose_secret_lies_in_a_file_needs_no_mask() {
+    let folder = Folder::new();
+    let secret = folder.write("secret", "hunter2\n");
+    let channel = |more: &str| format!("notify.channels=[{{kind=\"webhook\", url=\"http://h/x\", {more}}}]");
+    let of = |set: String| explained(&load(None, &[], &[&set]).unwrap(), "notify.channels").clone();
+    let plain = of(channel("secret=\"hunter2\""));
+    assert!(plain.masked && !plain.toml().contains("hunter2"), "{plain:?}");
+    let from_file = of(channel(&format!("secret_file={secret:?}")));
+    assert!(!from_file.masked && from_file.toml().contains("secret = \"\""), "{from_file:?}");
+    assert!(load(None, &[], &[&format!("notify.channels={}", from_file.toml())]).is_ok());
+}
+
+#[test]
+fn a_secret_in_a_file_that_everybody_can_read_is_warned_of_once() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new();
+    let file = folder.write("ta.toml", "[http]\nadmin_password = \"a\"\npassword = \"b\"\n");
+    let warnings = |mode| {
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(mode)).unwrap();
+        let config = load(Some(&file), &[("TRACKALERT__RECEIVE__WEBHOOK_SECRETS", "c")], &[]).unwrap();
+        config.warnings.iter().map(|warning| folder.shorten(&warning.to_string())).collect::<Vec<_>>()
+    };
+    let expected = "ta.toml:3: http.password: a secret that every user of this machine can read; chmod o-r ta.toml";
+    assert_eq!(warnings(0o644), [expected]);
+    assert_eq!(warnings(0o640), [""; 0]);
+    let url = folder.write("url.toml", "[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://u:p@h/\"\n");
+    std::fs::set_permissions(&url, PermissionsExt::from_mode(0o644)).unwrap();
+    assert_eq!(load(Some(&url), &[], &[]).unwrap().warnings[0].key, "notify.channels[0].url");
+    let none = folder.write("none.toml", "[http]\npassword = \"\"\n");
+    std::fs::set_permissions(&none, PermissionsExt::from_mode(0o644)).unwrap();
+    assert_eq!(load(Some(&none), &[], &[]).unwrap().warnings, []);
+}
+
+#[test]
 fn values_that_do_not_fit_together_are_told() {
     for (set, expected) in [
         ("detect.unsettled=5", "detect.in_flight (10000) must not be larger than detect.unsettled (5)"),
@@ -276,9 +384,16 @@ fn values_that_do_not_fit_together_are_told() {
         ("notify.channels=[1]", "is no channel"),
         ("notify.channels=[{}]", "has no kind"),
         ("notify.channels=[{kind=\"webhook\"}]", "has no url"),
-        ("policy.breaker=nan", "expected a number"),
-        ("state.handled_for=5", "expected a duration"),
-        ("history.writer_memory=lots", "history.writer_memory: "),
+        ("http.acl=", "locks everybody out"),
+        ("log.level=wran", "\"wran\" is no level; did you mean \"warn\"?"),
+        ("log.level=trackalert", "\"trackalert\" is no level; use error, warn, info"),
+        ("log.level=", "\"\" is no level"),
+        ("log.format=txt", "\"txt\" is no form of the log; did you mean \"text\"?"),
+        ("policy.breaker=nan", "\"nan\" is no number"),
+        ("state.handled_for=5", "\"5\" is no duration, such as \"10s\" or \"5m\""),
+        ("notify.timeout=99999999999999999999y", "is no duration, such as"),
+        ("history.writer_memory=lots", "\"lots\" is no size, such as \"64 KiB\" or \"2 GiB\""),
+        ("http.metrics_password=yes", "\"yes\" is neither true nor false"),
         ("detect.workers=-1", "-1 is out of range: 0 to 1024"),
     ] {
         let text = told_set(set);

@@ -76,6 +76,13 @@ impl Known {
             || (key.starts_with("notify.channels[") && key.ends_with(".secret"))
     }
 
+    /// Whether no message may show the value: a secret, an entry of a list of secrets, anything of the channels (an address may carry
+    /// a password, and a text that is no list of channels may hold all of it).
+    pub(super) fn may_hold_secret(&self, key: &str) -> bool {
+        let setting = key.split('[').next().unwrap_or_default();
+        self.is_secret(key) || self.is_secret(setting) || setting == "notify.channels"
+    }
+
     /// The secrets, in order.
     pub(super) fn secrets(&self) -> Vec<String> {
         self.order.iter().filter(|key| self.is_secret(key)).cloned().collect()

@@ -2,9 +2,10 @@
 //!
 //! Owns what is written before the program starts. A temporary folder goes with this value; one that was named stays.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -12,9 +13,13 @@ use tempfile::TempDir;
 use super::DemoError;
 use super::traffic::Generated;
 use super::world::write_geoip;
+use crate::policy::PolicySet;
 
 /// The reports, one a line, in a folder that stays.
 pub(super) const REPORTS: &str = "reports.ndjson";
+
+/// The shipped policies, as files.
+const POLICIES: &str = "policies";
 
 /// See the module.
 #[derive(Debug)]
@@ -41,7 +46,12 @@ impl Folder {
         let geoip = write_geoip(&path)?;
         let secret = format!("{:032x}", rand::random::<u128>());
         let file = path.join("trackalert.toml");
-        std::fs::write(&file, configuration(&path.join("data"), &geoip, free_port()?, &secret))
+        PolicySet::write_shipped(&path.join(POLICIES))
+            .map_err(|error| DemoError::Folder(path.join(POLICIES), error))?;
+        let text = configuration(&path, &geoip, free_port()?, &secret);
+        // It holds the secret: nobody else may read it.
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
+        made.and_then(|mut made| made.write_all(text.as_bytes()))
             .map_err(|error| DemoError::Folder(file.clone(), error))?;
         Ok(Self { path, file, secret, temporary })
     }
@@ -98,12 +108,15 @@ fn free_port() -> Result<u16, DemoError> {
     Ok(listener.local_addr().map_err(DemoError::Listen)?.port())
 }
 
-fn configuration(data: &Path, geoip: &[PathBuf], port: u16, secret: &str) -> String {
+fn configuration(folder: &Path, geoip: &[PathBuf], port: u16, secret: &str) -> String {
     let quoted = |path: &Path| toml_edit::Value::from(path.display().to_string()).to_string();
     let files: Vec<_> = geoip.iter().map(|path| quoted(path)).collect();
     format!(
         "# The demo's configuration: trackalert run -C takes it too. Every setting and its default: trackalert config\n\
          data_dir = {}\n\n\
+         [policy]\n\
+         # The shipped ones: a folder `policies` where the demo happens to be started must not take their place.\n\
+         path = [{}]\n\n\
          [http]\n\
          listen = [\"127.0.0.1:{port}\"]\n\n\
          [receive]\n\
@@ -115,7 +128,23 @@ fn configuration(data: &Path, geoip: &[PathBuf], port: u16, secret: &str) -> Str
          [geoip]\n\
          # Made up: they know the demo's addresses only.\n\
          files = [{}]\n",
-        quoted(data),
+        quoted(&folder.join("data")),
+        quoted(&folder.join(POLICIES)),
         files.join(", "),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_else_can_read_the_configuration_with_its_secret() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::prepare(Some(&temp.path().join("kept"))).unwrap();
+        assert!(std::fs::read_to_string(&folder.file).unwrap().contains(&folder.secret));
+        assert_eq!(std::fs::metadata(&folder.file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }

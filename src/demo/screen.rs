@@ -19,7 +19,10 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 pub(super) fn print(text: impl Display) {
     // The harness of the tests keeps back what is printed by the macro alone.
     #[cfg(test)]
-    println!("{text}");
+    #[allow(clippy::print_stdout, reason = "not in the program")]
+    {
+        println!("{text}");
+    }
     #[cfg(not(test))]
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }

@@ -1,11 +1,13 @@
 //! Waiting for a dependency that does not answer: again and again with backoff and jitter, for ever, and said where people look.
 //!
-//! Owns which dependencies are waited for. A dependency's outage never makes a dead letter and never ends the process; while one is
-//! out, the source hands nothing more out.
+//! Owns which dependencies are waited for, and by how many. A dependency's outage never makes a dead letter and never ends the process;
+//! while one is out, the source hands nothing more out. A circuit is open as long as somebody waits: what still works meanwhile (a
+//! read, while writes fail) does not close it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -15,16 +17,33 @@ use crate::telemetry::Metrics;
 
 /// The dependencies of one process that are waited for.
 pub(super) struct Circuits {
-    open: Mutex<BTreeSet<&'static str>>,
+    open: Mutex<BTreeMap<&'static str, Open>>,
     any_open: watch::Sender<bool>,
+    /// Raised when a dependency answers again: who waits for it tries at once instead of sleeping through its recovery.
+    recoveries: watch::Sender<u64>,
     backoff: Backoff,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
 }
 
+/// One dependency that is waited for.
+struct Open {
+    waiters: usize,
+    /// Nobody who waited has had an answer since the last refusal.
+    failing: bool,
+}
+
+/// One who waits for a dependency. Dropped, it no longer waits.
+pub(super) struct Waiting {
+    circuits: Arc<Circuits>,
+    dependency: &'static str,
+    attempts: u32,
+}
+
 impl Circuits {
     pub(super) fn new(backoff: Backoff, health: Arc<Health>, metrics: Arc<Metrics>) -> Self {
-        Self { open: Mutex::default(), any_open: watch::Sender::new(false), backoff, health, metrics }
+        let (any_open, recoveries) = (watch::Sender::new(false), watch::Sender::new(0));
+        Self { open: Mutex::default(), any_open, recoveries, backoff, health, metrics }
     }
 
     /// Follows whether any circuit is open.
@@ -32,44 +51,170 @@ impl Circuits {
         self.any_open.subscribe()
     }
 
-    /// Says that a dependency does not answer (`Some`) or works (`None`). Logs the change only, not each try.
-    pub(super) fn note(&self, dependency: &'static str, said: Option<String>) {
+    /// Follows the recoveries.
+    pub(super) fn recoveries(&self) -> watch::Receiver<u64> {
+        self.recoveries.subscribe()
+    }
+
+    /// A wait for those who are to try again after a recovery: short, and not all at the same instant.
+    pub(super) fn soon(&self) -> Duration {
+        self.backoff.wait(1, rand::random())
+    }
+
+    /// A dependency did not answer. Gives how long to wait before the next try, longer each time; `waiting` remembers how often.
+    pub(super) fn refused(
+        self: &Arc<Self>,
+        waiting: &mut Option<Waiting>,
+        dependency: &'static str,
+        said: String,
+    ) -> Duration {
+        self.metrics.retries.with_label_values(&["dependency"]).inc();
+        let waiting = match waiting {
+            Some(waiting) if waiting.dependency == dependency => waiting,
+            other => other.insert(Waiting { circuits: Arc::clone(self), dependency, attempts: 0 }),
+        };
+        waiting.attempts += 1;
+        self.note_refusal(dependency, waiting.attempts == 1, said);
+        self.backoff.wait(waiting.attempts, rand::random())
+    }
+
+    fn note_refusal(&self, dependency: &'static str, new: bool, said: String) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = if said.is_some() { open.insert(dependency) } else { open.remove(dependency) };
-        if !changed {
-            return;
+        let entry = open.entry(dependency).or_insert(Open { waiters: 0, failing: true });
+        entry.failing = true;
+        entry.waiters += usize::from(new);
+        if new && entry.waiters == 1 {
+            tracing::error!(dependency, said, "a dependency does not answer; reports wait for it");
+            self.metrics.waiting.with_label_values(&[dependency]).set(1);
+            self.health.set_waiting(dependency, Some(said));
+            self.any_open.send_replace(true);
         }
-        self.metrics.waiting.with_label_values(&[dependency]).set(i64::from(said.is_some()));
-        match &said {
-            Some(said) => tracing::error!(dependency, said, "a dependency does not answer; reports wait for it"),
-            None => tracing::info!(dependency, "the dependency answers again"),
-        }
-        self.health.set_waiting(dependency, said);
-        self.any_open.send_replace(!open.is_empty());
     }
 
     /// Calls `try_once` until it works.
-    pub(super) async fn until_done<T, E, F>(&self, dependency: &'static str, mut try_once: impl FnMut() -> F) -> T
+    pub(super) async fn until_done<T, E, F>(
+        self: &Arc<Self>,
+        dependency: &'static str,
+        mut try_once: impl FnMut() -> F,
+    ) -> T
     where
         E: Display,
         F: Future<Output = Result<T, E>>,
     {
-        let mut attempt = 0;
+        let mut waiting = None;
+        let mut recoveries = None;
         loop {
             match try_once().await {
                 Ok(done) => {
-                    if attempt > 0 {
-                        self.note(dependency, None);
+                    if let Some(waiting) = waiting.take() {
+                        Waiting::answered(waiting);
                     }
                     return done;
                 }
                 Err(error) => {
-                    attempt += 1;
-                    self.note(dependency, Some(error.to_string()));
-                    self.metrics.retries.with_label_values(&["dependency"]).inc();
-                    tokio::time::sleep(self.backoff.wait(attempt, rand::random())).await;
+                    let wait = self.refused(&mut waiting, dependency, error.to_string());
+                    let recoveries = recoveries.get_or_insert_with(|| self.recoveries());
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        _ = recoveries.changed() => tokio::time::sleep(self.soon()).await,
+                    }
                 }
             }
         }
+    }
+}
+
+impl Waiting {
+    /// The dependency answers again.
+    pub(super) fn answered(self) {
+        let mut open = self.circuits.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let recovered = open.get_mut(self.dependency).is_some_and(|entry| std::mem::take(&mut entry.failing));
+        drop(open);
+        if recovered {
+            self.circuits.recoveries.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let circuits = &self.circuits;
+        let mut open = circuits.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = open.get_mut(self.dependency) else { return };
+        entry.waiters -= 1;
+        if entry.waiters == 0 {
+            open.remove(self.dependency);
+            tracing::info!(dependency = self.dependency, "nothing waits for the dependency any more");
+            circuits.metrics.waiting.with_label_values(&[self.dependency]).set(0);
+            circuits.health.set_waiting(self.dependency, None);
+            circuits.any_open.send_replace(!open.is_empty());
+        }
+    }
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Waiting({}, {} attempts)", self.dependency, self.attempts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn circuits() -> Arc<Circuits> {
+        let backoff = Backoff { first: Duration::from_millis(1), most: Duration::from_secs(60) };
+        Arc::new(Circuits::new(backoff, Arc::default(), Arc::default()))
+    }
+
+    #[test]
+    fn circuit_stays_open_until_the_last_one_who_waits_is_done() {
+        let circuits = circuits();
+        let open = circuits.watch();
+        let (mut one, mut other) = (None, None);
+        circuits.refused(&mut one, "state", "down".to_owned());
+        circuits.refused(&mut one, "state", "still down".to_owned());
+        circuits.refused(&mut other, "state", "down".to_owned());
+        one.take().unwrap().answered();
+        assert!(*open.borrow() && circuits.health.waiting().contains_key("state"));
+        drop(other);
+        assert!(!*open.borrow() && circuits.health.waiting().is_empty());
+        assert_eq!(circuits.metrics.waiting.with_label_values(&["state"]).get(), 0);
+    }
+
+    #[test]
+    fn waits_grow_with_the_attempts_of_one_report() {
+        let circuits = circuits();
+        let mut waiting = None;
+        let waits: Vec<_> = (0..12).map(|_| circuits.refused(&mut waiting, "history", String::new())).collect();
+        assert!(waits[11] >= waits[0] * 100, "{waits:?}");
+        assert_eq!(circuits.metrics.waiting.with_label_values(&["history"]).get(), 1);
+    }
+
+    #[tokio::test]
+    async fn recovery_wakes_those_who_would_sleep_through_it() {
+        let backoff = Backoff { first: Duration::from_millis(2), most: Duration::from_secs(3600) };
+        let circuits = Arc::new(Circuits::new(backoff, Arc::default(), Arc::default()));
+        let mut other = None;
+        let (mut tries, mut up) = (0, false);
+        let sleeper = circuits.until_done("history", || {
+            tries += 1;
+            // From its 20th refusal on it would sleep for half an hour at least.
+            let answer = if tries > 20 { Ok(()) } else { Err("down") };
+            async move { answer }
+        });
+        let recoveries = async {
+            loop {
+                circuits.refused(&mut other, "history", "down".to_owned());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                if let Some(waiting) = other.take() {
+                    waiting.answered();
+                }
+                tokio::time::sleep(Duration::from_millis(4)).await;
+            }
+        };
+        let deadline = tokio::time::sleep(Duration::from_secs(30));
+        tokio::select! { () = sleeper => up = true, () = recoveries => {}, () = deadline => {} }
+        assert!(up, "it sleeps through every recovery");
     }
 }

@@ -16,9 +16,9 @@ pub(super) enum Place {
     SideBySide,
 }
 
-/// While both kinds are ready, every so many-th report started is one of a hot login that gave up its order: they move, and they
-/// never crowd out the others.
-const SIDE_BY_SIDE_SHARE: u32 = 4;
+/// While there are fresh ones too, every so many-th report started is one of a hot login that gave up its order, or one that failed
+/// before: they move, and they never crowd out the others.
+const LATER_SHARE: u32 = 4;
 
 /// The reports that wait for their turn.
 #[derive(Debug)]
@@ -27,21 +27,31 @@ pub(super) struct Dispatch {
     login_backlog: usize,
     /// Logins with a report that runs or is ready to; the queue holds those behind it.
     logins: HashMap<Box<str>, VecDeque<u64>>,
-    ready: VecDeque<u64>,
+    /// Ready for the first time.
+    fresh: VecDeque<u64>,
     side_by_side: VecDeque<u64>,
+    /// Ready to run again.
+    again: VecDeque<u64>,
     turn: u32,
 }
 
 impl Dispatch {
     pub(super) fn new(login_backlog: usize) -> Self {
-        Self { login_backlog, logins: HashMap::new(), ready: VecDeque::new(), side_by_side: VecDeque::new(), turn: 0 }
+        Self {
+            login_backlog,
+            logins: HashMap::new(),
+            fresh: VecDeque::new(),
+            side_by_side: VecDeque::new(),
+            again: VecDeque::new(),
+            turn: 0,
+        }
     }
 
     /// Lets a job in.
     pub(super) fn admit(&mut self, job: u64, login: &str) -> Place {
         let Some(behind) = self.logins.get_mut(login) else {
             self.logins.insert(login.into(), VecDeque::new());
-            self.ready.push_back(job);
+            self.fresh.push_back(job);
             return Place::InOrder;
         };
         if self.login_backlog != 0 && behind.len() >= self.login_backlog {
@@ -55,23 +65,32 @@ impl Dispatch {
     /// The next job to start.
     pub(super) fn next(&mut self) -> Option<u64> {
         self.turn = self.turn.wrapping_add(1);
-        let side_first = self.ready.is_empty() || self.turn.is_multiple_of(SIDE_BY_SIDE_SHARE);
-        if side_first && let Some(job) = self.side_by_side.pop_front() {
+        let later_first = self.turn.is_multiple_of(LATER_SHARE);
+        if later_first && let Some(job) = self.next_later() {
             return Some(job);
         }
-        self.ready.pop_front()
+        self.fresh.pop_front().or_else(|| self.next_later())
     }
 
-    /// Puts a job that was started back in front: its worker is gone and it has to run again.
+    fn next_later(&mut self) -> Option<u64> {
+        self.side_by_side.pop_front().or_else(|| self.again.pop_front())
+    }
+
+    /// The job to try a broken policy with: one that it has not failed on, where there is one.
+    pub(super) fn next_probe(&mut self) -> Option<u64> {
+        self.fresh.pop_front().or_else(|| self.next_later())
+    }
+
+    /// A job that was started has to run again, still in its login's turn.
     pub(super) fn again(&mut self, job: u64) {
-        self.ready.push_front(job);
+        self.again.push_back(job);
     }
 
     /// The login's running job has had its effect on the state: its next one may start.
     pub(super) fn release(&mut self, login: &str) {
         let Some(behind) = self.logins.get_mut(login) else { return };
         match behind.pop_front() {
-            Some(job) => self.ready.push_back(job),
+            Some(job) => self.fresh.push_back(job),
             None => {
                 self.logins.remove(login);
             }
@@ -80,7 +99,12 @@ impl Dispatch {
 
     /// Whether a job could be started now.
     pub(super) fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || !self.side_by_side.is_empty()
+        !self.fresh.is_empty() || !self.side_by_side.is_empty() || !self.again.is_empty()
+    }
+
+    /// Whether there is one that never ran.
+    pub(super) fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty() || !self.side_by_side.is_empty()
     }
 }
 
@@ -115,6 +139,21 @@ mod tests {
         for quiet in 100..103 {
             assert!(first.contains(&quiet), "{quiet} waited behind the hot login: {first:?}");
         }
+    }
+
+    #[test]
+    fn broken_policy_is_tried_with_a_report_that_it_has_not_failed_on() {
+        let mut dispatch = Dispatch::new(64);
+        for job in 0..3 {
+            dispatch.admit(job, &format!("bad{job}"));
+            dispatch.next();
+            dispatch.again(job);
+        }
+        assert!(!dispatch.has_fresh() && dispatch.has_ready());
+        dispatch.admit(3, "good");
+        assert_eq!((dispatch.next_probe(), dispatch.next_probe()), (Some(3), Some(0)));
+        let rest: Vec<u64> = std::iter::from_fn(|| dispatch.next()).collect();
+        assert_eq!(rest, [1, 2]);
     }
 
     #[test]

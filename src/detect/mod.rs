@@ -76,6 +76,11 @@ pub enum DetectError {
         /// Which report.
         report: crate::report::ReportId,
     },
+    /// The source of the reports ended without being told to.
+    #[error(
+        "the source of the reports queue ended by itself; the log says why. Reports stay in the queue: start the program again"
+    )]
+    Source,
     /// No worker can be started any more.
     #[error("no worker can be started: {0}")]
     Worker(#[from] LoadError),

@@ -2,7 +2,7 @@
 //!
 //! Owns how many reports each worker holds, and which ones. Never looks into a report.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 use tokio::sync::mpsc;
 
@@ -11,6 +11,10 @@ use crate::policy::{LoadError, PolicySet};
 
 /// Reports that run alone, each in a VM of its own, at once.
 const ALONE_AT_ONCE: usize = 8;
+
+/// Earlier sets of policies that are remembered for their names. A call lives no longer than `policy.time_limit` and a hang no longer
+/// than `policy.abort_after`, so few reloads fall into one.
+const SETS_KEPT: usize = 16;
 
 struct Place {
     id: WorkerId,
@@ -22,13 +26,15 @@ struct Place {
 /// The workers.
 pub(super) struct Pool {
     plan: Plan,
+    /// The sets before the last reloads, the latest first.
+    earlier: VecDeque<PolicySet>,
     places: Vec<Place>,
 }
 
 impl Pool {
     /// Starts `workers` workers of `most` reports each, and the one for reports that run alone.
     pub(super) fn start(plan: Plan, workers: usize, most: usize) -> Result<Self, LoadError> {
-        let mut pool = Self { plan, places: Vec::with_capacity(workers + 1) };
+        let mut pool = Self { plan, earlier: VecDeque::new(), places: Vec::with_capacity(workers + 1) };
         for place in 0..=workers {
             let id = WorkerId { place, epoch: 0 };
             let alone = place == workers;
@@ -82,9 +88,15 @@ impl Pool {
         Ok(std::mem::take(&mut place.jobs))
     }
 
-    /// The name of a policy by its index.
-    pub(super) fn policy_name(&self, index: usize) -> String {
-        self.plan.policies.names().nth(index).unwrap_or_default().to_owned()
+    /// The name of a policy by its index in the set of that generation: a call that hangs may be one of a set before the last reload.
+    pub(super) fn policy_name(&self, generation: u64, index: usize) -> String {
+        let set = std::iter::once(&self.plan.policies).chain(&self.earlier).find(|set| set.generation() == generation);
+        set.and_then(|set| set.names().nth(index)).unwrap_or_default().to_owned()
+    }
+
+    /// Whether a policy of this name runs.
+    pub(super) fn has_policy(&self, name: &str) -> bool {
+        self.plan.policies.names().any(|policy| policy == name)
     }
 
     /// Hands new policies to every worker.
@@ -92,6 +104,7 @@ impl Pool {
         for place in &self.places {
             let _ = place.orders.send(Order::Load(policies.clone()));
         }
-        self.plan.policies = policies;
+        self.earlier.push_front(std::mem::replace(&mut self.plan.policies, policies));
+        self.earlier.truncate(SETS_KEPT);
     }
 }

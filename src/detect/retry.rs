@@ -17,6 +17,8 @@ pub(super) enum Blame {
     PerhapsNeighbour,
     /// Something outside: run again later, no attempt used up.
     Dependency,
+    /// This program: a dead letter at once, for it would fail again.
+    Program,
 }
 
 /// Who is to blame for a failure. `alone`: nothing else ran in that virtual machine.
@@ -26,8 +28,13 @@ pub(super) const fn blame(failure: &Failure, alone: bool) -> Blame {
         Failure::Memory if alone => Blame::Policy,
         Failure::Memory | Failure::Cancelled => Blame::PerhapsNeighbour,
         Failure::Dependency { .. } => Blame::Dependency,
+        Failure::Internal(_) => Blame::Program,
     }
 }
+
+/// Reports on which a policy must work one after another before its breaker closes: with one alone, a policy that fails on six reports
+/// of ten would be let go again and again, and fill the dead letters that the breaker is there to keep empty.
+const PROBES: u32 = 8;
 
 /// Whether a policy may be called on reports as they come, or is so broken that they wait.
 #[derive(Debug)]
@@ -38,6 +45,8 @@ pub(super) struct Breaker {
     last: VecDeque<bool>,
     failed: usize,
     open_until: Option<Instant>,
+    /// Probes that worked in a row.
+    worked: u32,
 }
 
 /// What one more call told a [`Breaker`].
@@ -52,19 +61,24 @@ pub(super) enum Turn {
 }
 
 impl Breaker {
-    /// Opens when more than `share` of the last `calls` calls failed; lets one report try again after each `pause`.
+    /// Opens when more than `share` of the last `calls` calls failed; lets reports try again, one at a time, after each `pause`.
     pub(super) fn new(share: f64, calls: usize, pause: Duration) -> Self {
-        Self { share, calls: calls.max(1), pause, last: VecDeque::new(), failed: 0, open_until: None }
+        Self { share, calls: calls.max(1), pause, last: VecDeque::new(), failed: 0, open_until: None, worked: 0 }
     }
 
-    /// Notes a call that worked, or failed by the policy's own fault.
-    pub(super) fn record(&mut self, worked: bool, now: Instant) -> Turn {
+    /// Notes a call that worked, or failed by the policy's own fault. While it is open only the `probe` counts: what was in flight
+    /// when it opened says nothing new.
+    pub(super) fn record(&mut self, worked: bool, probe: bool, now: Instant) -> Turn {
         if self.open_until.is_some() {
-            if worked {
+            if !probe {
+                return Turn::None;
+            }
+            self.worked = if worked { self.worked + 1 } else { 0 };
+            if self.worked >= PROBES {
                 *self = Self::new(self.share, self.calls, self.pause);
                 return Turn::Closed;
             }
-            self.open_until = Some(now + self.pause);
+            self.open_until = Some(if worked { now } else { now + self.pause });
             return Turn::None;
         }
         self.last.push_back(worked);
@@ -96,26 +110,56 @@ mod tests {
         assert_eq!(blame(&Failure::Cancelled, true), Blame::PerhapsNeighbour);
     }
 
+    fn breaker() -> Breaker {
+        Breaker::new(0.5, 10, Duration::from_secs(1))
+    }
+
     #[test]
     fn policy_that_fails_on_few_reports_never_opens_the_breaker() {
-        let mut breaker = Breaker::new(0.5, 10, Duration::from_secs(1));
-        let now = Instant::now();
+        let (mut breaker, now) = (breaker(), Instant::now());
         for call in 0..1000 {
-            assert_eq!(breaker.record(call % 2 == 0, now), Turn::None, "exactly the share is not more than the share");
+            assert_eq!(
+                breaker.record(call % 2 == 0, false, now),
+                Turn::None,
+                "exactly the share is not more than the share"
+            );
         }
     }
 
     #[test]
-    fn broken_policy_opens_it_and_one_success_closes_it() {
-        let mut breaker = Breaker::new(0.5, 10, Duration::from_secs(1));
-        let now = Instant::now();
-        let turns: Vec<Turn> = (0..10).map(|_| breaker.record(false, now)).collect();
+    fn broken_policy_opens_it_and_probes_that_work_in_a_row_close_it() {
+        let (mut breaker, now) = (breaker(), Instant::now());
+        let turns: Vec<Turn> = (0..10).map(|_| breaker.record(false, false, now)).collect();
         assert_eq!(turns.iter().filter(|turn| **turn == Turn::Opened).count(), 1);
         assert_eq!(breaker.open_until(), Some(now + Duration::from_secs(1)));
         let later = now + Duration::from_secs(5);
-        assert_eq!(breaker.record(false, later), Turn::None);
+        assert_eq!(breaker.record(false, true, later), Turn::None);
         assert_eq!(breaker.open_until(), Some(later + Duration::from_secs(1)), "a failed try waits again");
-        assert_eq!(breaker.record(true, later), Turn::Closed);
+        for _ in 1..PROBES {
+            assert_eq!(breaker.record(true, true, later), Turn::None);
+            assert_eq!(breaker.open_until(), Some(later), "the next may try at once");
+        }
+        assert_eq!(breaker.record(true, true, later), Turn::Closed);
         assert_eq!(breaker.open_until(), None);
+    }
+
+    #[test]
+    fn what_was_in_flight_when_it_opened_neither_closes_it_nor_keeps_it_open() {
+        let (mut breaker, now) = (breaker(), Instant::now());
+        for _ in 0..10 {
+            breaker.record(false, false, now);
+        }
+        let until = breaker.open_until();
+        for worked in [true, false, true, true, true, true, true, true, true, true, true] {
+            assert_eq!(breaker.record(worked, false, now + Duration::from_millis(1)), Turn::None);
+        }
+        assert_eq!(breaker.open_until(), until);
+    }
+
+    #[test]
+    fn policy_that_fails_on_six_of_ten_reports_stays_out() {
+        let (mut breaker, now) = (breaker(), Instant::now());
+        let turns: Vec<Turn> = (0..1000).map(|call| breaker.record(call % 10 < 4, true, now)).collect();
+        assert!(turns.contains(&Turn::Opened) && !turns.contains(&Turn::Closed));
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Collected {
 
 impl Collected {
     pub(super) const fn is_empty(&self) -> bool {
-        self.alerts.is_empty() && self.batch.writes.is_empty()
+        self.alerts.is_empty() && self.batch.writes.is_empty() && self.batch.handled.is_none()
     }
 }
 
@@ -61,7 +61,7 @@ impl Settler {
             }
         }
         let Batch { writes, handled, claims } = collected.batch;
-        if !writes.is_empty() {
+        if !writes.is_empty() || handled.is_some() {
             let again = || Batch { writes: writes.clone(), handled: handled.clone(), claims: Vec::new() };
             self.circuits.until_done("state", || self.state.apply(again())).await;
         }
@@ -69,10 +69,8 @@ impl Settler {
         drop(claims);
     }
 
-    /// Steps 3 and 4. `wrote`: the report has writes in the state, which must be safe from a power cut before the ack.
-    pub(super) async fn finish(&self, report: Arc<LoginReport>, token: AckToken, wrote: bool, ending: Ending) {
-        let began = Instant::now();
-        let t = report.t;
+    /// Step 3. `wrote`: the report has writes in the state, which must be safe from a power cut before the ack.
+    pub(super) async fn store(&self, report: Arc<LoginReport>, wrote: bool) {
         let stored = self
             .circuits
             .until_done("history", || async {
@@ -92,12 +90,16 @@ impl Settler {
         if wrote {
             self.circuits.until_done("state", || self.state.sync()).await;
         }
+    }
+
+    /// Step 4. `t`: the report's time; `decided`: when its handlers had ended.
+    pub(super) fn end(&self, token: AckToken, ending: Ending, t: Time, decided: Instant) {
         match ending {
             Ending::Handled => token.ack(),
             Ending::Dead(reason) => token.reject(reason),
         }
         self.metrics.handled.inc();
-        self.metrics.settle.observe(began.elapsed().as_secs_f64());
+        self.metrics.settle.observe(decided.elapsed().as_secs_f64());
         self.metrics.lag.set(Time::now().since(t).as_secs_f64());
     }
 }

@@ -3,7 +3,9 @@
 //! Owns the counting of attempts for each policy. Holds the token, so that whatever drops a slot hands the report out again.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::circuit::Waiting;
 use super::dispatch::Place;
 use super::worker::WorkerId;
 use crate::queue::{AckToken, Reason, ReasonKind};
@@ -25,6 +27,7 @@ pub(super) enum Phase {
 /// A policy that will not be tried again on this report.
 #[derive(Debug, Clone)]
 pub(super) struct Given {
+    /// Empty: no policy is to blame.
     pub(super) policy: String,
     pub(super) why: String,
     pub(super) kind: ReasonKind,
@@ -49,8 +52,10 @@ pub(super) struct Slot {
     pub(super) alone: bool,
     /// It has writes in the state.
     pub(super) wrote: bool,
-    /// What a policy asked and got no answer from, at the last round.
-    pub(super) waited_for: Option<&'static str>,
+    /// What did not answer at the last round.
+    pub(super) waits: Option<Waiting>,
+    /// Since when it could run, but for a free worker and its turn in its login.
+    pub(super) since: Instant,
 }
 
 impl Slot {
@@ -66,7 +71,8 @@ impl Slot {
             given_up: Vec::new(),
             alone: false,
             wrote: false,
-            waited_for: None,
+            waits: None,
+            since: Instant::now(),
         }
     }
 
@@ -80,12 +86,27 @@ impl Slot {
         1
     }
 
+    /// Notes who has handled it. A report that waits for a dependency hears of the same ones at each round.
+    pub(super) fn add_handled(&mut self, policies: impl IntoIterator<Item = String>) {
+        for policy in policies {
+            if !self.handled.contains(&policy) {
+                self.handled.push(policy);
+            }
+        }
+    }
+
     /// The reason of the dead letter; `None` where no policy was given up.
     pub(super) fn reason(&self) -> Option<Reason> {
         let first = self.given_up.first()?;
         let attempts = self.attempts.iter().map(|(_, attempts)| *attempts).max().unwrap_or(1);
-        let text = self.given_up.iter().map(|given| format!("policy `{}`: {}", given.policy, given.why));
-        let only = self.given_up.iter().map(|given| given.policy.clone()).collect();
-        Some(Reason { kind: first.kind, text: text.collect::<Vec<_>>().join("; "), only, attempts })
+        let text = self.given_up.iter().map(|given| match given.policy.as_str() {
+            "" => given.why.clone(),
+            policy => format!("policy `{policy}`: {}", given.why),
+        });
+        let text = text.collect::<Vec<_>>().join("; ");
+        // Where no policy is to blame, all are to run when the letter is sent again.
+        let nameless = self.given_up.iter().any(|given| given.policy.is_empty());
+        let names = self.given_up.iter().filter(|_| !nameless).map(|given| given.policy.clone());
+        Some(Reason { kind: first.kind, text, only: names.collect(), attempts })
     }
 }

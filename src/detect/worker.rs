@@ -3,11 +3,14 @@
 //! Owns the thread, its VM's replacement, and the running of a report's policies one after another. It is lent reports and returns
 //! outcomes; it never holds a token, never settles and never retries, so that a worker that hangs can be abandoned.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
 use crate::policy::watchdog::{self, Event};
@@ -31,7 +34,8 @@ pub(super) struct Job {
     pub(super) only: Option<Vec<String>>,
     /// All but these.
     pub(super) except: Vec<String>,
-    pub(super) lent: Instant,
+    /// Since when it could run.
+    pub(super) since: Instant,
 }
 
 /// One policy's call.
@@ -51,7 +55,7 @@ pub(super) struct Outcome {
     pub(super) calls: Vec<Call>,
     /// The state did not say who had handled it before: nothing was run.
     pub(super) state_error: Option<StateError>,
-    /// How long it waited for the worker, and how long its handlers ran.
+    /// How long it waited for its turn and a worker, and how long its handlers ran.
     pub(super) waited: Duration,
     pub(super) ran: Duration,
 }
@@ -185,17 +189,13 @@ impl Worker {
     }
 
     async fn run(self: Rc<Self>, job: Job) {
-        let waited = job.lent.elapsed();
+        let waited = job.since.elapsed();
         let began = Instant::now();
         let number = job.number;
-        let state = Arc::clone(&self.plan.borrow().services.state);
-        let (handled_before, calls, state_error) = match state.handled(job.report.id).await {
-            Ok(handled) => {
-                let calls = self.call_policies(&job, &handled).await;
-                (handled, calls, None)
-            }
-            Err(error) => (Vec::new(), Vec::new(), Some(error)),
-        };
+        let ran = AssertUnwindSafe(self.run_policies(&job)).catch_unwind().await;
+        // Without an outcome the report would be in hand for ever, and its login would wait behind it.
+        let (handled_before, calls, state_error) =
+            ran.unwrap_or_else(|panic| (Vec::new(), vec![fault("", &*panic)], None));
         let ran = began.elapsed();
         let outcomes = self.plan.borrow().outcomes.clone();
         let worker = self.id;
@@ -203,29 +203,54 @@ impl Worker {
         let _ = outcomes.send(Outcome { worker, number, handled_before, calls, state_error, waited, ran });
     }
 
+    async fn run_policies(&self, job: &Job) -> (Vec<String>, Vec<Call>, Option<StateError>) {
+        let state = Arc::clone(&self.plan.borrow().services.state);
+        match state.handled(job.report.id).await {
+            Ok(handled) => {
+                let calls = self.call_policies(job, &handled).await;
+                (handled, calls, None)
+            }
+            Err(error) => (Vec::new(), Vec::new(), Some(error)),
+        }
+    }
+
     async fn call_policies(&self, job: &Job, handled: &[String]) -> Vec<Call> {
         if self.plan.borrow().alone {
-            let vm = match self.idle.borrow_mut().pop() {
-                Some(vm) => Ok(vm),
-                None => new_vm(&self.plan.borrow()),
-            };
-            return match vm {
-                Ok(vm) => {
-                    let calls = self.call_in(&vm, job, handled).await;
-                    if !vm.spoiled() {
-                        self.idle.borrow_mut().push(vm);
-                    }
-                    calls
+            let idle = self.idle.borrow_mut().pop();
+            let vm = match idle.map_or_else(|| new_vm(&self.plan.borrow()), Ok) {
+                Ok(vm) => vm,
+                // The policies were checked before, so this is the system's want of memory.
+                Err(error) => {
+                    let failure = Failure::Dependency { dependency: "vm", said: error.to_string() };
+                    return vec![Call { policy: String::new(), result: Err(failure) }];
                 }
-                Err(error) => vec![Call { policy: String::new(), result: Err(Failure::Error(error.to_string())) }],
             };
+            let calls = self.call_in(&vm, job, handled).await;
+            if !vm.spoiled() && self.is_of_today(&vm) {
+                self.idle.borrow_mut().push(vm);
+            }
+            return calls;
         }
-        let spoiled = self.current.borrow().spoiled();
-        if spoiled {
-            self.replace("spoiled");
+        let fit = {
+            let vm = self.current.borrow();
+            if vm.spoiled() {
+                Err("spoiled")
+            } else if self.is_of_today(&vm) {
+                Ok(())
+            } else {
+                Err("reload")
+            }
+        };
+        if let Err(why) = fit {
+            self.replace(why);
         }
         let vm = Rc::clone(&self.current.borrow());
         self.call_in(&vm, job, handled).await
+    }
+
+    /// Whether a VM has the policies that are in use.
+    fn is_of_today(&self, vm: &Vm) -> bool {
+        vm.generation() == self.plan.borrow().policies.generation()
     }
 
     async fn call_in(&self, vm: &Vm, job: &Job, handled: &[String]) -> Vec<Call> {
@@ -236,15 +261,33 @@ impl Worker {
             if !wanted || named(handled) || named(&job.except) {
                 continue;
             }
-            let result = vm.run(index, &job.report).await;
-            if matches!(result, Err(Failure::Memory)) {
-                // Whoever took it, nobody can go on here: the others run again, each alone.
+            let ran = AssertUnwindSafe(vm.run(index, &job.report)).catch_unwind().await;
+            let call =
+                ran.map_or_else(|panic| fault(policy, &*panic), |result| Call { policy: policy.to_owned(), result });
+            if matches!(call.result, Err(Failure::Memory | Failure::Internal(_))) {
+                // Whoever it was, nobody can go on here: the others run again, each alone.
                 vm.retire();
             }
-            calls.push(Call { policy: policy.to_owned(), result });
+            calls.push(call);
         }
         calls
     }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.plan.borrow().services.metrics.vm_bytes.sub(self.counted_memory.get());
+    }
+}
+
+fn fault(policy: &str, panic: &(dyn Any + Send)) -> Call {
+    Call { policy: policy.to_owned(), result: Err(Failure::Internal(panic_text(panic))) }
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without words").to_owned()
 }
 
 fn new_vm(plan: &Plan) -> Result<Vm, LoadError> {

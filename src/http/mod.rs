@@ -51,6 +51,11 @@ pub struct Settings {
     pub body_timeout: Duration,
 }
 
+/// Reads certificate and key as [`start`] will, and forgets them.
+pub(crate) fn check_tls(settings: &Settings) -> Result<(), HttpError> {
+    tls::Tls::open(&settings.tls_cert, &settings.tls_key).map(|_| ())
+}
+
 /// All routes of a process, behind the passwords and the limits of a body. `receive`: the routes of that role, where it runs.
 pub fn router(
     settings: &Settings,

@@ -112,16 +112,30 @@ impl PolicySet {
         Self::of(SHIPPED.iter().map(policy).collect())
     }
 
+    /// Writes the shipped policies into a folder, each as `<name>/policy.lua`.
+    pub fn write_shipped(folder: &Path) -> std::io::Result<()> {
+        for (name, source) in SHIPPED {
+            let folder = folder.join(name);
+            std::fs::create_dir_all(&folder)?;
+            std::fs::write(folder.join(FILE), source)?;
+        }
+        Ok(())
+    }
+
     /// What the setting `policy.path` means: its folders; where it is empty `./policies` if that exists, else the shipped policies.
     pub fn resolve(paths: &[PathBuf]) -> Result<Self, LoadError> {
-        let local = PathBuf::from("policies");
-        if !paths.is_empty() {
-            Self::load(paths)
-        } else if local.is_dir() {
-            Self::load(&[local])
-        } else {
-            let set = Self::shipped();
-            set.check().map(|()| set)
+        if let Some(folders) = folders(paths) {
+            return Self::load(&folders);
+        }
+        let set = Self::shipped();
+        set.check().map(|()| set)
+    }
+
+    /// Where [`PolicySet::resolve`] takes them from, for people.
+    pub fn place(paths: &[PathBuf]) -> String {
+        match folders(paths) {
+            Some(folders) => folders.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
+            None => "shipped".to_owned(),
         }
     }
 
@@ -169,6 +183,15 @@ impl PolicySet {
     pub(super) fn policies(&self) -> &[Policy] {
         &self.policies
     }
+}
+
+/// The folders that `policy.path` means. `None`: the shipped policies.
+fn folders(paths: &[PathBuf]) -> Option<Vec<PathBuf>> {
+    let local = PathBuf::from("./policies");
+    if !paths.is_empty() {
+        return Some(paths.to_vec());
+    }
+    local.is_dir().then(|| vec![local])
 }
 
 fn read_folder(path: &Path, found: &mut BTreeMap<String, Policy>, problems: &mut Vec<String>) {

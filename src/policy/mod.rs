@@ -110,4 +110,7 @@ pub enum Failure {
         /// What it said.
         said: String,
     },
+    /// This program's own code panicked while it ran the policy. The VM must not be used again.
+    #[error("a fault of this program: {0}")]
+    Internal(String),
 }

@@ -40,6 +40,7 @@ struct Limits {
 /// One virtual machine. It stays on the thread on which it was built.
 pub struct Vm {
     policies: Vec<Loaded>,
+    generation: u64,
     services: Option<Rc<Services>>,
     limits: Limits,
     host: Rc<Host>,
@@ -71,16 +72,21 @@ impl Vm {
             memory: usize::try_from(settings.memory.as_u64()).unwrap_or(usize::MAX),
             stuck_after: settings.stuck_after,
         };
-        Self::build(set.policies(), Some(Rc::new(services.clone())), limits)
+        Self::build(set.policies(), set.generation(), Some(Rc::new(services.clone())), limits)
     }
 
     /// A machine that only shows whether the policies load.
     pub(super) fn scratch(policies: &[Policy]) -> Result<(), LoadError> {
         let limits = Limits { time: LOAD_WALL, cpu: LOAD_CPU, memory: 256 << 20, stuck_after: LOAD_WALL };
-        Self::build(policies, None, limits).map(drop)
+        Self::build(policies, 0, None, limits).map(drop)
     }
 
-    fn build(policies: &[Policy], services: Option<Rc<Services>>, limits: Limits) -> Result<Self, LoadError> {
+    fn build(
+        policies: &[Policy],
+        generation: u64,
+        services: Option<Rc<Services>>,
+        limits: Limits,
+    ) -> Result<Self, LoadError> {
         let host = Rc::new(Host::default());
         let sandbox = Sandbox::new(&host, limits.memory)
             .map_err(|error| LoadError::one(format!("no virtual machine for the policies: {}", text(&error))))?;
@@ -96,7 +102,22 @@ impl Vm {
             return Err(LoadError { problems });
         }
         let retired = CancellationToken::new();
-        Ok(Self { policies: loaded, services, limits, host, spoiled: Cell::new(false), retired, lane, sandbox })
+        Ok(Self {
+            policies: loaded,
+            generation,
+            services,
+            limits,
+            host,
+            spoiled: Cell::new(false),
+            retired,
+            lane,
+            sandbox,
+        })
+    }
+
+    /// The generation of its set of policies.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The policies' names, by index.
@@ -118,7 +139,8 @@ impl Vm {
         let effects = call.0.end();
         let unavailable = call.0.dependency.take();
         match ended {
-            Ended::Failed(failure) => Err(failure),
+            // Out of time because of what did not answer is not the policy's fault.
+            Ended::Failed(failure) if unavailable.is_none() || !matches!(failure, Failure::Time(_)) => Err(failure),
             Ended::Raised(error) if is_memory(&error) => {
                 self.spoiled.set(true);
                 Err(Failure::Memory)
@@ -127,6 +149,7 @@ impl Vm {
                 let (dependency, said) = unavailable.unwrap_or_default();
                 Err(Failure::Dependency { dependency, said })
             }
+            Ended::Failed(failure) => Err(failure),
             Ended::Raised(error) => Err(Failure::Error(text(&error))),
             Ended::Returned => Ok(effects),
         }
@@ -168,6 +191,7 @@ impl Vm {
         let mut spent = Duration::ZERO;
         poll_fn(|context| {
             let watch = watchdog::Poll {
+                set: self.generation,
                 policy,
                 report: call.report.id,
                 cpu: self.limits.cpu.saturating_sub(spent),
@@ -226,7 +250,7 @@ impl Drop for Over {
 fn load(sandbox: &Sandbox, lane: &Lane, index: usize, policy: &Policy) -> Result<Function, String> {
     let told = |error: mlua::Error| policy.located(&text(&error));
     let (chunk, environment) = sandbox.compile(&policy.chunk(), &policy.source).map_err(told)?;
-    let watch = watchdog::Poll { policy: index, report: ReportId::default(), cpu: LOAD_CPU, wall: LOAD_WALL };
+    let watch = watchdog::Poll { set: 0, policy: index, report: ReportId::default(), cpu: LOAD_CPU, wall: LOAD_WALL };
     let (outcome, used) = lane.watch(&sandbox.lua, watch, || chunk.call::<()>(()));
     if used > LOAD_CPU {
         return Err(format!("{}: used more CPU than {LOAD_CPU:?} while it was loaded", policy.place));

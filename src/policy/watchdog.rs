@@ -32,6 +32,8 @@ pub enum Event {
     Stuck {
         /// The worker, by the number it registered with.
         worker: usize,
+        /// The generation of the policy's set.
+        set: u64,
         /// The index of the policy in its set.
         policy: usize,
         /// The report it was called for.
@@ -51,6 +53,8 @@ pub enum Event {
 /// What a worker says before a poll.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Poll {
+    /// The generation of the policy's set.
+    pub(super) set: u64,
     /// The policy's index.
     pub(super) policy: usize,
     /// The report.
@@ -69,6 +73,7 @@ struct Slot {
     clock: libc::clockid_t,
     /// Odd while a poll runs.
     sequence: AtomicU64,
+    set: AtomicU64,
     policy: AtomicUsize,
     report: [AtomicU64; 2],
     cpu_micros: AtomicU64,
@@ -117,6 +122,7 @@ impl Lane {
             on_event,
             clock: this_threads_clock(),
             sequence: AtomicU64::new(0),
+            set: AtomicU64::new(0),
             policy: AtomicUsize::new(0),
             report: [AtomicU64::new(0), AtomicU64::new(0)],
             cpu_micros: AtomicU64::new(0),
@@ -148,6 +154,7 @@ impl Lane {
         }
         let id = poll.report.as_bytes();
         let half = |i: usize| u64::from_be_bytes(std::array::from_fn(|byte| id[8 * i + byte]));
+        slot.set.store(poll.set, Ordering::Relaxed);
         slot.policy.store(poll.policy, Ordering::Relaxed);
         slot.report[0].store(half(0), Ordering::Relaxed);
         slot.report[1].store(half(1), Ordering::Relaxed);
@@ -285,10 +292,11 @@ impl Watched {
         let since = *self.over.get_or_insert_with(Instant::now);
         if self.stuck.is_none() && since.elapsed() >= self.slot.stuck_after {
             let (policy, report) = self.running();
+            let set = self.slot.set.load(Ordering::Relaxed);
             // Read under the same number as at the start of this look, or they belong to the next poll.
             if self.slot.sequence.load(Ordering::Acquire) == sequence {
                 self.stuck = Some((policy, report));
-                (self.slot.on_event)(Event::Stuck { worker: self.slot.worker, policy, report });
+                (self.slot.on_event)(Event::Stuck { worker: self.slot.worker, set, policy, report });
             }
         }
         true
@@ -412,8 +420,13 @@ fn endless_loop() -> Result<(), String> {
     let lua = Lua::new();
     let lane = register(usize::MAX, SELF_TEST, |_| {});
     let spin = |code: &str| lua.load(code).exec();
-    let poll =
-        Poll { policy: 0, report: ReportId::default(), cpu: Duration::from_millis(20), wall: Duration::from_secs(5) };
+    let poll = Poll {
+        set: 0,
+        policy: 0,
+        report: ReportId::default(),
+        cpu: Duration::from_millis(20),
+        wall: Duration::from_secs(5),
+    };
     for hog in ["while true do end", "local n = 0; while true do n = n + 1 end", "while true do pcall(error) end"] {
         if lane.watch(&lua, poll, || spin(hog)).0.is_ok() {
             return Err(format!("the watchdog's self-test: {hog:?} came back by itself"));
@@ -438,6 +451,7 @@ mod tests {
         let lua = Lua::new();
         let lane = lane(Duration::from_secs(1));
         let poll = Poll {
+            set: 0,
             policy: 0,
             report: ReportId::default(),
             cpu: Duration::from_millis(200),

@@ -1,6 +1,7 @@
 //! What the trials share: the real binary on a folder of its own, senders, a receiver of alerts.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
 
 pub(crate) mod inbox;
 pub(crate) mod program;

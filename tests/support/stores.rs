@@ -13,11 +13,13 @@ use trackalert::report::{Geo, LoginReport, ReportId, Time};
 use trackalert::state::tentative::member_hash;
 use trackalert::state::{Batch, State, StateError, Write};
 
+type Members = BTreeMap<(Time, u64), ()>;
+
 /// A state in memory.
 #[derive(Default)]
-pub struct MemoryState {
+pub(crate) struct MemoryState {
     values: Mutex<HashMap<String, (Bytes, Option<Time>)>>,
-    sets: Mutex<HashMap<String, BTreeMap<(Time, u64), ()>>>,
+    sets: Mutex<HashMap<String, Members>>,
     handled: Mutex<HashMap<ReportId, Vec<String>>>,
     pub down: AtomicBool,
 }
@@ -84,7 +86,7 @@ impl State for MemoryState {
 }
 
 /// A history that gives the answer it was given, and keeps the questions.
-pub struct CannedHistory {
+pub(crate) struct CannedHistory {
     pub answer: Mutex<Result<Value, HistoryError>>,
     pub asked: Mutex<Vec<Search>>,
 }
@@ -119,7 +121,7 @@ impl History for CannedHistory {
 }
 
 /// A report of this login at this second.
-pub fn report(login: &str, second: f64) -> Arc<LoginReport> {
+pub(crate) fn report(login: &str, second: f64) -> Arc<LoginReport> {
     let mut report = LoginReport {
         id: ReportId::default(),
         t: Time::from_seconds(second).unwrap(),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Detector;
+use super::outcome::Round;
 use crate::alert::{Alert, Severity};
 use crate::detect::DetectError;
 use crate::detect::hung::HungCall;
@@ -42,7 +43,7 @@ impl Detector {
         self.breakers.values().filter_map(Breaker::open_until).max()
     }
 
-    pub(super) fn note_breaker(&mut self, policy: &str, failure: Option<&Failure>, number: u64) {
+    pub(super) fn note_breaker(&mut self, policy: &str, failure: Option<&Failure>, round: Round) {
         let settings = &self.parts.policy;
         let breaker = match self.breakers.get_mut(policy) {
             Some(breaker) => breaker,
@@ -51,19 +52,21 @@ impl Detector {
                 .entry(policy.to_owned())
                 .or_insert_with(|| Breaker::new(settings.breaker, settings.breaker_calls, settings.breaker_pause)),
         };
-        let turn = breaker.record(failure.is_none(), Instant::now());
+        let turn = breaker.record(failure.is_none(), round.probe, Instant::now());
         let waiting = self.parts.services.metrics.waiting.with_label_values(&["policy"]);
         match (turn, failure) {
             (Turn::Opened, Some(failure)) => {
                 tracing::error!(policy, error = %failure, "a policy fails on most reports; reports wait until it works (reload it)");
                 waiting.set(1);
                 self.parts.health.set_waiting("policy", Some(format!("{policy}: {failure}")));
-                self.tell_operators(policy, failure, number);
+                self.tell_operators(policy, failure, round.number);
             }
             (Turn::Closed, _) => {
                 tracing::info!(policy, "the policy works again");
-                waiting.set(0);
-                self.parts.health.set_waiting("policy", None);
+                if self.breaker_opens().is_none() {
+                    waiting.set(0);
+                    self.parts.health.set_waiting("policy", None);
+                }
             }
             _ => {}
         }
@@ -101,7 +104,9 @@ impl Detector {
 
     pub(super) fn on_watchdog(&mut self, event: watchdog::Event) -> Result<(), DetectError> {
         match event {
-            watchdog::Event::Stuck { report, policy, .. } => self.on_stuck(report, self.pool.policy_name(policy))?,
+            watchdog::Event::Stuck { report, set, policy, .. } => {
+                self.on_stuck(report, self.pool.policy_name(set, policy))?;
+            }
             watchdog::Event::Unstuck { report, .. } => {
                 self.hung.remove(report);
                 self.hanging.retain(|(_, call)| call.report != report);
@@ -139,6 +144,9 @@ impl Detector {
     fn take_back(&mut self, worker: WorkerId, hanging: u64) -> Result<(), DetectError> {
         for number in self.pool.abandon(worker)? {
             let Some(slot) = self.slots.get_mut(&number) else { continue };
+            if self.probe == Some(number) {
+                self.probe = None;
+            }
             if number == hanging {
                 slot.phase = Phase::Hanging(worker);
                 continue;

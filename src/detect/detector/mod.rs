@@ -8,6 +8,7 @@ mod outcome;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,15 +21,15 @@ use super::dispatch::{Dispatch, Place};
 use super::hung::{HungCall, HungList};
 use super::pool::Pool;
 use super::retry::Breaker;
-use super::settle::Settler;
-use super::slot::{Phase, Slot};
-use super::worker::{Job, Outcome, Plan};
+use super::settle::{Collected, Settler};
+use super::slot::{Given, Phase, Slot};
+use super::worker::{Job, Outcome, Plan, panic_text};
 use super::{Control, DetectError, Parts};
-use crate::decode;
+use crate::decode::{self, Malformed};
 use crate::policy::LoadError;
 use crate::policy::watchdog;
-use crate::queue::{Delivery, Reason, ReasonKind, headers};
-use crate::report::Time;
+use crate::queue::{AckToken, Delivery, Message, Reason, ReasonKind, headers};
+use crate::report::{LoginReport, Time};
 
 /// Outcomes and deliveries read in one go.
 const AT_ONCE: usize = 256;
@@ -37,6 +38,8 @@ const AT_ONCE: usize = 256;
 enum Settled {
     /// Steps 1 and 2 are done, and the report goes on here: it has policies to run again.
     Applied(u64, Duration),
+    /// They panicked: the report is a dead letter.
+    Faulted(u64, String),
     /// Steps 1 and 2 are done, the rest goes on by itself: the login's next report may start.
     Released(Box<str>),
 }
@@ -46,6 +49,7 @@ pub(super) struct Detector {
     settler: Arc<Settler>,
     circuits: Arc<Circuits>,
     any_circuit: watch::Receiver<bool>,
+    recoveries: watch::Receiver<u64>,
     dispatch: Dispatch,
     pool: Pool,
     slots: HashMap<u64, Slot>,
@@ -95,6 +99,7 @@ impl Detector {
                 metrics,
             }),
             any_circuit: circuits.watch(),
+            recoveries: circuits.recoveries(),
             circuits,
             dispatch: Dispatch::new(parts.settings.login_backlog),
             pool: Pool::start(plan, parts.settings.worker_count(), parts.policy.in_flight)?,
@@ -118,7 +123,7 @@ impl Detector {
         })
     }
 
-    /// Runs until it is told to drain, its source ends, or it fails; what it holds is finished or handed back in any case.
+    /// Runs until it is told to drain or fails (the end of its source is a failure); what it holds is finished or handed back.
     pub(super) async fn run(mut self, control: mpsc::Receiver<Control>) -> Result<(), DetectError> {
         let ended = self.serve(control).await;
         self.drain().await;
@@ -154,9 +159,13 @@ impl Detector {
                 () = tokio::time::sleep_until(wake.into()) => self.on_timer()?,
                 _ = heart.tick() => beat.beat(),
                 changed = self.any_circuit.changed() => drop(changed),
+                changed = self.recoveries.changed() => {
+                    drop(changed);
+                    self.hurry();
+                }
                 taken = self.parts.reports.deliveries.recv_many(&mut deliveries, AT_ONCE), if !held => {
                     if taken == 0 {
-                        break;
+                        return Err(DetectError::Source);
                     }
                     for delivery in deliveries.drain(..) {
                         self.on_delivery(delivery);
@@ -168,37 +177,64 @@ impl Detector {
         Ok(())
     }
 
-    /// Nothing more is taken: a dependency is out, or a policy is so broken that the reports wait.
+    /// Nothing more is taken: a dependency is out, or a policy is so broken that the reports wait. Then some are still taken where none
+    /// is in hand that the policy has not failed on: it could not be seen to work again otherwise.
     fn held(&self) -> bool {
-        *self.any_circuit.borrow() || self.breaker_opens().is_some()
+        *self.any_circuit.borrow() || (self.breaker_opens().is_some() && self.dispatch.has_fresh())
     }
 
     fn next_timer(&self) -> Instant {
         let retry = self.retries.peek().map(|Reverse((at, _))| *at);
         let abort = self.hanging.iter().map(|(at, _)| *at).min();
-        let breaker = self.breaker_opens().filter(|_| self.probe.is_none() && self.dispatch.has_ready());
+        let breaker =
+            self.breaker_opens().filter(|_| self.probe.is_none() && self.dispatch.has_ready() && self.has_room());
         let far = Instant::now() + Duration::from_secs(3600);
         [retry, abort, breaker].into_iter().flatten().min().unwrap_or(far)
     }
 
+    /// Whether another report could be lent to a worker.
+    fn has_room(&self) -> bool {
+        self.running < self.parts.settings.in_flight && self.pool.vacancy(false).is_some()
+    }
+
+    /// A dependency answers again: those that wait for one try soon, instead of when their backoff ends.
+    fn hurry(&mut self) {
+        let now = Instant::now();
+        let soon = |(at, number): (Instant, u64)| {
+            let waits = self.slots.get(&number).is_some_and(|slot| slot.waits.is_some());
+            (if waits { at.min(now + self.circuits.soon()) } else { at }, number)
+        };
+        self.retries =
+            std::mem::take(&mut self.retries).into_iter().map(|Reverse(retry)| Reverse(soon(retry))).collect();
+    }
+
     fn on_delivery(&mut self, delivery: Delivery) {
-        let metrics = &self.parts.services.metrics;
+        let metrics = Arc::clone(&self.parts.services.metrics);
         metrics.unsettled.inc();
         let Delivery { message, coordinates, token, .. } = delivery;
-        let decoded = match decode::decode(&message.body, &self.parts.limits) {
-            Ok(decoded) => decoded,
-            Err(malformed) => {
-                metrics.unsettled.dec();
-                metrics.handled.inc();
-                let text = format!("not a report: {malformed}");
-                token.reject(Reason { kind: ReasonKind::Malformed, text, only: Vec::new(), attempts: 1 });
-                return;
-            }
+        let read = catch_unwind(AssertUnwindSafe(|| self.read(&message, &coordinates)));
+        let reason = match read {
+            Ok(Ok(report)) => return self.admit(token, report, &message),
+            Ok(Err(malformed)) => (ReasonKind::Malformed, format!("not a report: {malformed}")),
+            Err(panic) => (ReasonKind::Internal, format!("a fault of this program: {}", panic_text(&*panic))),
         };
-        let mut report =
-            decoded.from_queue(Some(message.published), &message.body, &coordinates, Time::now(), self.parts.max_skew);
+        metrics.unsettled.dec();
+        metrics.handled.inc();
+        let (kind, text) = reason;
+        token.reject(Reason { kind, text, only: Vec::new(), attempts: 1 });
+    }
+
+    fn read(&self, message: &Message, coordinates: &str) -> Result<LoginReport, Malformed> {
+        let decoded = decode::decode(&message.body, &self.parts.limits)?;
+        let (received, skew) = (Time::now(), self.parts.max_skew);
+        let mut report = decoded.from_queue(Some(message.published), &message.body, coordinates, received, skew);
         report.geo = self.parts.services.geoip.lookup(report.remote);
-        let only = message.header(headers::ONLY).map(|names| names.split(',').map(str::to_owned).collect());
+        Ok(report)
+    }
+
+    fn admit(&mut self, token: AckToken, report: LoginReport, message: &Message) {
+        let only: Option<Vec<String>> =
+            message.header(headers::ONLY).map(|names| names.split(',').map(str::to_owned).collect());
         let number = self.next_number;
         self.next_number += 1;
         let place = self.dispatch.admit(number, &report.login);
@@ -206,6 +242,10 @@ impl Detector {
             self.say_unordered();
         }
         let mut slot = Slot::new(token, report, place, only);
+        for missing in slot.only.iter().flatten().filter(|name| !self.pool.has_policy(name)) {
+            let why = "it was to run on a report that was sent again, and no policy of that name is loaded".to_owned();
+            slot.given_up.push(Given { policy: missing.clone(), why, kind: ReasonKind::Policy });
+        }
         if !self.hung.is_empty() {
             self.give_up_hung(&mut slot);
         }
@@ -237,7 +277,8 @@ impl Detector {
                 Some(_) => return,
             };
             let Some(place) = self.pool.vacancy(false) else { return };
-            let Some(number) = self.dispatch.next() else { return };
+            let next = if trying { self.dispatch.next_probe() } else { self.dispatch.next() };
+            let Some(number) = next else { return };
             if trying {
                 self.probe = Some(number);
             }
@@ -253,8 +294,7 @@ impl Detector {
         let Some(slot) = self.slots.get_mut(&number) else { return };
         let mut except: Vec<String> = slot.given_up.iter().map(|given| given.policy.clone()).collect();
         except.extend(slot.handled.iter().cloned());
-        let job =
-            Job { number, report: Arc::clone(&slot.report), only: slot.only.clone(), except, lent: Instant::now() };
+        let job = Job { number, report: Arc::clone(&slot.report), only: slot.only.clone(), except, since: slot.since };
         slot.phase = Phase::Running(self.pool.lend(place, job));
         self.running += 1;
         self.parts.services.metrics.in_flight.inc();
@@ -266,6 +306,16 @@ impl Detector {
                 // It was counted down when its task ended, and is in hand again.
                 self.parts.services.metrics.unsettled.inc();
                 self.retry_later(number, wait);
+            }
+            Settled::Faulted(number, said) => {
+                self.parts.services.metrics.unsettled.inc();
+                tracing::error!(
+                    error = said,
+                    "a panic while a report's effects were applied; it becomes a dead letter"
+                );
+                let why = format!("a fault of this program: {said}");
+                self.give_up(number, Given { policy: String::new(), why, kind: ReasonKind::Internal });
+                self.finish(number, Collected::default());
             }
             Settled::Released(login) => self.dispatch.release(&login),
         }
@@ -287,7 +337,10 @@ impl Detector {
             && at <= now
         {
             self.retries.pop();
-            self.dispatch.again(number);
+            if let Some(slot) = self.slots.get_mut(&number) {
+                slot.since = now;
+                self.dispatch.again(number);
+            }
         }
         Ok(())
     }

@@ -3,17 +3,31 @@
 //!
 //! A part of [`Detector`], in a file of its own because it holds the failure rules and nothing of the loop.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tokio::sync::mpsc;
 
 use super::{Detector, Settled};
 use crate::detect::dispatch::Place;
 use crate::detect::retry::{Blame, blame};
 use crate::detect::settle::{Collected, Ending};
 use crate::detect::slot::{Given, Phase, Slot};
-use crate::detect::worker::{Call, Outcome};
+use crate::detect::worker::{Call, Outcome, panic_text};
 use crate::policy::Failure;
-use crate::queue::{Backoff, ReasonKind};
+use crate::queue::{Backoff, Reason, ReasonKind};
+
+/// One report's turn in a worker.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Round {
+    pub(super) number: u64,
+    /// It tried whether a policy with an open breaker works again.
+    pub(super) probe: bool,
+    /// It ran in a VM of its own.
+    pub(super) alone: bool,
+}
 
 impl Detector {
     pub(super) fn on_outcome(&mut self, outcome: Outcome) {
@@ -30,46 +44,51 @@ impl Detector {
         metrics.worker_response.observe(outcome.ran.as_secs_f64());
         self.parts.perf.record_wait(outcome.waited);
         self.parts.perf.record_run(outcome.ran);
-        if self.probe == Some(outcome.number) {
+        let probe = self.probe == Some(outcome.number);
+        if probe {
             self.probe = None;
         }
         if let Some(error) = outcome.state_error {
-            self.circuits.note("state", Some(error.to_string()));
-            self.retry_later(outcome.number, self.parts.backoff.wait(1, rand::random()));
+            let wait = self.circuits.refused(&mut slot.waits, "state", error.to_string());
+            self.retry_later(outcome.number, wait);
             return;
         }
-        self.circuits.note("state", None);
-        slot.handled.extend(outcome.handled_before);
-        let alone = self.pool.is_alone(outcome.worker);
-        self.decide(outcome.number, outcome.calls, alone);
+        slot.add_handled(outcome.handled_before);
+        let round = Round { number: outcome.number, probe, alone: self.pool.is_alone(outcome.worker) };
+        self.decide(round, outcome.calls);
     }
 
     /// What follows from the calls of one round.
-    fn decide(&mut self, number: u64, calls: Vec<Call>, alone: bool) {
-        if let Some(dependency) = self.slots.get_mut(&number).and_then(|slot| slot.waited_for.take()) {
-            self.circuits.note(dependency, None);
-        }
+    fn decide(&mut self, round: Round, calls: Vec<Call>) {
+        let number = round.number;
         let mut collected = Collected::default();
         let mut wait: Option<Duration> = None;
+        let mut unanswered = false;
         for Call { policy, result } in calls {
             match result {
                 Ok(effects) => {
-                    self.note_breaker(&policy, None, number);
+                    self.note_breaker(&policy, None, round);
                     collected.alerts.extend(effects.alerts);
                     collected.batch.writes.extend(effects.writes);
                     collected.batch.claims.extend(effects.claims);
                     if let Some(slot) = self.slots.get_mut(&number) {
-                        slot.handled.push(policy);
+                        slot.add_handled([policy]);
                     }
                 }
                 Err(failure) => {
-                    let again = self.on_failure(number, policy, &failure, alone);
+                    unanswered |= matches!(failure, Failure::Dependency { .. });
+                    let again = self.on_failure(round, policy, failure);
                     wait = wait.max(again);
                 }
             }
         }
         let Some(slot) = self.slots.get_mut(&number) else { return };
-        if !collected.batch.writes.is_empty() {
+        if !unanswered && let Some(waiting) = slot.waits.take() {
+            waiting.answered();
+        }
+        // An alert alone is marked too: by the time of a second run the login's next report may have changed what the policy saw, and
+        // the alert would come again under another key.
+        if !collected.is_empty() {
             slot.wrote = true;
             collected.batch.handled = Some((slot.report.id, slot.handled.clone()));
         }
@@ -80,38 +99,48 @@ impl Detector {
                 slot.phase = Phase::Applying;
                 let (settler, settled) = (Arc::clone(&self.settler), self.report_settled.clone());
                 self.spawn_settling(async move {
-                    settler.effects(collected).await;
-                    let _ = settled.send(Settled::Applied(number, wait));
+                    let done = AssertUnwindSafe(settler.effects(collected)).catch_unwind().await;
+                    let _ = settled.send(match done {
+                        Ok(()) => Settled::Applied(number, wait),
+                        Err(panic) => Settled::Faulted(number, panic_text(&*panic)),
+                    });
                 });
             }
         }
     }
 
     /// Counts a failure. `Some`: the policy is to run on the report again, after that time.
-    fn on_failure(&mut self, number: u64, policy: String, failure: &Failure, alone: bool) -> Option<Duration> {
+    fn on_failure(&mut self, round: Round, policy: String, failure: Failure) -> Option<Duration> {
         let metrics = Arc::clone(&self.parts.services.metrics);
-        metrics.policy_failures.with_label_values(&[why(failure)]).inc();
         let max_attempts = self.parts.policy.max_attempts;
         let backoff = Backoff { first: self.parts.policy.retry_first, most: self.parts.policy.retry_most };
-        match blame(failure, alone) {
+        if let Some(why) = why(&failure) {
+            metrics.policy_failures.with_label_values(&[why]).inc();
+        }
+        match blame(&failure, round.alone) {
             Blame::Dependency => {
-                if let (Failure::Dependency { dependency, said }, Some(slot)) = (failure, self.slots.get_mut(&number)) {
-                    self.circuits.note(dependency, Some(said.clone()));
-                    slot.waited_for = Some(dependency);
-                }
-                metrics.retries.with_label_values(&["dependency"]).inc();
-                Some(self.parts.backoff.wait(4, rand::random()))
+                let (Failure::Dependency { dependency, said }, Some(slot)) =
+                    (failure, self.slots.get_mut(&round.number))
+                else {
+                    return None;
+                };
+                Some(self.circuits.refused(&mut slot.waits, dependency, said))
             }
             Blame::PerhapsNeighbour => {
                 metrics.retries.with_label_values(&["neighbour"]).inc();
-                if let Some(slot) = self.slots.get_mut(&number) {
+                if let Some(slot) = self.slots.get_mut(&round.number) {
                     slot.alone = true;
                 }
                 Some(Duration::ZERO)
             }
+            Blame::Program => {
+                tracing::error!(policy, error = %failure, "a panic while a report was handled; it becomes a dead letter");
+                self.give_up(round.number, Given { policy, why: failure.to_string(), kind: ReasonKind::Internal });
+                None
+            }
             Blame::Policy => {
-                self.note_breaker(&policy, Some(failure), number);
-                let slot = self.slots.get_mut(&number)?;
+                self.note_breaker(&policy, Some(&failure), round);
+                let slot = self.slots.get_mut(&round.number)?;
                 if self.breakers.get(&policy).is_some_and(|breaker| breaker.open_until().is_some()) {
                     return Some(backoff.wait(1, rand::random()));
                 }
@@ -127,30 +156,44 @@ impl Detector {
         }
     }
 
+    pub(super) fn give_up(&mut self, number: u64, given: Given) {
+        if let Some(slot) = self.slots.get_mut(&number) {
+            slot.given_up.push(given);
+        }
+    }
+
     /// Every policy is decided: the report settles by itself from here on.
-    fn finish(&mut self, number: u64, collected: Collected) {
+    pub(super) fn finish(&mut self, number: u64, collected: Collected) {
         let Some(slot) = self.slots.remove(&number) else { return };
-        let ending = slot.reason().map_or(Ending::Handled, Ending::Dead);
+        let mut ending = slot.reason().map_or(Ending::Handled, Ending::Dead);
         if !self.hung.is_empty() {
             self.hung.remove(slot.report.id);
         }
         let login: Option<Box<str>> = (slot.place == Place::InOrder).then(|| slot.report.login.as_str().into());
         let settler = Arc::clone(&self.settler);
         let Slot { report, token, wrote, .. } = slot;
-        if collected.is_empty() {
+        let (decided, t) = (Instant::now(), report.t);
+        let release = if collected.is_empty() {
             if let Some(login) = login {
                 self.dispatch.release(&login);
             }
-            self.spawn_settling(async move { settler.finish(report, token, wrote, ending).await });
-            return;
-        }
-        let settled = self.report_settled.clone();
+            None
+        } else {
+            login.map(|login| Release { login: Some(login), settled: self.report_settled.clone() })
+        };
         self.spawn_settling(async move {
-            settler.effects(collected).await;
-            if let Some(login) = login {
-                let _ = settled.send(Settled::Released(login));
+            let steps = async {
+                settler.effects(collected).await;
+                drop(release);
+                settler.store(report, wrote).await;
+            };
+            // The token stays out here: a panic in there makes a dead letter, and a cancelled task hands the report out again.
+            if let Err(panic) = AssertUnwindSafe(steps).catch_unwind().await {
+                let text = format!("a fault of this program: {}", panic_text(&*panic));
+                tracing::error!(error = text, "a panic while a report was settled; it becomes a dead letter");
+                ending = Ending::Dead(Reason { kind: ReasonKind::Internal, text, only: Vec::new(), attempts: 1 });
             }
-            settler.finish(report, token, wrote, ending).await;
+            settler.end(token, ending, t, decided);
         });
     }
 
@@ -167,12 +210,29 @@ impl Detector {
     }
 }
 
-fn why(failure: &Failure) -> &'static str {
-    match failure {
+/// Lets the login's next report start when it is dropped, so also where the effects before it panic.
+struct Release {
+    login: Option<Box<str>>,
+    settled: mpsc::UnboundedSender<Settled>,
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        if let Some(login) = self.login.take() {
+            let _ = self.settled.send(Settled::Released(login));
+        }
+    }
+}
+
+/// The label of a failure that is the policy's; that a dependency is out is counted as a retry.
+fn why(failure: &Failure) -> Option<&'static str> {
+    Some(match failure {
         Failure::Error(_) => "error",
         Failure::Time(_) => "time",
         Failure::Cpu(_) => "cpu",
         Failure::Memory => "memory",
-        Failure::Cancelled | Failure::Dependency { .. } => "cancelled",
-    }
+        Failure::Cancelled => "cancelled",
+        Failure::Internal(_) => "internal",
+        Failure::Dependency { .. } => return None,
+    })
 }

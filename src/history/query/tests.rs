@@ -11,6 +11,12 @@ fn refused(body: &Value) -> (String, String) {
 }
 
 #[test]
+fn empty_lua_table_is_an_empty_list() {
+    assert!(parse(&json!({"query": {"terms": {"attrs.groups": {}}}}), Time::default()).is_ok());
+    assert_eq!(refused(&json!({"query": {"terms": {"login": {"a": 1}}}})).1, "must be a list, is an object");
+}
+
+#[test]
 fn what_is_unknown_or_wrong_is_named_by_its_path() {
     for (body, path, reason) in [
         (json!([]), "body", "must be an object, is a list"),
@@ -203,7 +209,55 @@ fn bodies() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Queries that are understood, now and then deeper than they may be.
+fn queries() -> impl Strategy<Value = Value> {
+    let address =
+        prop_oneof![any::<[u8; 4]>().prop_map(Into::into), any::<[u8; 16]>().prop_map(std::net::IpAddr::from)];
+    let leaf = prop_oneof![
+        Just(json!({"match_all": {}})),
+        "\\PC{0,5}".prop_map(|text| json!({"prefix": {"login": text}})),
+        (address.clone(), 0..129_u8).prop_map(|(ip, bits)| json!({"term": {"remote": format!("{ip}/{bits}")}})),
+        (address.clone(), address).prop_map(|(low, high)| json!({"range": {"remote": {"gt": low, "lt": high}}})),
+        any::<[f64; 2]>().prop_map(|[low, high]| json!({"range": {"t": {"gt": low, "lte": high}}})),
+        any::<[i64; 2]>().prop_map(|[low, high]| json!({"range": {"@timestamp": {"gte": low, "lte": high}}})),
+    ];
+    let nested = leaf.prop_recursive(3, 24, 4, |inner| {
+        let some = || prop::collection::vec(inner.clone(), 0..4);
+        (some(), some(), some(), 0..4_usize).prop_map(|(must, should, not, least)| {
+            json!({"bool": {"filter": must, "should": should, "must_not": not, "minimum_should_match": least}})
+        })
+    });
+    (nested, 0..34_usize).prop_map(|(query, deeper)| {
+        (0..deeper).fold(query, |query, _| json!({"constant_score": {"filter": {"bool": {"must": query}}}}))
+    })
+}
+
+/// The levels of a condition. What is in it holds what the drivers rely on.
+fn levels(clause: &Clause) -> usize {
+    match clause {
+        Clause::Remote(spans) => assert!(spans.iter().all(|(first, last)| first <= last), "{spans:?}"),
+        Clause::Bool(bool) => {
+            let inner = bool.all.iter().chain(&bool.some).chain(&bool.none);
+            return 1 + inner.map(levels).max().unwrap_or(0);
+        }
+        _ => {}
+    }
+    1
+}
+
 proptest! {
+    #[test]
+    fn what_is_understood_is_within_the_limits(query in queries(), size: u16, from: u16) {
+        match parse(&json!({ "query": query, "size": size, "from": from }), Time::default()) {
+            Ok(query) => {
+                prop_assert!(levels(&query.filter) <= MAX_DEPTH);
+                prop_assert_eq!(query.check(10_000, 10).is_ok(), usize::from(size) + usize::from(from) <= 10_000);
+            }
+            Err(HistoryError::Query { path, reason }) => prop_assert!(path.starts_with("query.") && !reason.is_empty()),
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+    }
+
     #[test]
     fn no_body_makes_it_panic(query in bodies(), aggs in bodies(), other in bodies()) {
         let _ = parse(&other, Time::default());

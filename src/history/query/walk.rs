@@ -43,9 +43,14 @@ pub(super) fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Map<String,
     value.as_object().ok_or_else(|| wrong(path, value, "an object"))
 }
 
-/// The value as a list.
-pub(super) fn list<'a>(value: &'a Value, path: &str) -> Result<&'a Vec<Value>, HistoryError> {
-    value.as_array().ok_or_else(|| wrong(path, value, "a list"))
+/// The value as a list. `{}` is an empty one: so an empty Lua table arrives, and what a sender left empty (`lt.attrs_mv.groups`) must
+/// not make a policy fail that passes it on.
+pub(super) fn list<'a>(value: &'a Value, path: &str) -> Result<&'a [Value], HistoryError> {
+    match value {
+        Value::Array(values) => Ok(values),
+        Value::Object(map) if map.is_empty() => Ok(&[]),
+        other => Err(wrong(path, other, "a list")),
+    }
 }
 
 /// The value as a string.

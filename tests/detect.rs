@@ -1,0 +1,241 @@
+//! What becomes of reports when this program's own code fails, when a policy is broken, and when a dependency is away: nobody else pays,
+//! and nothing is lost.
+//!
+//! The whole program runs in this process on its real stores, with a thin layer around two of them that fails as it is told.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use support::program::Site;
+use support::sender::{Progress, query, send_all};
+use trackalert::app::{App, Stores};
+use trackalert::config::{Config, Roles};
+use trackalert::history::{History, HistoryError, Search, Stored};
+use trackalert::queue::{DeadLetter, Filter, ReasonKind};
+use trackalert::report::{LoginReport, ReportId, Time};
+use trackalert::state::{Batch, State, StateError, Write};
+use trackalert::telemetry::Metrics;
+
+/// What is to fail.
+#[derive(Default)]
+struct Faults {
+    panics: AtomicBool,
+    state_is_down: AtomicBool,
+}
+
+impl Faults {
+    fn panic_at(&self, text: &str, place: &str) {
+        assert!(
+            !(self.panics.load(Ordering::SeqCst) && text.contains(place)),
+            "the store fails at {place}, as it was told"
+        );
+    }
+}
+
+struct FaultyState(Arc<dyn State>, Arc<Faults>);
+struct FaultyHistory(Arc<dyn History>, Arc<Faults>);
+
+impl State for FaultyState {
+    fn get<'a>(&'a self, key: &'a str, at: Time) -> BoxFuture<'a, Result<Option<bytes::Bytes>, StateError>> {
+        self.1.panic_at(key, "at-get");
+        self.0.get(key, at)
+    }
+    fn members<'a>(&'a self, key: &'a str, after: Time, until: Time) -> BoxFuture<'a, Result<Vec<u64>, StateError>> {
+        self.0.members(key, after, until)
+    }
+    fn handled(&self, report: ReportId) -> BoxFuture<'_, Result<Vec<String>, StateError>> {
+        self.0.handled(report)
+    }
+    fn apply(&self, batch: Batch) -> BoxFuture<'_, Result<(), StateError>> {
+        for write in &batch.writes {
+            if let Write::Set { key, .. } = write {
+                self.1.panic_at(key, "at-apply");
+            }
+        }
+        if self.1.state_is_down.load(Ordering::SeqCst) {
+            return Box::pin(async { Err(StateError("it is down".to_owned())) });
+        }
+        self.0.apply(batch)
+    }
+    fn sync(&self) -> BoxFuture<'_, Result<(), StateError>> {
+        self.0.sync()
+    }
+    fn sweep(&self) -> BoxFuture<'_, Result<usize, StateError>> {
+        self.0.sweep()
+    }
+}
+
+impl History for FaultyHistory {
+    fn store(&self, report: Arc<LoginReport>) -> BoxFuture<'_, Result<Stored, HistoryError>> {
+        self.1.panic_at(&report.login, "at-store");
+        self.0.store(report)
+    }
+    fn search(&self, search: Search) -> BoxFuture<'_, Result<Value, HistoryError>> {
+        self.0.search(search)
+    }
+    fn retain(&self, now: Time) -> BoxFuture<'_, Result<usize, HistoryError>> {
+        self.0.retain(now)
+    }
+}
+
+/// A running program, and what a test does with it.
+struct Running {
+    app: App,
+    stores: Stores,
+    metrics: Arc<Metrics>,
+    faults: Arc<Faults>,
+    address: String,
+    site: Site,
+}
+
+impl Running {
+    async fn start(settings: &str, policy: &str) -> Self {
+        let site = Site::new(&format!("history.commit_every = \"20ms\"\n{settings}"));
+        site.policy("p", policy);
+        let config = Config::load(Some(&site.config()), &[]).unwrap();
+        let (metrics, faults) = (Arc::new(Metrics::new()), Arc::new(Faults::default()));
+        let stores = Stores::open(&config, &metrics).unwrap();
+        let stores = Stores {
+            state: Arc::new(FaultyState(stores.state, Arc::clone(&faults))),
+            history: Arc::new(FaultyHistory(stores.history, Arc::clone(&faults))),
+            ..stores
+        };
+        let app = App::assemble(config, Roles::all(), stores.clone(), Arc::clone(&metrics)).await.unwrap();
+        let address = app.address().to_string();
+        Self { app, stores, metrics, faults, address, site }
+    }
+
+    async fn send(&self, logins: impl IntoIterator<Item = String>) {
+        let reports = logins.into_iter().enumerate().map(|(n, login)| {
+            let remote = format!("198.18.{}.{}", n / 250, n % 250);
+            json!({ "login": login, "remote": remote }).to_string()
+        });
+        send_all(&self.address, reports.collect(), 50, Arc::new(Progress::default())).await;
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Metrics) -> bool) {
+        let began = Instant::now();
+        while !holds(&self.metrics) {
+            assert!(began.elapsed() < Duration::from_secs(30), "waited for {what}:\n{}", self.metrics.render());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn until_handled(&self, reports: u64) {
+        self.until("the reports to be handled", |metrics| metrics.handled.get() >= reports).await;
+        self.until("nothing in hand", |metrics| metrics.unsettled.get() == 0 && metrics.in_flight.get() == 0).await;
+    }
+
+    async fn letters(&self) -> Vec<DeadLetter> {
+        self.stores.reports.dead_letters().list(Filter::default(), None, 1000).await.unwrap()
+    }
+
+    async fn letters_when(&self, count: usize) -> Vec<DeadLetter> {
+        let began = Instant::now();
+        loop {
+            let letters = self.letters().await;
+            if letters.len() == count {
+                return letters;
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "{count} dead letters wanted: {letters:#?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn stored(&self) -> Value {
+        query(&self.address, json!({ "size": 0 })).await["hits"]["total"]["value"].clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn panic_costs_the_report_at_hand_and_nobody_else() {
+    let policy =
+        "function report(lt) state.set(lt.login, (state.get(lt.login) or 0) + 1); alert{kind='k', title='t'} end";
+    let running = Running::start("", policy).await;
+    running.faults.panics.store(true, Ordering::SeqCst);
+    let logins = ["ann", "at-get", "at-apply", "at-store"];
+    running.send((0..40).map(|n| logins[n % 4].to_owned())).await;
+    running.until_handled(40).await;
+    let letters = running.letters_when(30).await;
+    assert!(letters.iter().all(|letter| letter.reason.kind == ReasonKind::Internal), "{letters:#?}");
+    assert!(letters[0].reason.text.contains("as it was told"), "{:?}", letters[0].reason);
+
+    running.faults.panics.store(false, Ordering::SeqCst);
+    for letter in letters {
+        assert!(running.stores.reports.dead_letters().resend(letter.id).await.unwrap());
+    }
+    running.until_handled(70).await;
+    running.letters_when(0).await;
+    assert_eq!(running.stored().await, json!(40), "each stands in the history once");
+    running.app.drain().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn burst_that_trips_a_policy_does_not_keep_it_out_for_ever() {
+    let settings = "policy.breaker_calls = 20\npolicy.breaker_pause = \"50ms\"\npolicy.max_attempts = 2\npolicy.retry_first = \"1ms\"";
+    let running =
+        Running::start(settings, "function report(lt) if lt.login:find('^bad') then error('trips') end end").await;
+    running.send((0..40).map(|n| format!("bad{n}"))).await;
+    running.until("the breaker", |metrics| metrics.waiting.with_label_values(&["policy"]).get() == 1).await;
+    let early = running.letters().await.len();
+    let began = Instant::now();
+    let mut good = 0;
+    // Traffic goes on, as it does: the good reports show each time that the policy works.
+    while running.metrics.handled.get() < 40 + good {
+        assert!(began.elapsed() < Duration::from_secs(30), "kept out:\n{}", running.metrics.render());
+        running.send((good..good + 20).map(|n| format!("good{n}"))).await;
+        good += 20;
+        running.until("the good ones", |metrics| metrics.handled.get() >= good).await;
+    }
+    let letters = running.letters_when(40).await;
+    assert!(early <= 20, "{early} dead letters before the breaker opened");
+    assert!(letters.iter().all(|letter| letter.message.key.starts_with("bad") && letter.reason.only == ["p"]));
+    assert_eq!(running.metrics.waiting.with_label_values(&["policy"]).get(), 0);
+    running.app.drain().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letter_for_a_policy_that_is_gone_stays_a_letter_until_the_policy_is_back() {
+    let running = Running::start("policy.max_attempts = 1", "function report(lt) error('fails') end").await;
+    running.send(["ann".to_owned()]).await;
+    let letter = running.letters_when(1).await.remove(0);
+    std::fs::remove_dir_all(running.site.folder.path().join("policies/p")).unwrap();
+    running.site.policy("q", "function report(lt) end");
+    running.app.reload().await.unwrap();
+    running.stores.reports.dead_letters().resend(letter.id.clone()).await.unwrap();
+    running.until_handled(2).await;
+    let letter = running.letters_when(1).await.remove(0);
+    assert!(
+        letter.reason.text.contains("no policy of that name is loaded") && letter.reason.only == ["p"],
+        "{letter:?}"
+    );
+    running.site.policy("p", "function report(lt) end");
+    running.app.reload().await.unwrap();
+    running.stores.reports.dead_letters().resend(letter.id).await.unwrap();
+    running.until_handled(3).await;
+    running.letters_when(0).await;
+    running.app.drain().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outage_of_the_state_delays_reports_and_costs_none() {
+    let running =
+        Running::start("queue.retry_most = \"20s\"", "function report(lt) state.set('n', lt.login) end").await;
+    running.faults.state_is_down.store(true, Ordering::SeqCst);
+    running.send((0..200).map(|n| format!("user{n}"))).await;
+    running.until("the circuit", |metrics| metrics.waiting.with_label_values(&["state"]).get() == 1).await;
+    running.until("some tries", |metrics| metrics.retries.with_label_values(&["dependency"]).get() > 200).await;
+    assert_eq!(running.metrics.waiting.with_label_values(&["state"]).get(), 1, "reads that work close no circuit");
+    running.faults.state_is_down.store(false, Ordering::SeqCst);
+    let recovered = Instant::now();
+    running.until_handled(200).await;
+    running.until("the circuit to close", |metrics| metrics.waiting.with_label_values(&["state"]).get() == 0).await;
+    println!("all handled {:?} after the recovery", recovered.elapsed());
+    assert!(running.letters().await.is_empty());
+    running.app.drain().await.unwrap();
+}
