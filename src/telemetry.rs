@@ -161,7 +161,7 @@ metrics! {
     rejected: counters "trackalert_rejected_total" ["reason": "malformed", "policy", "hung", "channel", "internal"];
     #[doc = "Settlements of a generation that is gone, ignored"]
     stale_settlements: counter "trackalert_stale_settlements_total";
-    #[doc = "Messages written in one group commit"]
+    #[doc = "Time of one group commit"]
     group_commit: histogram "trackalert_group_commit_duration_seconds";
 
     // detect
@@ -181,9 +181,9 @@ metrics! {
     lag: seconds_gauge "trackalert_lag_seconds";
     #[doc = "Time in the history and acknowledgement after the handlers"]
     settle: histogram "trackalert_settle_duration_seconds";
-    #[doc = "1 while work waits for a dependency"]
-    waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy",
-        "vm"];
+    #[doc = "1 while work waits for a dependency; channels stand here by their names"]
+    waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy", "vm",
+        "state (notify)"];
 
     // policy
     #[doc = "Calls of a policy's report that failed, by what stopped them"]

@@ -21,7 +21,7 @@ use sha2::Sha256;
 use tokio::sync::{mpsc, watch};
 use trackalert::alert::Alert;
 use trackalert::health::Health;
-use trackalert::notify::{ChannelSettings, Notify, Parts, Settings, build_channels};
+use trackalert::notify::{ChannelSettings, Notify, NotifyError, Parts, Settings, build_channels};
 use trackalert::queue::delivery::ReasonKind;
 use trackalert::queue::{AckToken, Delivery, Message, Reason, Settlement, Subscription, Tag, headers};
 use trackalert::settings::Secret;
@@ -39,6 +39,7 @@ fn settings(urls: &[&str]) -> Settings {
     Settings {
         suppress: Duration::from_secs(3600),
         in_flight: 64,
+        channel_in_flight: 8,
         max_attempts: 3,
         retry_first: Duration::from_millis(5),
         retry_most: Duration::from_millis(50),
@@ -57,6 +58,7 @@ struct Rig {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     notify: Notify,
+    source: tokio::task::AbortHandle,
     sequence: u64,
 }
 
@@ -71,6 +73,7 @@ impl Rig {
         let (token, settlements) = mpsc::unbounded_channel();
         let closed = deliveries.clone();
         let source = tokio::spawn(async move { closed.closed().await });
+        let abort = source.abort_handle();
         let (metrics, health) = (Arc::new(Metrics::new()), Arc::new(Health::default()));
         let notify = Notify::start(Parts {
             settings,
@@ -81,7 +84,18 @@ impl Rig {
             drain_timeout,
         })
         .unwrap();
-        Self { deliveries, settlements, token, pause: paused, state, metrics, health, notify, sequence: 0 }
+        Self {
+            deliveries,
+            settlements,
+            token,
+            pause: paused,
+            state,
+            metrics,
+            health,
+            notify,
+            source: abort,
+            sequence: 0,
+        }
     }
 
     async fn hand_out(&mut self, message: Message) -> u64 {
@@ -232,11 +246,13 @@ async fn receiver_down_then_up() {
     until("a retry", || retries.get() >= 2).await;
     let name = format!("webhook:{address}");
     until("the health to name the channel", || rig.health.waiting().contains_key(&name)).await;
+    assert!(rig.metrics.render().contains(&format!("trackalert_waiting_for{{dependency=\"{name}\"}} 1")));
 
     let receiver = Receiver::at(address).await;
     assert_eq!(rig.settlement().await.1, Settlement::Ack);
     assert_eq!(receiver.ids(), ["patient"]);
     assert!(rig.health.waiting().is_empty());
+    assert!(rig.metrics.render().contains(&format!("trackalert_waiting_for{{dependency=\"{name}\"}} 0")));
 }
 
 #[tokio::test]
@@ -294,11 +310,8 @@ async fn one_of_two_channels_fails() {
 #[tokio::test]
 async fn body_is_the_alert_and_its_signature_verifies() {
     let receiver = Receiver::start().await;
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("secret");
-    std::fs::write(&file, "hush-hush\n").unwrap();
     let mut settings = settings(&[&receiver.url(), &receiver.url()]);
-    settings.channels[1].secret_file = file;
+    settings.channels[1].secret = Secret::from("hush-hush".to_owned());
     let mut rig = Rig::start(settings);
     let sent = alert("a1", "new_country", "alice", 0);
     rig.settle(message(&sent)).await;
@@ -368,10 +381,13 @@ async fn state_that_is_away_delays_an_alert_and_loses_none() {
     let mut rig = Rig::start(settings(&[&receiver.url()]));
     rig.state.set_down(true);
     rig.hand_out(raised("waits", 0)).await;
-    until("the health to name the state", || rig.health.waiting().contains_key("state")).await;
+    until("the health to name the state", || rig.health.waiting().contains_key("state (notify)")).await;
     assert!(receiver.requests().is_empty(), "not sent before its window is on disk");
+    let waiting = |dependency: &str| rig.metrics.waiting.with_label_values(&[dependency]).get();
+    assert_eq!((waiting("state (notify)"), waiting("state")), (1, 0), "detect's word is detect's to take away");
     rig.state.set_down(false);
     assert_eq!(rig.settlement().await.1, Settlement::Ack);
+    assert_eq!(rig.metrics.waiting.with_label_values(&["state (notify)"]).get(), 0);
     assert_eq!(receiver.ids(), ["waits"]);
 }
 
@@ -407,6 +423,46 @@ async fn drain_ends_in_time_though_a_receiver_hangs() {
     until("the request", || receiver.requests().len() == 1).await;
     tokio::time::timeout(Duration::from_secs(8), rig.notify.drain()).await.unwrap();
     assert_eq!(rig.settlements.recv().await.unwrap().1, Settlement::Nack);
+}
+
+#[tokio::test]
+async fn channel_that_is_down_holds_up_no_other() {
+    let (good, down) = (Receiver::start().await, Receiver::start().await);
+    down.answers(Answer { after: Duration::from_secs(3600), ..Answer::status(200) });
+    let mut settings = settings(&[&good.url(), &down.url()]);
+    (settings.in_flight, settings.channel_in_flight) = (60, 2);
+    let mut rig = Rig::start(settings);
+    let told = || good.ids().len();
+    for n in 0..50 {
+        rig.hand_out(message(&alert(&format!("a{n}"), "new_country", &format!("login{n}"), 0))).await;
+    }
+    until("all alerts at the receiver that works", || told() == 50).await;
+    assert_eq!(down.requests().len(), 2, "tries at once on the channel that hangs");
+    assert!(rig.settlements.try_recv().is_err(), "an alert was settled before its last channel was done");
+    // And the whole has a bound.
+    for n in 50..70 {
+        rig.hand_out(message(&alert(&format!("a{n}"), "new_country", &format!("login{n}"), 0))).await;
+    }
+    until("alerts up to the bound", || told() == 60).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(told(), 60);
+}
+
+#[tokio::test]
+async fn source_that_ends_without_a_drain_is_an_error() {
+    let receiver = Receiver::start().await;
+    let rig = Rig::start(settings(&[&receiver.url()]));
+    assert!(!rig.notify.ended());
+    rig.source.abort();
+    drop(rig.deliveries);
+    until("the end of notify", || rig.notify.ended()).await;
+    assert_eq!(rig.health.hung(Duration::ZERO), ["notify"], "livez takes it for done");
+    assert_eq!(rig.notify.drain().await, Some(NotifyError::SourceEnded));
+
+    let rig = Rig::start(settings(&[&receiver.url()]));
+    let health = Arc::clone(&rig.health);
+    assert_eq!(rig.notify.drain().await, None);
+    assert!(health.hung(Duration::ZERO).is_empty());
 }
 
 #[test]

@@ -318,6 +318,10 @@ async fn rejected_is_listed_resent_and_dropped(driver: &dyn Driver) {
     assert_eq!(resent.message.header(headers::ATTEMPTS), Some("3"));
     assert_eq!(resent.message.published, first.message.published);
     assert_eq!(&resent.message.body[..], b"0");
+    resent.token.reject(reason(&["spray"]));
+    until("it is no dead letter again", async || queue.depth().await.unwrap().dead == 2).await;
+    let letters = dead.list(Filter::default(), None, 10).await.unwrap();
+    assert_eq!(letters.last().unwrap().reason.attempts, 6, "the attempts before it was sent again are forgotten");
 }
 
 async fn handled_backlog_goes_and_the_rest_is_still_there(driver: &dyn Driver) {

@@ -119,6 +119,31 @@ async fn new_origin_asks_the_history_only_when_something_is_new() {
 }
 
 #[tokio::test]
+async fn new_origin_writes_only_what_is_new_and_once_a_day() {
+    let bench = Bench::new("new_origin").await;
+    learnt(&bench).await;
+    let writes = async |remote: &str, t: f64, country: &str, asn| {
+        let report = from(success("alice", remote, t), country, asn);
+        let effects = bench.call(&report).await;
+        let writes = effects.writes.len();
+        bench.apply(&report, effects).await;
+        writes
+    };
+    assert_eq!(writes("192.0.2.7", 0.6 * DAY, "DE", 64496).await, 0, "where it always logs in from");
+    let searches = bench.history.searches();
+    assert_eq!(writes("198.51.100.9", 0.7 * DAY, "BR", 64500).await, 1, "a new place");
+    assert_eq!(writes("198.51.100.9", 0.8 * DAY, "BR", 64500).await, 0, "it is known now");
+    assert_eq!(bench.history.searches(), searches + 1);
+    assert_eq!(writes("192.0.2.7", 1.5 * DAY, "DE", 64496).await, 1, "noted again after a day");
+    assert_eq!(writes("192.0.2.7", 1.6 * DAY, "DE", 64496).await, 0);
+    // So one that is used every day is never learnt anew.
+    for day in 2..400 {
+        assert_eq!(writes("192.0.2.7", f64::from(day) * DAY + 60_000.0, "DE", 64496).await, 1, "{day}");
+    }
+    assert_eq!(kinds(&bench.run(from(success("alice", "203.0.113.1", 400.0 * DAY), "FR", 3)).await), ["new_country"]);
+}
+
+#[tokio::test]
 async fn new_origin_is_silent_when_a_geoip_file_is_new() {
     let bench = Bench::new("new_origin").await;
     for hour in 0..12 {
@@ -146,7 +171,7 @@ async fn success_after_failures_from_many_addresses() {
     let owner = bench.run(success("alice", "192.0.2.7", 11.0 * MINUTE)).await;
     assert_eq!(owner[0].severity, Severity::Low, "an address with a success before");
     assert_ne!(owner[0].key, alerts[0].key, "and it must not suppress the other");
-    let again = bench.run(success("alice", "203.0.113.99", 12.0 * MINUTE)).await;
+    let again = bench.run(success("alice", "203.0.113.99", 40.0 * MINUTE)).await;
     assert_eq!(again[0].severity, Severity::High, "an address does not become known under attack");
     assert!(bench.run(success("bob", "203.0.113.99", 11.0 * MINUTE)).await.is_empty(), "another login");
 
@@ -158,6 +183,22 @@ async fn success_after_failures_from_many_addresses() {
         lagging.run(failure("alice", &format!("203.0.113.{n}"), f64::from(n))).await;
     }
     assert_eq!(lagging.run(success("alice", "192.0.2.7", MINUTE)).await[0].severity, Severity::Low);
+}
+
+#[tokio::test]
+async fn success_after_failures_asks_once_for_a_client_that_logs_in_all_the_time() {
+    let bench = Bench::new("success_after_failures").await;
+    for n in 0..6 {
+        bench.run(failure("alice", &format!("203.0.113.{n}"), f64::from(n))).await;
+    }
+    let mut raised = 0;
+    for n in 0..300 {
+        raised += bench.run(success("alice", "192.0.2.7", MINUTE + f64::from(n) * 10.0)).await.len();
+    }
+    assert!((4..=7).contains(&raised), "told once in ten minutes of fifty: {raised}");
+    assert_eq!(bench.history.searches(), raised, "a search only where something is told");
+    let thief = bench.run(success("alice", "198.51.100.3", MINUTE + 2995.0)).await;
+    assert_eq!(kinds(&thief), ["success_after_failures"], "another address is news at once");
 }
 
 #[tokio::test]
@@ -198,7 +239,58 @@ async fn one_address_many_logins_counts_each_login_once() {
     assert_eq!(alerts[0].remote.as_deref(), Some("203.0.113.5"));
 
     let raised = bench.run_all((15..200).map(|n| failure(&format!("user{n}"), "203.0.113.5", 151.0)).collect()).await;
-    assert!((20..60).contains(&raised.len()), "a flood of reports is not a flood of alerts: {}", raised.len());
+    let sizes: Vec<_> = raised.iter().map(|alert| alert.evidence["failing_logins"].as_u64().unwrap()).collect();
+    assert_eq!(sizes, [30, 60, 120], "a flood of reports is not a flood of alerts");
+    assert_eq!(bench.history.searches(), 4);
+}
+
+#[tokio::test]
+async fn one_address_many_logins_tells_again_of_an_attack_that_goes_on_and_not_of_repeats() {
+    let bench = Bench::new("one_address_many_logins").await;
+    for n in 0..20 {
+        bench.run(failure(&format!("user{n}"), "203.0.113.5", f64::from(n))).await;
+    }
+    let repeats = bench.run_all((0..50).map(|n| failure("user3", "203.0.113.5", 20.0 + f64::from(n))).collect()).await;
+    assert!(repeats.is_empty(), "one login tried again and again: {}", repeats.len());
+    assert_eq!(bench.history.searches(), 1);
+
+    // New logins all the time, some 35 in each five minutes; and the same 35 round and round.
+    for (address, login) in [("203.0.113.6", (|n| n) as fn(u32) -> u32), ("203.0.113.7", |n| n % 35)] {
+        let hours = (0..1200).map(|n| failure(&format!("user{}", login(n)), address, f64::from(n) * 8.5)).collect();
+        let raised = bench.run_all(hours).await;
+        let late = raised.iter().filter(|alert| alert.time.as_str() > "2020-09-13T14:30:00Z").count();
+        assert!((20..=45).contains(&raised.len()), "{address}: {}", raised.len());
+        assert!(late >= 8, "{address}: after hours it is told of still: {late}");
+    }
+}
+
+#[tokio::test]
+async fn lists_in_evidence_stay_lists_when_they_are_empty() {
+    let spray = Bench::new("one_address_many_logins").await;
+    let report = |n: u32| failure(&format!("user{n}"), "203.0.113.5", f64::from(n));
+    // Nothing of it is in the history yet.
+    for n in 0..14 {
+        spray.apply(&report(n), spray.call(&report(n)).await).await;
+    }
+    let alerts = spray.call(&report(14)).await.alerts;
+    for list in ["some_logins", "protocols"] {
+        assert_eq!(alerts[0].evidence[list], serde_json::json!([]), "{list}");
+    }
+    let guessed = Bench::new("success_after_failures").await;
+    for n in 0..5 {
+        let report = failure("alice", &format!("203.0.113.{n}"), f64::from(n));
+        guessed.apply(&report, guessed.call(&report).await).await;
+    }
+    let alerts = guessed.call(&success("alice", "203.0.113.99", MINUTE)).await.alerts;
+    for list in ["some_addresses", "countries"] {
+        assert_eq!(alerts[0].evidence[list], serde_json::json!([]), "{list}");
+    }
+    let networks = Bench::new("new_origin").await;
+    for n in 0..10 {
+        networks.run(success("bob", "192.0.2.7", f64::from(n))).await;
+    }
+    let alerts = networks.run(success("bob", "198.51.100.7", MINUTE)).await;
+    assert_eq!(alerts[0].evidence["known_countries"], serde_json::json!([]));
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ local DAY = 86400
 local LEARN_TIME = 14 * DAY    -- nothing is said of an account before this time has passed since its first login here ...
 local LEARN_LOGINS = 10        -- ... or so many logins have succeeded, whichever is first
 local REMEMBER = 180 * DAY     -- an account without a login for so long is learnt anew
+local REFRESH = DAY            -- a known place is noted again when so much time has passed: most logins cost no write
 local MOST_PLACES = 64         -- networks remembered for one account; the longest unseen goes first
 local LONGEST_LOGIN = 512      -- no account has a longer name; such a report is noise and must not fail this policy
 
@@ -67,11 +68,23 @@ local function is_new(places, place)
   return place ~= nil and next(places) ~= nil and places[place] == nil
 end
 
+-- Whether noting the place would change what is known: it is new, or was noted long ago.
+local function is_due(places, place, at)
+  return place ~= nil and (places[place] == nil or at - places[place] >= REFRESH)
+end
+
+-- The names in order; a list that is empty stays a list for who reads the alert.
 local function sorted(places)
   local names = {}
   for place in pairs(places) do names[#names + 1] = place end
   table.sort(names)
-  return names
+  return #names > 0 and names or json.empty_array
+end
+
+local function how_many(places)
+  local count = 0
+  for _ in pairs(places) do count = count + 1 end
+  return count
 end
 
 function report(lt)
@@ -93,7 +106,8 @@ function report(lt)
   local learnt = known.logins >= LEARN_LOGINS or (known.logins > 0 and lt.t - known.first >= LEARN_TIME)
   local new_country, new_network = news()
   if learnt and (new_country or new_network) and not asked then
-    ask_history(lt, known)   -- the state may have been lost or forgotten something; a search only where it decides
+    asked = true             -- the state may have been lost or forgotten something; a search only where it decides
+    ask_history(lt, known)
     new_country, new_network = news()
   end
 
@@ -106,12 +120,17 @@ function report(lt)
       text = "If this was not its owner, the password is known to somebody else. Travel and new providers look the same.",
       evidence = {
         country = country, asn = here.asn, as_org = here.as_org, network = system or near, protocol = lt.protocol,
-        known_countries = sorted(known.countries), known_networks = #sorted(system and known.systems or known.prefixes),
+        known_countries = sorted(known.countries), known_networks = how_many(system and known.systems or known.prefixes),
         first_seen = time.format(known.first), last_login = time.format(known.last), logins = known.logins,
       },
     }
   end
 
+  -- An account that is learnt and logs in from where it always does is not written: what is counted and dated is then the first login
+  -- of each day, and the history, which is asked before anything is said, knows the rest.
+  local due = asked or not learnt or is_due(known.countries, country, lt.t) or is_due(known.systems, system, lt.t)
+    or is_due(known.prefixes, near, lt.t)
+  if not due then return end
   known.logins, known.last = known.logins + 1, math.max(known.last, lt.t)
   known.first = math.min(known.first, lt.t)
   seen(known.countries, country, lt.t)

@@ -7,6 +7,7 @@
 
 local WINDOW = 300             -- seconds
 local LOGINS = 15              -- so many different logins make an attack
+local AGAIN = 300              -- an attack that goes on is told again once in each such stretch of seconds
 local LONGEST_LOGIN = 512      -- no account has a longer name; such a report is noise and must not fail this policy
 
 -- Failures that say nothing about a guess: our own faults, and accounts that may not log in whatever the password.
@@ -27,10 +28,29 @@ local function ask_history(address)
   return found.aggregations
 end
 
+-- The keys of buckets; a list that is empty stays a list for who reads the alert.
 local function keys(buckets)
   local list = {}
-  for _, bucket in ipairs(buckets) do list[#list + 1] = bucket.key end
-  return list
+  for _, bucket in ipairs(buckets or {}) do list[#list + 1] = bucket.key end
+  return #list > 0 and list or json.empty_array
+end
+
+-- Whether this attack is to be told now: once for each size (15 logins, 30, 60, ...) in each stretch of time. So a flood of reports
+-- raises a handful of alerts and costs as many searches, an attack that goes on for hours is told again (the window of notify keeps
+-- people from hearing it more often than they want), and repeated tries of the same logins add nothing.
+-- It is noted with state.add and not with state.set, because an add is seen at once by the reports of other logins that run beside this
+-- one. The second key is this report's own: one that runs again, because its worker was given up, must not take its own note for that
+-- of another and stay silent.
+local function is_news(lt, address, failing)
+  local size = LOGINS
+  while failing >= 2 * size do size = 2 * size end
+  local told = ("told %s %d %d"):format(address, size, math.floor(lt.t / AGAIN))
+  local mine = told .. " by " .. lt.id
+  local within = { within = AGAIN }
+  if state.count(told, within) > 0 and state.count(mine, within) == 0 then return false end
+  state.add(told, "told", within)
+  state.add(mine, "told", within)
+  return true
 end
 
 function report(lt)
@@ -42,9 +62,7 @@ function report(lt)
   end
   if NO_GUESS[lt.fail_type] then return end
   local failing = state.add("fail " .. address, lt.login, { within = WINDOW })
-  -- Raised by the count alone and not by a note that it was raised, so that a report delivered again decides as before; the window of
-  -- notify keeps people from hearing it twice. From twice the limit on every tenth is enough to open the next window.
-  if failing < LOGINS or (failing >= 2 * LOGINS and failing % 10 ~= 0) then return end
+  if failing < LOGINS or not is_news(lt, address, failing) then return end
 
   local succeeding = state.count("ok " .. address, { within = WINDOW })
   local shared = succeeding > failing
@@ -64,7 +82,7 @@ function report(lt)
       address = address, country = here.country, as_org = here.as_org, window_seconds = WINDOW,
       failing_logins = failing, succeeding_logins = succeeding, last_login = lt.login,
       -- The history shows a report about a second late: these may lack the latest.
-      some_logins = aggs and keys(aggs.logins.buckets), fail_types = kinds, protocols = aggs and keys(aggs.protocols.buckets),
+      some_logins = keys(aggs and aggs.logins.buckets), fail_types = kinds, protocols = keys(aggs and aggs.protocols.buckets),
     },
   }
 end

@@ -8,6 +8,7 @@
 local WINDOW = 3600            -- failures are counted for so many seconds
 local ADDRESSES = 5            -- so many different addresses make an attack
 local KNOWN_DAYS = 90          -- an address from which the account logged in within these days, not under attack, is known
+local AGAIN = 600              -- a login that goes on from one address under attack is told again once in each such stretch of seconds
 local MOST_KNOWN = 32          -- addresses remembered for one account; the longest unseen goes first
 local LONGEST_LOGIN = 512      -- no account has a longer name; such a report is noise and must not fail this policy
 
@@ -53,10 +54,21 @@ local function learn(lt, known, address)
   state.set("known " .. lt.login, known, { ttl = KNOWN_DAYS * 86400 })
 end
 
+-- The keys of buckets; a list that is empty stays a list for who reads the alert.
 local function keys(buckets)
   local list = {}
-  for _, bucket in ipairs(buckets) do list[#list + 1] = bucket.key end
-  return list
+  for _, bucket in ipairs(buckets or {}) do list[#list + 1] = bucket.key end
+  return #list > 0 and list or json.empty_array
+end
+
+-- Whether this login from this address is news. A mail client logs in every few minutes, and an attack lasts for hours: without this
+-- each of its logins would be a search and an alert. A report delivered again decides as before: the note is written with its marker.
+local function is_news(lt, address)
+  local key = ("told %s %s"):format(address, lt.login)
+  local told = state.get(key)
+  if told and lt.t >= told and lt.t - told < AGAIN then return false end
+  state.set(key, lt.t, { ttl = AGAIN })
+  return true
 end
 
 function report(lt)
@@ -69,6 +81,7 @@ function report(lt)
   local addresses, seen = state.count("failed " .. lt.login, { within = WINDOW }), state.get("known " .. lt.login) or {}
   -- Under attack nothing is learnt: the thief's second login must not look like the owner's.
   if addresses < ADDRESSES then return learn(lt, seen, address) end
+  if not is_news(lt, address) then return end
 
   local aggs = ask_history(lt, address)
   local known = seen[address] ~= nil and lt.t - seen[address] < KNOWN_DAYS * 86400
@@ -88,8 +101,8 @@ function report(lt)
       address = address, known_address = known, country = here.country, as_org = here.as_org, protocol = lt.protocol,
       failing_addresses = addresses, window_seconds = WINDOW,
       -- The history shows a report about a second late: the list may lack the latest.
-      failures = aggs and aggs.failures.doc_count, some_addresses = aggs and keys(aggs.failures.addresses.buckets),
-      countries = aggs and keys(aggs.failures.countries.buckets),
+      failures = aggs and aggs.failures.doc_count or 0, some_addresses = keys(aggs and aggs.failures.addresses.buckets),
+      countries = keys(aggs and aggs.failures.countries.buckets),
     },
   }
 end

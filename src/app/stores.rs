@@ -45,7 +45,7 @@ impl Stores {
         Ok(Self {
             reports: queue(&config.queue.reports, "reports")?,
             alerts: queue(&config.queue.alerts, "alerts")?,
-            state: EmbeddedState::open(&store, &config.state, Arc::clone(metrics))?,
+            state: EmbeddedState::open(&store, &config.state)?,
             history,
         })
     }

@@ -62,7 +62,7 @@ pub enum Stored {
 /// Why the history did not answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HistoryError {
-    /// The request is wrong: asking again does not help. Names the path of the key.
+    /// The request is wrong, or asks for more than can be answered in time: asking again does not help. Names the path of the key.
     #[error("{path}: {reason}")]
     Query {
         /// Where in the body, as in `query.bool.filter[0].term`.

@@ -4,22 +4,24 @@
 //! Owns the retries. A channel says of a failed try whether another may help; it never decides what becomes of the alert (that is
 //! [`super`]).
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::webhook::Webhook;
+use super::webhook::{self, Webhook};
 use crate::health::Health;
 use crate::queue::Backoff;
-use crate::settings::Secret;
+use crate::settings::{MASK, Secret};
 use crate::telemetry::Metrics;
 
 /// One entry of `notify.channels`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
 pub struct ChannelSettings {
@@ -30,6 +32,18 @@ pub struct ChannelSettings {
     pub secret: Secret,
     #[serde(default)]
     pub secret_file: PathBuf,
+}
+
+impl fmt::Debug for ChannelSettings {
+    /// Of the URL the host only: the rest of it is a password as often as not.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelSettings")
+            .field("kind", &self.kind)
+            .field("host", &webhook::host(&self.url).unwrap_or_else(|| MASK.to_owned()))
+            .field("secret", &self.secret)
+            .field("secret_file", &self.secret_file)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What goes out.
@@ -51,9 +65,16 @@ pub(super) struct SendError {
     pub(super) said: String,
 }
 
-/// One way out.
+/// One way out, and how many alerts may be tried on it at once: each channel has places of its own, which an alert holds while it is
+/// being sent and not while it waits for its next try. So a receiver that is down takes nobody else's.
 #[derive(Debug)]
-pub enum Channel {
+pub struct Channel {
+    way: Way,
+    places: Semaphore,
+}
+
+#[derive(Debug)]
+enum Way {
     /// HTTP POST.
     Webhook(Webhook),
 }
@@ -77,22 +98,33 @@ pub(super) enum Outcome {
 impl Channel {
     /// Unique among the channels, and stable while its address is: dead letters name it. `webhook:example.com:8443`.
     pub fn name(&self) -> &str {
-        match self {
-            Self::Webhook(webhook) => webhook.name(),
+        match &self.way {
+            Way::Webhook(webhook) => webhook.name(),
         }
     }
 
     /// The word that its settings and metrics have for it.
     pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::Webhook(_) => "webhook",
+        match self.way {
+            Way::Webhook(_) => "webhook",
         }
     }
 
     async fn send(&self, post: &Post) -> Result<(), SendError> {
-        match self {
-            Self::Webhook(webhook) => webhook.send(post).await,
+        match &self.way {
+            Way::Webhook(webhook) => webhook.send(post).await,
         }
+    }
+
+    /// In the metrics, under the channel's name: there are as many as are configured.
+    pub(super) fn show_waiting(&self, metrics: &Metrics, waits: bool) {
+        metrics.waiting.with_label_values(&[self.name()]).set(i64::from(waits));
+    }
+
+    /// Says that the receiver does not take alerts (`Some`) or does.
+    fn note(&self, metrics: &Metrics, health: &Health, said: Option<String>) {
+        self.show_waiting(metrics, said.is_some());
+        health.set_waiting(self.name(), said);
     }
 
     /// Tries until it is sent, until no further try would help or is left, or until `stop` while it waits.
@@ -107,9 +139,16 @@ impl Channel {
         let backoff = Backoff { first: settings.retry_first, most: settings.retry_most };
         let mut attempt = 1;
         loop {
-            let error = match self.send(post).await {
+            let place = tokio::select! {
+                biased;
+                place = self.places.acquire() => place,
+                () = stop.cancelled() => return Outcome::Stopped,
+            };
+            let sent = self.send(post).await;
+            drop(place);
+            let error = match sent {
                 Ok(()) => {
-                    health.set_waiting(self.name(), None);
+                    self.note(metrics, health, None);
                     metrics.sent.with_label_values(&[self.kind()]).inc();
                     return Outcome::Sent;
                 }
@@ -118,12 +157,12 @@ impl Channel {
             if !error.again || attempt >= settings.max_attempts {
                 // A receiver that refuses one alert is there; one that never answered is still waited for by the next alert.
                 if !error.again {
-                    health.set_waiting(self.name(), None);
+                    self.note(metrics, health, None);
                 }
                 return Outcome::Failed { said: error.said, attempts: attempt };
             }
             tracing::debug!(channel = self.name(), alert = post.id, attempt, said = error.said, "alert not sent yet");
-            health.set_waiting(self.name(), Some(error.said));
+            self.note(metrics, health, Some(error.said));
             metrics.retries.with_label_values(&["channel"]).inc();
             let wait = backoff.wait(attempt, rand::random());
             // A receiver's wish counts up to our own longest wait: it must not hold an alert for a day.
@@ -140,11 +179,16 @@ impl Channel {
 /// Builds the channels of the settings. All errors at once, each with its key.
 pub fn build_channels(settings: &Settings) -> Result<Vec<Arc<Channel>>, Vec<String>> {
     let mut errors = Vec::new();
-    for (key, value) in [("in_flight", settings.in_flight), ("max_attempts", settings.max_attempts as usize)] {
+    for (key, value) in [
+        ("in_flight", settings.in_flight),
+        ("channel_in_flight", settings.channel_in_flight),
+        ("max_attempts", settings.max_attempts as usize),
+    ] {
         if value == 0 {
             errors.push(format!("notify.{key}: must be at least 1"));
         }
     }
+    let places = settings.channel_in_flight.clamp(1, Semaphore::MAX_PERMITS);
     if settings.timeout.is_zero() {
         errors.push("notify.timeout: must be longer than 0s".to_owned());
     }
@@ -158,7 +202,10 @@ pub fn build_channels(settings: &Settings) -> Result<Vec<Arc<Channel>>, Vec<Stri
             "webhook" => {
                 let taken = |name: &str| channels.iter().any(|channel| channel.name() == name);
                 match Webhook::new(&path, index, entry, settings.timeout, taken) {
-                    Ok(webhook) => channels.push(Arc::new(Channel::Webhook(webhook))),
+                    Ok(webhook) => {
+                        let way = Way::Webhook(webhook);
+                        channels.push(Arc::new(Channel { way, places: Semaphore::new(places) }));
+                    }
                     Err(found) => errors.extend(found),
                 }
             }

@@ -18,6 +18,9 @@ use crate::report::Time;
 use crate::state::StateError;
 use crate::telemetry::Metrics;
 
+/// The state as a dependency of notify. Not detect's word for it: each takes its own away when it gets an answer.
+const WAITS_FOR_STATE: &str = "state (notify)";
+
 /// What all alerts share.
 pub(super) struct Shared {
     pub(super) settings: Settings,
@@ -132,14 +135,14 @@ impl Shared {
             match ask().await {
                 Ok(answer) => {
                     if attempt > 1 {
-                        self.health.set_waiting("state", None);
-                        self.metrics.waiting.with_label_values(&["state"]).set(0);
+                        self.health.set_waiting(WAITS_FOR_STATE, None);
+                        self.metrics.waiting.with_label_values(&[WAITS_FOR_STATE]).set(0);
                     }
                     return Some(answer);
                 }
                 Err(error) => {
-                    self.health.set_waiting("state", Some(error.to_string()));
-                    self.metrics.waiting.with_label_values(&["state"]).set(1);
+                    self.health.set_waiting(WAITS_FOR_STATE, Some(error.to_string()));
+                    self.metrics.waiting.with_label_values(&[WAITS_FOR_STATE]).set(1);
                     self.metrics.retries.with_label_values(&["dependency"]).inc();
                 }
             }

@@ -9,6 +9,9 @@
 //!
 //! Owns the order of these steps and the settlement of each delivery. An alert goes out at least once: a crash between a channel's
 //! answer and the ack sends it again, under the same `Idempotency-Key`. Never raises an alert and never changes one.
+//!
+//! An alert stays in flight until its last channel is done with it, and there are thousands of places, so that a channel that is down
+//! for minutes holds up nobody else; what is scarce is the tries at once on one channel, and each channel has its own.
 
 mod channel;
 mod deliver;
@@ -45,6 +48,7 @@ pub struct Settings {
     #[serde(with = "humantime_serde")]
     pub suppress: Duration,
     pub in_flight: usize,
+    pub channel_in_flight: usize,
     pub max_attempts: u32,
     #[serde(with = "humantime_serde")]
     pub retry_first: Duration,
@@ -76,17 +80,31 @@ pub struct Parts {
     pub drain_timeout: Duration,
 }
 
+/// Why the role ended although nobody had told it to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotifyError {
+    /// The alerts queue hands nothing more out.
+    #[error("the source of the alerts queue has ended: no alert goes out any more; see the log, then restart")]
+    SourceEnded,
+    /// A fault of this program.
+    #[error("the task of notify panicked: no alert goes out any more; see the log, then restart")]
+    Panicked,
+}
+
 /// The notify role, running.
 #[must_use = "alerts go out until it is drained"]
 pub struct Notify {
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<Option<NotifyError>>,
 }
 
 impl Notify {
     /// Builds the channels and starts taking alerts. All errors of the settings at once. Needs a tokio runtime.
     pub fn start(parts: Parts) -> Result<Self, Vec<String>> {
         let channels = build_channels(&parts.settings)?;
+        for channel in &channels {
+            channel.show_waiting(&parts.metrics, false);
+        }
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             suppression: Suppression::new(parts.state, parts.settings.suppress),
@@ -102,38 +120,43 @@ impl Notify {
         Ok(Self { stop, task })
     }
 
-    /// Whether it has ended by itself, because the source of the alerts queue has.
+    /// Whether it has ended by itself. [`Self::drain`] says why.
     pub fn ended(&self) -> bool {
         self.task.is_finished()
     }
 
     /// Takes nothing more, finishes what is in flight within `drain_timeout` (a channel that waits for its next try is not waited
-    /// for), hands the rest back, and returns when the source has stored its position.
-    pub async fn drain(self) {
+    /// for), hands the rest back, and returns when the source has stored its position. Gives the error for which it had ended before.
+    pub async fn drain(self) -> Option<NotifyError> {
         self.stop.cancel();
-        if self.task.await.is_err() {
+        self.task.await.unwrap_or_else(|_| {
             tracing::error!("the task of notify panicked; what was in flight is handed out again at the next start");
-        }
+            Some(NotifyError::Panicked)
+        })
     }
 }
 
-async fn run(shared: Arc<Shared>, alerts: Subscription, beat: Beat, drain: Duration) {
+async fn run(shared: Arc<Shared>, alerts: Subscription, beat: Beat, drain: Duration) -> Option<NotifyError> {
     let Subscription { mut deliveries, pause, source } = alerts;
     let mut tasks = JoinSet::new();
     let mut tick = tokio::time::interval(BEAT);
-    loop {
+    let ended = loop {
         tokio::select! {
             biased;
-            () = shared.stop.cancelled() => break,
+            () = shared.stop.cancelled() => break None,
             _ = tick.tick() => beat.beat(),
             Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
             taken = deliveries.recv(), if tasks.len() < shared.settings.in_flight => match taken {
                 Some(delivery) => start(&shared, delivery, &mut tasks),
-                None => break,
+                None => break Some(NotifyError::SourceEnded),
             },
         }
+    };
+    match &ended {
+        None => beat.done(),
+        // Its silence is a fault, and livez says so where nobody acts on it.
+        Some(error) => tracing::error!(%error, "notify has ended"),
     }
-    beat.done();
     let _ = pause.send(true);
     // What waits in the channel goes back at once: its tokens are dropped with it.
     drop(deliveries);
@@ -147,6 +170,7 @@ async fn run(shared: Arc<Shared>, alerts: Subscription, beat: Beat, drain: Durat
         tracing::warn!("the source of the alerts queue did not stop in time; alerts may be sent again");
         abort.abort();
     }
+    ended
 }
 
 fn start(shared: &Arc<Shared>, delivery: Delivery, tasks: &mut JoinSet<()>) {

@@ -4,6 +4,7 @@
 //! path and query of a chat service's webhook are its password. Follows no redirect: it would hand the alert, and its signature, to
 //! somebody whom the settings do not name.
 
+use std::fmt;
 use std::time::Duration;
 
 use base64::Engine;
@@ -26,7 +27,6 @@ const READ: usize = 64 * 1024;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A receiver of alerts over HTTP.
-#[derive(Debug)]
 pub struct Webhook {
     name: String,
     hook: String,
@@ -34,6 +34,13 @@ pub struct Webhook {
     secret: Secret,
     client: Client,
     timeout: Duration,
+}
+
+impl fmt::Debug for Webhook {
+    /// Its name says the host, and that is all of the URL that is shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Webhook").field("name", &self.name).field("timeout", &self.timeout).finish_non_exhaustive()
+    }
 }
 
 impl Webhook {
@@ -47,23 +54,22 @@ impl Webhook {
     ) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
         let url = check_url(&settings.url).map_err(|why| errors.push(format!("{path}.url: {why}"))).ok();
-        let secret = secret(settings).map_err(|why| errors.push(format!("{path}.secret_file: {why}"))).ok();
+        // The configuration has read the file into `secret`. Without that the alerts would go out unsigned, and be refused.
+        if settings.secret.is_empty() && !settings.secret_file.as_os_str().is_empty() {
+            errors.push(format!("{path}.secret_file: {} was not read", settings.secret_file.display()));
+        }
         let client = url.as_ref().and_then(|url| {
             let built = client(url, timeout);
             built.map_err(|why| errors.push(format!("{path}: cannot set up HTTP: {why}"))).ok()
         });
-        let (Some(url), Some(secret), Some(client)) = (url, secret, client) else {
+        let (Some(url), Some(client), true) = (url, client, errors.is_empty()) else {
             return Err(errors);
         };
-        let host = match url.port() {
-            Some(port) => format!("{}:{port}", url.host_str().unwrap_or_default()),
-            None => url.host_str().unwrap_or_default().to_owned(),
-        };
-        let mut name = format!("webhook:{host}");
+        let mut name = format!("webhook:{}", host_of(&url));
         if taken(&name) {
             name = format!("{name}#{index}");
         }
-        Ok(Self { name, hook: index.to_string(), url, secret, client, timeout })
+        Ok(Self { name, hook: index.to_string(), url, secret: settings.secret.clone(), client, timeout })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -178,17 +184,14 @@ fn check_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-fn secret(settings: &ChannelSettings) -> Result<Secret, String> {
-    if !settings.secret.is_empty() || settings.secret_file.as_os_str().is_empty() {
-        return Ok(settings.secret.clone());
-    }
-    let text = std::fs::read_to_string(&settings.secret_file)
-        .map_err(|error| format!("{}: {error}", settings.secret_file.display()))?;
-    let secret = text.trim_end_matches(['\r', '\n']);
-    if secret.is_empty() {
-        return Err(format!("{}: the file is empty", settings.secret_file.display()));
-    }
-    Ok(Secret::from(secret.to_owned()))
+/// Host and port of a URL; `None`: it is none.
+pub(super) fn host(url: &str) -> Option<String> {
+    Some(host_of(&Url::parse(url).ok()?)).filter(|host| !host.is_empty())
+}
+
+fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 fn client(url: &Url, timeout: Duration) -> Result<Client, String> {
@@ -236,6 +239,36 @@ mod tests {
         assert_eq!(name("http://user:hunter2@example.com/T0K3N?key=v"), "webhook:example.com");
         assert_eq!(name("http://[::1]:9000/x"), "webhook:[::1]:9000");
         assert_eq!(name("http://taken.example/"), "webhook:taken.example#3");
+    }
+
+    #[test]
+    fn no_way_of_printing_shows_more_of_the_url_than_its_host() {
+        let url = "https://user:hunter2@chat.example:8443/services/T0K3N?key=v4lue";
+        let settings = ChannelSettings {
+            kind: "webhook".to_owned(),
+            url: url.to_owned(),
+            secret: Secret::from("s1gn".to_owned()),
+            secret_file: std::path::PathBuf::new(),
+        };
+        let shown = format!("{settings:?} {:?}", webhook(url, "s1gn").unwrap());
+        for secret in ["hunter2", "T0K3N", "v4lue", "s1gn"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+        assert_eq!(shown.matches("chat.example:8443").count(), 2, "{shown}");
+        let broken = ChannelSettings { url: "hunter2".to_owned(), ..settings };
+        assert!(!format!("{broken:?}").contains("hunter2"), "what is no URL may be a secret in the wrong place");
+    }
+
+    #[test]
+    fn secret_that_nobody_has_read_is_an_error_and_not_an_unsigned_alert() {
+        let settings = ChannelSettings {
+            kind: "webhook".to_owned(),
+            url: "http://example.com/".to_owned(),
+            secret: Secret::default(),
+            secret_file: "/etc/hook".into(),
+        };
+        let errors = Webhook::new("c", 0, &settings, Duration::from_secs(1), |_| false).unwrap_err();
+        assert_eq!(errors, ["c.secret_file: /etc/hook was not read"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub struct Reason {
     pub text: String,
     /// The policies or channels that failed; sending the letter again runs only these. Empty: all.
     pub only: Vec<String>,
-    /// How often it was tried.
+    /// How often it was tried; in a dead letter with the attempts from before it was sent again.
     pub attempts: u32,
 }
 

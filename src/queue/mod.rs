@@ -38,7 +38,7 @@ use crate::report::Time;
 pub mod headers {
     /// Comma-separated names: a resent dead letter runs only these policies, or goes only to these channels.
     pub const ONLY: &str = "trackalert-only";
-    /// How often the message was tried before it became a dead letter.
+    /// How often the message was tried before it became a dead letter, all its lives together.
     pub const ATTEMPTS: &str = "trackalert-attempts";
 }
 

@@ -111,6 +111,7 @@ pub trait State: Send + Sync {
     fn apply(&self, batch: Batch) -> BoxFuture<'_, Result<(), StateError>>;
     /// Resolves when all that was applied before the call survives a power cut. Thousands of calls share one fdatasync.
     fn sync(&self) -> BoxFuture<'_, Result<(), StateError>>;
-    /// Removes some of what has expired, seen from the latest report time and the wall clock. Gives how many entries it removed.
+    /// Removes some of what has expired, seen from the latest report time, and was not written for a day of the wall clock: a replay of
+    /// last month runs beside today's reports. Gives how many entries it removed.
     fn sweep(&self) -> BoxFuture<'_, Result<usize, StateError>>;
 }

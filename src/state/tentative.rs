@@ -73,12 +73,12 @@ mod tests {
     fn claim_is_counted_until_it_is_dropped_and_leaves_nothing_behind() {
         let table = Arc::new(Tentative::default());
         let at = Time::from_micros(50);
-        let claim = table.claim("spray\0192.0.2.1", 7, at);
-        let second = table.claim("spray\0192.0.2.1", 7, at);
-        assert_eq!(table.members("spray\0192.0.2.1", Time::from_micros(49), at), vec![7, 7]);
-        assert!(table.members("spray\0192.0.2.1", at, at).is_empty(), "the window is open at its start");
+        let claim = table.claim("spray\x00192.0.2.1", 7, at);
+        let second = table.claim("spray\x00192.0.2.1", 7, at);
+        assert_eq!(table.members("spray\x00192.0.2.1", Time::from_micros(49), at), vec![7, 7]);
+        assert!(table.members("spray\x00192.0.2.1", at, at).is_empty(), "the window is open at its start");
         drop(claim);
-        assert_eq!(table.members("spray\0192.0.2.1", Time::default(), at), vec![7]);
+        assert_eq!(table.members("spray\x00192.0.2.1", Time::default(), at), vec![7]);
         drop(second);
         assert!(table.sets.lock().unwrap().is_empty());
     }

@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
@@ -128,18 +128,18 @@ impl EmbeddedHistory {
     }
 
     async fn run_search(&self, search: Search) -> Result<Value, HistoryError> {
-        let started = Instant::now();
         let parsed = query::parse(&search.body, search.now)?;
         parsed.check(self.settings.max_hits, self.settings.max_buckets)?;
-        let late = || {
-            let limit = humantime::format_duration(self.settings.search_timeout);
-            unavailable(format!("the search took longer than history.search_timeout ({limit}); ask for fewer days"))
-        };
-        let deadline = started + self.settings.search_timeout;
-        let permit = tokio::time::timeout(self.settings.search_timeout, self.searches.clone().acquire_owned())
+        // Observes when it is dropped: a search that is given up, by us or by its caller, counts as well.
+        let timer = self.metrics.search.start_timer();
+        let limit = self.settings.search_timeout;
+        let permit = tokio::time::timeout(limit, self.searches.clone().acquire_owned())
             .await
-            .map_err(|_| late())?
+            .map_err(|_| crowded(limit))?
             .map_err(|_| unavailable("it is closed"))?;
+        // From here on the time is the search's own: what it waited before says nothing about it.
+        let started = Instant::now();
+        let deadline = started + limit;
         let days = self.days.clone();
         let limits = search::Limits { buckets: self.settings.max_buckets, hits: self.settings.max_hits, deadline };
         let running = tokio::task::spawn_blocking(move || {
@@ -149,17 +149,31 @@ impl EmbeddedHistory {
         // The search itself looks at the deadline now and then, and keeps its permit until it has seen it.
         let answer = tokio::time::timeout_at(deadline.into(), running)
             .await
-            .map_err(|_| late())?
+            .map_err(|_| too_slow(limit))?
             .map_err(|error| unavailable(format!("the search failed: {error}")))?;
-        let took = started.elapsed();
-        self.metrics.search.observe(took.as_secs_f64());
-        match answer? {
-            Some(mut answer) => {
-                answer["took"] = Value::from(took.as_millis() as u64);
-                Ok(answer)
-            }
-            None => Err(late()),
-        }
+        let mut answer = answer?.ok_or_else(|| too_slow(limit))?;
+        answer["took"] = Value::from(started.elapsed().as_millis() as u64);
+        drop(timer);
+        Ok(answer)
+    }
+}
+
+/// The searches of others were in the way: asking again may help.
+fn crowded(limit: Duration) -> HistoryError {
+    let limit = humantime::format_duration(limit);
+    unavailable(format!("a search waited longer than history.search_timeout ({limit}) for the others to end"))
+}
+
+/// The search itself is too much, and would be so again. Taken for an outage it would be asked for ever, and everything would wait
+/// for it.
+fn too_slow(limit: Duration) -> HistoryError {
+    HistoryError::Query {
+        path: "query".to_owned(),
+        reason: format!(
+            "the search took longer than history.search_timeout ({}); narrow it: a shorter range of @timestamp, a term on login \
+             or remote, fewer aggregations",
+            humantime::format_duration(limit)
+        ),
     }
 }
 

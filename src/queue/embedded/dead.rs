@@ -14,9 +14,12 @@ use super::log::Log;
 use super::record;
 use crate::report::Time;
 
-/// The key and the bytes of a letter that is rejected now.
-pub(super) fn letter(sequence: u64, message: &Message, reason: Reason, coordinates: String) -> (String, Vec<u8>) {
+/// The key and the bytes of a letter that is rejected now. A message that was a dead letter before goes on counting its attempts: who
+/// looks at it sees that sending it again did not help.
+pub(super) fn letter(sequence: u64, message: &Message, mut reason: Reason, coordinates: String) -> (String, Vec<u8>) {
     let now = Time::now().micros();
+    let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
+    reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
     let id = id(now, sequence);
     let letter = DeadLetter { id: id.clone(), message: message.clone(), reason, rejected_micros: now, coordinates };
     // A message that came out of this log goes back into it: none of its lengths is over the format's.

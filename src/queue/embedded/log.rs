@@ -153,7 +153,8 @@ impl Log {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Shows how full the queue is.
+    /// Shows how full the queue is, at once: who waits for an empty queue must not be told of the one before his message. What
+    /// [`Queue::depth`](super::super::Queue::depth) says is shown by who asks.
     pub(super) fn show(&self) {
         let messages = self.end.borrow().saturating_sub(self.progress().position);
         let set = |gauge: &prometheus::IntGaugeVec, value: u64| {
@@ -162,10 +163,6 @@ impl Log {
         set(&self.metrics.queue_messages, messages);
         set(&self.metrics.queue_bytes, self.unhandled());
         set(&self.metrics.dead_letters, self.dead_count.load(Ordering::Relaxed));
-    }
-
-    pub(super) fn show_oldest(&self, seconds: f64) {
-        self.metrics.queue_oldest.with_label_values(&[self.label]).set(seconds as i64);
     }
 }
 

@@ -38,7 +38,6 @@ use self::source::Parts;
 use self::way::Way;
 use self::writer::Writer;
 use super::{Backoff, DeadLetters, Depth, Message, Publisher, Queue, QueueError, Subscription, Unsettled};
-use crate::report::Time;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -155,8 +154,6 @@ impl Queue for EmbeddedQueue {
                     if position < end { log.read(position, end, 1, 1).map(|(first, _)| first) } else { Ok(vec![]) };
                 let first = first.map_err(|error| log.broken(&error))?;
                 let oldest = first.first().and_then(|first| first.content.as_ref().ok()).map(|m| m.published);
-                log.show();
-                log.show_oldest(oldest.map_or(0.0, |oldest| Time::now().since(oldest).as_secs_f64()));
                 let dead = log.dead_count.load(std::sync::atomic::Ordering::Relaxed);
                 Ok(Depth { messages: end.saturating_sub(position), bytes: log.unhandled(), oldest, dead })
             };

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::super::QueueError;
 use super::log::Log;
 
-/// Free bytes that new messages leave to what must go on: positions, dead letters, state, history. A database whose write fails for
-/// want of room takes no more writes until a restart.
+/// Free bytes that messages and dead letters leave to what must go on: positions, state, history. A database whose write fails for want
+/// of room takes no more writes until a restart.
 pub(super) const MIN_FREE: u64 = 256 * 1024 * 1024;
 /// How often the disk is asked.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -18,8 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What the disk said last.
 #[derive(Debug, Default)]
 pub(super) struct Disk {
-    looked: Option<Instant>,
-    short: bool,
+    pub(super) looked: Option<Instant>,
+    pub(super) short: bool,
 }
 
 /// How far the messages are handled.
@@ -60,10 +60,18 @@ impl Log {
         QueueError::Full { queue: self.name.clone(), limit, retry_after: self.retry_after }
     }
 
-    fn disk_is_short(&self) -> bool {
+    /// Whether nothing that could wait is to be written now.
+    pub(super) fn disk_is_short(&self) -> bool {
         let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         if disk.looked.is_none_or(|looked| looked.elapsed() > LOOK_EVERY) {
             let short = self.store.free_bytes().is_some_and(|free| free < self.min_free);
+            if short && !disk.short {
+                let least = bytesize::ByteSize(self.min_free);
+                tracing::error!(
+                    queue = self.name,
+                    "less than {least} free on the disk of data_dir: new messages are refused and dead letters wait"
+                );
+            }
             *disk = Disk { looked: Some(Instant::now()), short };
         }
         disk.short

@@ -63,8 +63,12 @@ impl Source {
         }
     }
 
-    /// Sends a rejected message to the dead letters; it is finished when it is durable there.
+    /// Sends a rejected message to the dead letters; it is finished when it is durable there. Nothing bounds their number, so while the
+    /// disk is short they wait here, as new messages wait with their senders: the write that fills the disk would be the last one.
     pub(super) fn bury(&mut self, sequence: u64) {
+        if self.parts.log.disk_is_short() {
+            return self.bury_later(sequence);
+        }
         let coordinates = self.coordinates(sequence);
         let Some(open) = self.flights.get(sequence) else { return };
         let Stage::Rejected(reason) = &open.stage else { return };

@@ -1,6 +1,7 @@
 use std::time::Instant;
 
-use super::super::{Delivery, Filter};
+use super::super::delivery::ReasonKind;
+use super::super::{Delivery, Filter, Reason};
 use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -170,6 +171,43 @@ fn nothing_is_taken_when_the_disk_is_short() {
     (log.min_free, log.disk) = (u64::MAX, Default::default());
     let refused = log.reserve(1).unwrap_err();
     assert!(matches!(refused, QueueError::Full { .. }) && refused.to_string().contains("data_dir"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_wait_while_the_disk_is_short_and_nothing_is_lost() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = store(temp.path());
+    let queue = open(&store, 100);
+    publish(&queue, 0..20, 10).await;
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    // A look at the disk that is not due for an hour.
+    let look = |short| {
+        let looked = Some(Instant::now() + Duration::from_secs(3600));
+        *queue.log.disk.lock().unwrap() = super::room::Disk { looked, short };
+    };
+    look(true);
+    let reason = Reason { kind: ReasonKind::Policy, text: "it failed".to_owned(), only: Vec::new(), attempts: 1 };
+    for _ in 0..20 {
+        next(&mut subscription).await.token.reject(reason.clone());
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(queue.log.dead.len().unwrap(), 0, "a dead letter was written to a disk that is short");
+    assert_eq!(queue.log.progress().position, 0, "a rejected message is done and nowhere");
+    look(false);
+    until("dead letters are not tried again", || queue.log.progress().position == 20).await;
+    assert_eq!(queue.log.dead.len().unwrap(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn depth_is_a_question_and_sets_no_gauge() {
+    let temp = tempfile::tempdir().unwrap();
+    let queue = open(&store(temp.path()), 100);
+    publish(&queue, 0..3, 10).await;
+    let shown = queue.log.metrics.queue_messages.with_label_values(&["reports"]);
+    until("what was written is shown", || shown.get() == 3).await;
+    shown.set(99);
+    assert_eq!(queue.depth().await.unwrap().messages, 3);
+    assert_eq!(shown.get(), 99, "two set the same gauge");
 }
 
 /// Figures, not a test: a backlog of a million messages of 400 bytes, written, handed out, dropped.

@@ -1,8 +1,9 @@
 //! The state in the data folder.
 //!
-//! Owns the form on disk: values with their expiry, sets (`set`), markers (`markers`). Reads are answered where they are asked;
+//! Owns the form on disk: values with their expiry, sets (`set`), markers (`markers`), and when each may go (`age`). Reads are answered where they are asked;
 //! writes go through one thread (`writer`). A read costs microseconds while its block is in memory.
 
+mod age;
 mod markers;
 mod set;
 mod writer;
@@ -18,22 +19,22 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
+use self::age::Horizon;
 use self::markers::Markers;
 use self::set::{Head, decode_seen, distinct};
 use self::writer::{Command, Swept, Writer, disk, error, value_at};
 use super::{Batch, Settings, State, StateError};
 use crate::report::{ReportId, Time};
 use crate::store::Store;
-use crate::telemetry::Metrics;
 
 /// Batches that wait for the writer; further callers wait for a place.
 const COMMANDS: usize = 16 * 1024;
 /// Entries the sweep looks at before other commands have their turn.
 const SWEEP: usize = 2000;
-/// A report may come so much later than one with a later time, and still finds what was there at its own.
-const GRACE: Duration = Duration::from_secs(24 * 3600);
 /// The longest key that is stored as it is.
 const KEY: usize = 1024;
+
+type Clock = Box<dyn Fn() -> Time + Send + Sync>;
 
 /// What both the readers and the writer use.
 struct Shelves {
@@ -47,7 +48,8 @@ struct Shelves {
     latest: AtomicI64,
     handled_for: Duration,
     max_members: usize,
-    metrics: Arc<Metrics>,
+    /// The wall clock.
+    clock: Clock,
 }
 
 impl Shelves {
@@ -55,10 +57,9 @@ impl Shelves {
         Ok(self.sets.get(key)?.and_then(|bytes| Head::decode(&bytes)))
     }
 
-    /// What expired before this report time is never asked for again. A report from the future moves it by an hour at most.
-    fn expired(&self) -> Time {
-        let latest = Time::from_micros(self.latest.load(Ordering::Relaxed));
-        latest.min(Time::now().plus(Duration::from_secs(3600))).minus(GRACE)
+    /// What may go.
+    fn horizon(&self) -> Horizon {
+        Horizon::new(Time::from_micros(self.latest.load(Ordering::Relaxed)), (self.clock)())
     }
 
     /// Occurrences kept are four times the members, so that a few busy members do not push the others out.
@@ -104,17 +105,21 @@ pub struct EmbeddedState {
 
 impl EmbeddedState {
     /// Opens the state in the store, or makes it. Blocks on the disk.
-    pub fn open(store: &Store, settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<Self>, StateError> {
+    pub fn open(store: &Store, settings: &Settings) -> Result<Arc<Self>, StateError> {
+        Self::open_at(store, settings, Box::new(Time::now))
+    }
+
+    fn open_at(store: &Store, settings: &Settings, clock: Clock) -> Result<Arc<Self>, StateError> {
         let shelves = Arc::new(Shelves {
             store: store.clone(),
-            values: store.keyspace("state.values").map_err(error)?,
+            values: store.keyspace("state.entries").map_err(error)?,
             sets: store.keyspace("state.sets").map_err(error)?,
             chunks: store.keyspace("state.chunks").map_err(error)?,
             markers: Markers::open(store, settings.handled_for).map_err(error)?,
             latest: AtomicI64::new(i64::MIN),
             handled_for: settings.handled_for,
             max_members: settings.max_members.max(1),
-            metrics,
+            clock,
         });
         let (commands, waiting) = mpsc::channel(COMMANDS);
         let writer = Writer::new(Arc::clone(&shelves));
@@ -151,7 +156,7 @@ impl State for EmbeddedState {
     }
 
     fn handled(&self, report: ReportId) -> BoxFuture<'_, Result<Vec<String>, StateError>> {
-        Box::pin(async move { self.shelves.markers.get(report, Time::now()).map_err(disk) })
+        Box::pin(async move { self.shelves.markers.get(report, (self.shelves.clock)()).map_err(disk) })
     }
 
     fn apply(&self, batch: Batch) -> BoxFuture<'_, Result<(), StateError>> {

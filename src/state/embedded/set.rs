@@ -6,22 +6,27 @@
 
 use std::time::Duration;
 
+use super::age::{Horizon, Hour};
+
 /// Occurrences in a head before it is thinned, and sealed where that did not help.
 const HEAD: usize = 128;
 /// A thinned head with so many occurrences is sealed.
 const SEAL: usize = 96;
-const VERSION: u8 = 1;
-const FIXED: usize = 1 + 8 + 8 + 4 + 4;
+const VERSION: u8 = 2;
+const FIXED: usize = 1 + 8 + 8 + 4 + 4 + 4;
+/// Bytes of a chunk's entry in the head.
+const CHUNK: usize = 4 + 8 + 8 + 4;
 
 /// One occurrence: the member's hash and the time in microseconds.
 pub(super) type Seen = (u64, i64);
 
-/// A chunk's number, and the times of its first and last occurrence.
+/// A chunk's number, the times of its first and last occurrence, and when it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chunk {
     pub(super) number: u32,
     pub(super) first: i64,
     pub(super) last: i64,
+    pub(super) written: Hour,
 }
 
 /// What stands under the set's own key.
@@ -31,13 +36,15 @@ pub(super) struct Head {
     longest: i64,
     shortest: i64,
     next: u32,
+    /// The last add.
+    written: Hour,
     pub(super) chunks: Vec<Chunk>,
     pub(super) seen: Vec<Seen>,
 }
 
 impl Default for Head {
     fn default() -> Self {
-        Self { longest: 0, shortest: i64::MAX, next: 0, chunks: Vec::new(), seen: Vec::new() }
+        Self { longest: 0, shortest: i64::MAX, next: 0, written: Hour::default(), chunks: Vec::new(), seen: Vec::new() }
     }
 }
 
@@ -51,16 +58,18 @@ pub(super) struct Moved {
 }
 
 impl Head {
-    /// Notes an occurrence. `None`: nothing new was learnt. Chunks whose last occurrence is before `expired` (less the longest time)
-    /// go, and so does the oldest where there are more than `most` chunks.
-    pub(super) fn add(&mut self, (member, at): Seen, within: Duration, expired: i64, most: usize) -> Option<Moved> {
+    /// Notes an occurrence. `None`: nothing new was learnt. Chunks that are `old` (less the longest time) go, and so does the oldest
+    /// where there are more than `most` chunks. Nothing leaves the head by its age alone: what a replay of last month has just put
+    /// there is old by its report time and young all the same.
+    pub(super) fn add(&mut self, (member, at): Seen, within: Duration, old: Horizon, most: usize) -> Option<Moved> {
         let within = i64::try_from(within.as_micros()).unwrap_or(i64::MAX);
         let known = self.seen.contains(&(member, at));
-        if known && within <= self.longest && within >= self.shortest {
+        if known && within <= self.longest && within >= self.shortest && self.written == old.now {
             return None;
         }
         self.longest = self.longest.max(within);
         self.shortest = self.shortest.min(within);
+        self.written = old.now;
         let mut moved = Moved::default();
         if known {
             return Some(moved);
@@ -69,15 +78,15 @@ impl Head {
         if self.seen.len() < HEAD {
             return Some(moved);
         }
-        let horizon = expired.saturating_sub(self.longest);
-        self.seen.retain(|(_, at)| *at >= horizon);
         thin(&mut self.seen, self.shortest);
         if self.seen.len() >= SEAL {
             moved.sealed = Some(self.seal());
         }
-        let (stay, go) = self.chunks.iter().partition(|chunk| chunk.last >= horizon);
+        let longest = self.longest;
+        let gone = |chunk: &Chunk| old.passed(chunk.last.saturating_add(longest), chunk.written);
+        let (go, stay): (Vec<Chunk>, Vec<Chunk>) = self.chunks.iter().copied().partition(gone);
         self.chunks = stay;
-        moved.dropped = Vec::from_iter(go).iter().map(|chunk: &Chunk| chunk.number).collect();
+        moved.dropped = go.iter().map(|chunk| chunk.number).collect();
         while self.chunks.len() > most {
             let oldest = self.chunks.iter().enumerate().min_by_key(|(_, chunk)| chunk.last).map_or(0, |(at, _)| at);
             moved.dropped.push(self.chunks.swap_remove(oldest).number);
@@ -91,28 +100,30 @@ impl Head {
         let last = seen.iter().map(|(_, at)| *at).max().unwrap_or_default();
         let number = self.next;
         self.next = self.next.wrapping_add(1);
-        self.chunks.push(Chunk { number, first, last });
+        self.chunks.push(Chunk { number, first, last, written: self.written });
         (number, seen)
     }
 
-    /// Whether nothing in the set can be asked for from the time `expired` on.
-    pub(super) fn expired(&self, expired: i64) -> bool {
+    /// Whether nothing in the set is asked for any more.
+    pub(super) fn is_old(&self, old: Horizon) -> bool {
         let last = self.seen.iter().map(|(_, at)| *at).chain(self.chunks.iter().map(|chunk| chunk.last)).max();
-        last.is_none_or(|last| last.saturating_add(self.longest) < expired)
+        last.is_none_or(|last| old.passed(last.saturating_add(self.longest), self.written))
     }
 
     /// The bytes on disk.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(FIXED + 20 * self.chunks.len() + 16 * self.seen.len());
+        let mut bytes = Vec::with_capacity(FIXED + CHUNK * self.chunks.len() + 16 * self.seen.len());
         bytes.push(VERSION);
         bytes.extend_from_slice(&self.longest.to_le_bytes());
         bytes.extend_from_slice(&self.shortest.to_le_bytes());
         bytes.extend_from_slice(&self.next.to_le_bytes());
+        bytes.extend_from_slice(&self.written.to_bytes());
         bytes.extend_from_slice(&(self.chunks.len() as u32).to_le_bytes());
         for chunk in &self.chunks {
             bytes.extend_from_slice(&chunk.number.to_le_bytes());
             bytes.extend_from_slice(&chunk.first.to_le_bytes());
             bytes.extend_from_slice(&chunk.last.to_le_bytes());
+            bytes.extend_from_slice(&chunk.written.to_bytes());
         }
         encode_seen(&self.seen, &mut bytes);
         bytes
@@ -127,23 +138,27 @@ impl Head {
         let (longest, bytes) = bytes.split_first_chunk()?;
         let (shortest, bytes) = bytes.split_first_chunk()?;
         let (next, bytes) = bytes.split_first_chunk()?;
+        let (written, bytes) = bytes.split_first_chunk()?;
         let (count, bytes) = bytes.split_first_chunk()?;
-        let length = (u32::from_le_bytes(*count) as usize).checked_mul(20)?;
+        let length = (u32::from_le_bytes(*count) as usize).checked_mul(CHUNK)?;
         let (chunks, seen) = bytes.split_at_checked(length)?;
         let mut head = Self {
             longest: i64::from_le_bytes(*longest),
             shortest: i64::from_le_bytes(*shortest),
             next: u32::from_le_bytes(*next),
-            chunks: Vec::with_capacity(length / 20),
+            written: Hour::from_bytes(*written),
+            chunks: Vec::with_capacity(length / CHUNK),
             seen: decode_seen(seen),
         };
-        for chunk in chunks.chunks_exact(20) {
+        for chunk in chunks.chunks_exact(CHUNK) {
             let (number, times) = chunk.split_first_chunk()?;
-            let (first, last) = times.split_first_chunk()?;
+            let (first, times) = times.split_first_chunk()?;
+            let (last, written) = times.split_first_chunk()?;
             head.chunks.push(Chunk {
                 number: u32::from_le_bytes(*number),
                 first: i64::from_le_bytes(*first),
-                last: i64::from_le_bytes(last.try_into().ok()?),
+                last: i64::from_le_bytes(*last),
+                written: Hour::from_bytes(written.try_into().ok()?),
             });
         }
         Some(head)
@@ -228,7 +243,7 @@ mod tests {
             let mut head = Head::default();
             let mut chunks = 0;
             for add in adds {
-                let moved = head.add(add, Duration::from_secs(1), i64::MIN, 2).unwrap_or_default();
+                let moved = head.add(add, Duration::from_secs(1), Horizon::default(), 2).unwrap_or_default();
                 chunks += usize::from(moved.sealed.is_some());
                 chunks -= moved.dropped.len();
                 prop_assert_eq!(head.chunks.len(), chunks);
@@ -244,7 +259,7 @@ mod tests {
     fn one_member_that_comes_all_the_time_costs_no_chunks() {
         let mut head = Head::default();
         for at in 0..10_000 {
-            head.add((1, at), Duration::from_secs(300), i64::MIN, 128);
+            head.add((1, at), Duration::from_secs(300), Horizon::default(), 128);
         }
         assert!(head.chunks.is_empty() && head.seen.len() < HEAD);
     }

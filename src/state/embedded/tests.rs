@@ -21,14 +21,27 @@ fn settings(max_members: usize) -> Settings {
 
 /// Opens the state once the threads of the last opening are gone.
 fn open(folder: &Path, max_members: usize) -> Arc<EmbeddedState> {
+    EmbeddedState::open(&store(folder), &settings(max_members)).unwrap()
+}
+
+fn store(folder: &Path) -> Store {
     let deadline = Instant::now() + Duration::from_secs(30);
-    let store = loop {
+    loop {
         match Store::open(folder, 8 << 20) {
-            Ok(store) => break store,
+            Ok(store) => return store,
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
+    }
+}
+
+/// A state whose wall clock is moved on by hand, in seconds.
+fn open_with_clock(folder: &Path) -> (Arc<EmbeddedState>, Arc<AtomicI64>) {
+    let ahead = Arc::new(AtomicI64::new(0));
+    let clock = {
+        let (ahead, start) = (Arc::clone(&ahead), Time::now());
+        Box::new(move || start.plus(Duration::from_secs(ahead.load(Ordering::Relaxed) as u64)))
     };
-    EmbeddedState::open(&store, &settings(max_members), Arc::new(Metrics::new())).unwrap()
+    (EmbeddedState::open_at(&store(folder), &settings(4096), clock).unwrap(), ahead)
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -210,20 +223,62 @@ async fn latest_members_stay_where_there_are_too_many() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sweep_removes_what_expired_more_than_a_day_ago_and_nothing_else() {
     let temp = tempfile::tempdir().unwrap();
-    let state = open(temp.path(), 4096);
+    let (state, clock) = open_with_clock(temp.path());
     let day = 86_400;
     let mut writes = vec![set("old", "1", Some(50)), set("young", "1", Some(2 * day)), set("for ever", "1", None)];
     writes.extend((0..500).map(|n| add("old set", &n.to_string(), n, 60)));
     writes.push(add("young set", "x", 2 * day, 60));
     state.apply(batch(writes)).await.unwrap();
     assert!(!state.shelves.chunks.is_empty().unwrap(), "the old set is meant to have chunks");
+    assert_eq!(state.sweep().await.unwrap(), 0, "all was written just now");
+    clock.store(26 * 3600, Ordering::Relaxed);
     assert_eq!(state.sweep().await.unwrap(), 2);
     assert!(state.get("old", at(10)).await.unwrap().is_none());
     assert!(state.get("young", at(day)).await.unwrap().is_some());
     assert!(state.get("for ever", at(9 * day)).await.unwrap().is_some());
     assert!(state.shelves.chunks.is_empty().unwrap(), "the chunks of a removed set stay for ever");
     assert_eq!(state.members("young set", at(0), at(2 * day)).await.unwrap().len(), 1);
-    assert_eq!(state.shelves.metrics.swept.get(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_of_last_month_beside_live_traffic_keeps_its_counts_and_windows() {
+    let temp = tempfile::tempdir().unwrap();
+    let (state, clock) = open_with_clock(temp.path());
+    let month = 30 * 86_400;
+    // The live traffic fills the same set, so that its head is thinned and sealed under the replay's members.
+    for n in 0..300 {
+        let live = month + n;
+        state.apply(batch(vec![add("address", &format!("live{n}"), live, 300)])).await.unwrap();
+        state.get("window", at(live)).await.unwrap();
+        let replayed =
+            vec![add("address", &format!("replayed{n}"), n, 300), set("window", &n.to_string(), Some(n + 60))];
+        state.apply(batch(replayed)).await.unwrap();
+        if n % 20 == 0 {
+            assert_eq!(state.sweep().await.unwrap(), 0, "{n}");
+        }
+        let counted = state.members("address", at(n - 300), at(n)).await.unwrap().len() as i64;
+        assert_eq!(counted, n + 1, "members of the replay are forgotten");
+        assert!(state.get("window", at(n + 1)).await.unwrap().is_some(), "the window of {n} is forgotten");
+    }
+    // It ends at some time, or this would be no sweep.
+    clock.store(26 * 3600, Ordering::Relaxed);
+    state.get("window", at(month + 2 * 86_400)).await.unwrap();
+    state.apply(batch((300..600).map(|n| add("address", &n.to_string(), month + n, 300)).collect())).await.unwrap();
+    assert!(state.members("address", at(-300), at(300)).await.unwrap().len() < 128, "old chunks stay for ever");
+    assert_eq!(state.sweep().await.unwrap(), 1, "the window goes, the set was just written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn same_report_replayed_keeps_what_the_live_run_left() {
+    let temp = tempfile::tempdir().unwrap();
+    let (state, clock) = open_with_clock(temp.path());
+    state.apply(batch(vec![add("s", "a", 0, 300)])).await.unwrap();
+    clock.store(30 * 86_400, Ordering::Relaxed);
+    state.get("other", at(30 * 86_400)).await.unwrap();
+    // The same add again teaches nothing but that the set is in use.
+    state.apply(batch(vec![add("s", "a", 0, 300)])).await.unwrap();
+    state.sweep().await.unwrap();
+    assert_eq!(state.members("s", at(-1), at(1)).await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

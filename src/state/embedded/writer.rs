@@ -12,11 +12,14 @@ use bytes::Bytes;
 use fjall::{OwnedWriteBatch, PersistMode};
 use tokio::sync::{mpsc, oneshot};
 
+use super::age::{Horizon, Hour};
 use super::set::{Head, encode_seen};
 use super::{Shelves, chunk_key, disk_key};
 use crate::report::Time;
 use crate::state::{Batch, StateError, Write, tentative};
 
+/// What stands before a value: its expiry (8), the hour in which it was written (4).
+const VALUE: usize = 8 + 4;
 /// Batches written as one.
 const GATHER: usize = 1024;
 
@@ -113,8 +116,9 @@ impl Writer {
             match write {
                 Write::Set { key, value, expires } => {
                     let expires = expires.map_or(i64::MAX, Time::micros);
-                    let mut bytes = Vec::with_capacity(8 + value.len());
+                    let mut bytes = Vec::with_capacity(VALUE + value.len());
                     bytes.extend_from_slice(&expires.to_le_bytes());
+                    bytes.extend_from_slice(&Hour::of((self.shelves.clock)()).to_bytes());
                     bytes.extend_from_slice(value);
                     pending.values.insert(disk_key(key).into_owned(), Some(bytes));
                 }
@@ -130,7 +134,7 @@ impl Writer {
         }
         if let Some((report, policies)) = &batch.handled {
             let names = serde_json::to_vec(policies).map_err(error)?;
-            let until = Time::now().plus(self.shelves.handled_for).micros();
+            let until = (self.shelves.clock)().plus(self.shelves.handled_for).micros();
             let mut bytes = Vec::with_capacity(8 + names.len());
             bytes.extend_from_slice(&until.to_le_bytes());
             bytes.extend_from_slice(&names);
@@ -150,8 +154,8 @@ impl Writer {
             Some(head) => head.clone(),
             None => self.shelves.head(&key)?.unwrap_or_default(),
         };
-        let expired = self.shelves.expired().micros();
-        let Some(moved) = head.add(seen, within, expired, self.shelves.max_chunks()) else { return Ok(()) };
+        let old = self.shelves.horizon();
+        let Some(moved) = head.add(seen, within, old, self.shelves.max_chunks()) else { return Ok(()) };
         if let Some((number, seen)) = moved.sealed {
             let mut bytes = Vec::with_capacity(16 * seen.len());
             encode_seen(&seen, &mut bytes);
@@ -179,7 +183,7 @@ impl Writer {
         put(&shelves.chunks, pending.chunks);
         put(&shelves.sets, pending.heads.into_iter().map(|(key, head)| (key, Some(head.encode()))).collect());
         if !pending.markers.is_empty() {
-            let slot = shelves.markers.slot(&shelves.store, Time::now())?;
+            let slot = shelves.markers.slot(&shelves.store, (shelves.clock)())?;
             for (report, bytes) in pending.markers {
                 batch.insert(&slot, report, bytes);
             }
@@ -189,8 +193,9 @@ impl Writer {
 
     fn sweep(&mut self, most: usize) -> fjall::Result<Swept> {
         let shelves = Arc::clone(&self.shelves);
-        let mut swept = Swept { removed: shelves.markers.drop_old(&shelves.store, Time::now())?, ..Swept::default() };
-        let expired = shelves.expired().micros();
+        let removed = shelves.markers.drop_old(&shelves.store, (shelves.clock)())?;
+        let mut swept = Swept { removed, ..Swept::default() };
+        let old = shelves.horizon();
         let mut batch = shelves.batch();
         let (keyspace, from) = match &self.cursor {
             Cursor::Values(from) => (&shelves.values, from.clone()),
@@ -202,11 +207,7 @@ impl Writer {
         for entry in keyspace.range((from, Bound::<fjall::Slice>::Unbounded)).take(most) {
             let (key, value) = entry.into_inner()?;
             swept.looked += 1;
-            let gone = if is_set {
-                self.remove_set(&key, &value, expired, &mut batch)
-            } else {
-                value_expired(&value, expired)
-            };
+            let gone = if is_set { self.remove_set(&key, &value, old, &mut batch) } else { value_is_old(&value, old) };
             if gone {
                 batch.remove(keyspace, key.clone());
                 swept.removed += 1;
@@ -222,14 +223,13 @@ impl Writer {
             (true, false) => Cursor::Values(None),
         };
         batch.durability(Some(PersistMode::Buffer)).commit()?;
-        shelves.metrics.swept.inc_by(swept.removed as u64);
         Ok(swept)
     }
 
     /// Whether a set goes; then its chunks go too. What is no set can never be read, and goes.
-    fn remove_set(&self, key: &[u8], value: &[u8], expired: i64, batch: &mut OwnedWriteBatch) -> bool {
+    fn remove_set(&self, key: &[u8], value: &[u8], old: Horizon, batch: &mut OwnedWriteBatch) -> bool {
         let Some(head) = Head::decode(value) else { return true };
-        let gone = head.expired(expired);
+        let gone = head.is_old(old);
         if gone {
             for chunk in &head.chunks {
                 batch.remove(&self.shelves.chunks, chunk_key(key, chunk.number));
@@ -239,15 +239,16 @@ impl Writer {
     }
 }
 
-/// Whether a value cannot be asked for from the time `expired` on.
-fn value_expired(value: &[u8], expired: i64) -> bool {
-    value.first_chunk().is_none_or(|until| i64::from_le_bytes(*until) < expired)
+/// Whether a value is not asked for any more. What is no value can never be read, and goes.
+fn value_is_old(value: &[u8], old: Horizon) -> bool {
+    let parts = value.split_first_chunk().and_then(|(until, rest)| Some((until, rest.first_chunk()?)));
+    parts.is_none_or(|(until, written)| old.passed(i64::from_le_bytes(*until), Hour::from_bytes(*written)))
 }
 
 /// The value that is there at a time.
 pub(super) fn value_at(value: Bytes, at: Time) -> Option<Bytes> {
     let until = i64::from_le_bytes(*value.first_chunk()?);
-    (at.micros() < until).then(|| value.slice(8..))
+    (at.micros() < until && value.len() >= VALUE).then(|| value.slice(VALUE..))
 }
 
 /// An error of the database.
