@@ -3,6 +3,8 @@
 //!
 //! The whole program runs in this process on its real stores, with a thin layer around two of them that fails as it is told.
 
+#![allow(clippy::unwrap_used, reason = "a test states what it expects")]
+
 mod support;
 
 use std::sync::Arc;
@@ -235,7 +237,11 @@ async fn outage_of_the_state_delays_reports_and_costs_none() {
     let recovered = Instant::now();
     running.until_handled(200).await;
     running.until("the circuit to close", |metrics| metrics.waiting.with_label_values(&["state"]).get() == 0).await;
-    println!("all handled {:?} after the recovery", recovered.elapsed());
+    assert!(
+        recovered.elapsed() < Duration::from_secs(20),
+        "they slept through the recovery: {:?}",
+        recovered.elapsed()
+    );
     assert!(running.letters().await.is_empty());
     running.app.drain().await.unwrap();
 }

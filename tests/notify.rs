@@ -64,10 +64,10 @@ struct Rig {
 
 impl Rig {
     fn start(settings: Settings) -> Self {
-        Self::on(settings, Arc::default(), Duration::from_secs(10))
+        Self::on(settings, Arc::default())
     }
 
-    fn on(settings: Settings, state: Arc<MemoryState>, drain_timeout: Duration) -> Self {
+    fn on(settings: Settings, state: Arc<MemoryState>) -> Self {
         let (deliveries, receiver) = mpsc::channel(64);
         let (pause, paused) = watch::channel(false);
         let (token, settlements) = mpsc::unbounded_channel();
@@ -81,7 +81,6 @@ impl Rig {
             state: Arc::clone(&state) as _,
             metrics: Arc::clone(&metrics),
             health: Arc::clone(&health),
-            drain_timeout,
         })
         .unwrap();
         Self {
@@ -179,8 +178,8 @@ async fn sent_once_per_window() {
 
     // Across a restart.
     let state = Arc::clone(&rig.state);
-    rig.notify.drain().await;
-    let mut rig = Rig::on(settings(&[&receiver.url()]), state, LIMIT);
+    rig.notify.drain(LIMIT).await;
+    let mut rig = Rig::on(settings(&[&receiver.url()]), state);
     rig.settle(raised("after-restart", 30)).await;
     rig.settle(raised("next-window", 60)).await;
     // A replay of a month ago beside it has windows of its own and does not close today's.
@@ -198,7 +197,7 @@ async fn redelivered_alert_passes_its_own_window() {
     let state = Arc::clone(&rig.state);
     drop(rig);
     // The process died between the answer and the ack.
-    let mut rig = Rig::on(settings(&[&receiver.url()]), state, LIMIT);
+    let mut rig = Rig::on(settings(&[&receiver.url()]), state);
     assert_eq!(rig.settle(raised("opener", 0)).await, Settlement::Ack);
     assert_eq!(rig.settle(raised("other", 1)).await, Settlement::Ack);
     assert_eq!(receiver.ids(), ["opener", "opener"]);
@@ -399,7 +398,7 @@ async fn drain_finishes_what_is_being_sent_and_hands_back_what_waits() {
     let sent = rig.hand_out(raised("being-sent", 0)).await;
     until("the request", || slow.requests().len() == 1).await;
     let paused = rig.pause.clone();
-    rig.notify.drain().await;
+    rig.notify.drain(LIMIT).await;
     assert!(*paused.borrow());
     let (tag, settlement) = rig.settlements.recv().await.unwrap();
     assert_eq!((tag.sequence, settlement), (sent, Settlement::Ack));
@@ -410,7 +409,7 @@ async fn drain_finishes_what_is_being_sent_and_hands_back_what_waits() {
     let mut rig = Rig::start(patient);
     rig.hand_out(raised("waits-an-hour", 0)).await;
     until("the first try", || rig.metrics.retries.with_label_values(&["channel"]).get() == 1).await;
-    tokio::time::timeout(Duration::from_secs(5), rig.notify.drain()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), rig.notify.drain(LIMIT)).await.unwrap();
     assert_eq!(rig.settlements.recv().await.unwrap().1, Settlement::Nack);
 }
 
@@ -418,10 +417,10 @@ async fn drain_finishes_what_is_being_sent_and_hands_back_what_waits() {
 async fn drain_ends_in_time_though_a_receiver_hangs() {
     let receiver = Receiver::start().await;
     receiver.answers(Answer { after: Duration::from_secs(3600), ..Answer::status(200) });
-    let mut rig = Rig::on(settings(&[&receiver.url()]), Arc::default(), Duration::from_millis(100));
+    let mut rig = Rig::start(settings(&[&receiver.url()]));
     rig.hand_out(raised("hangs", 0)).await;
     until("the request", || receiver.requests().len() == 1).await;
-    tokio::time::timeout(Duration::from_secs(8), rig.notify.drain()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(8), rig.notify.drain(Duration::from_millis(100))).await.unwrap();
     assert_eq!(rig.settlements.recv().await.unwrap().1, Settlement::Nack);
 }
 
@@ -457,11 +456,11 @@ async fn source_that_ends_without_a_drain_is_an_error() {
     drop(rig.deliveries);
     until("the end of notify", || rig.notify.ended()).await;
     assert_eq!(rig.health.hung(Duration::ZERO), ["notify"], "livez takes it for done");
-    assert_eq!(rig.notify.drain().await, Some(NotifyError::SourceEnded));
+    assert_eq!(rig.notify.drain(LIMIT).await, Some(NotifyError::SourceEnded));
 
     let rig = Rig::start(settings(&[&receiver.url()]));
     let health = Arc::clone(&rig.health);
-    assert_eq!(rig.notify.drain().await, None);
+    assert_eq!(rig.notify.drain(LIMIT).await, None);
     assert!(health.hung(Duration::ZERO).is_empty());
 }
 

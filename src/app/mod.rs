@@ -9,6 +9,7 @@ mod upkeep;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -22,7 +23,7 @@ use crate::geoip::{GeoIp, GeoIpError};
 use crate::health::Health;
 use crate::history::HistoryError;
 use crate::http::{self, HttpError, Server, admin};
-use crate::notify::{self, Notify};
+use crate::notify::{self, Notify, NotifyError};
 use crate::perfstats::PerfStats;
 use crate::policy::{self, LoadError, PolicySet};
 use crate::queue::{Backoff, QueueError, Unsettled};
@@ -52,11 +53,16 @@ pub enum StartError {
     Http(#[from] HttpError),
     #[error(transparent)]
     Detect(#[from] DetectError),
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
     #[error("{0}")]
     Settings(String),
     #[error("the handlers of signals could not be set: {0}")]
     Signals(std::io::Error),
 }
+
+/// What the later steps of a drain get where the earlier ones have used up its time.
+const LEAST: Duration = Duration::from_secs(2);
 
 /// What a reload needs, shared with the operators' route.
 struct Reload {
@@ -95,6 +101,7 @@ pub struct App {
     stop: CancellationToken,
     stores: Stores,
     health: Arc<Health>,
+    drain_timeout: Duration,
 }
 
 impl App {
@@ -149,7 +156,7 @@ impl App {
             data_dir = %config.data_dir.display(),
             "trackalert runs"
         );
-        Ok(Self { server, reload, notify, upkeep, stop, stores, health })
+        Ok(Self { server, reload, notify, upkeep, stop, stores, health, drain_timeout: config.detect.drain_timeout })
     }
 
     /// The first address that it listens on.
@@ -162,19 +169,24 @@ impl App {
         self.reload.policies().await
     }
 
-    /// Takes nothing more, finishes what is in flight within `detect.drain_timeout`, stores every position. An error is the one for
-    /// which a role had ended before.
+    /// Takes nothing more from the queues, finishes what is in flight within `detect.drain_timeout` over all, stores every position.
+    /// Requests are answered until then, readyz with "no": a sender that tries once loses nothing to a restart, because what it sends
+    /// is on disk. An error is the one for which a role had ended before.
     pub async fn drain(self) -> Result<(), StartError> {
         self.health.set_draining();
-        self.server.drain().await;
-        let detect = self.reload.detect.lock().await.take();
-        let ended = match detect {
-            Some(detect) => detect.drain().await,
-            None => Ok(()),
-        };
-        if let Some(notify) = self.notify {
-            notify.drain().await;
+        let deadline = Instant::now() + self.drain_timeout;
+        let left = |least: Duration| deadline.saturating_duration_since(Instant::now()).max(least);
+        let mut ended = Ok(());
+        if let Some(detect) = self.reload.detect.lock().await.take() {
+            ended = detect.drain().await.map_err(StartError::from);
         }
+        // After detect: the last alerts that it raised go out, too.
+        if let Some(notify) = self.notify
+            && let Some(error) = notify.drain(left(LEAST)).await
+        {
+            ended = ended.and(Err(error.into()));
+        }
+        self.server.drain(left(LEAST)).await;
         self.stop.cancel();
         for task in self.upkeep {
             let _ = task.await;
@@ -183,7 +195,7 @@ impl App {
         if let Err(error) = self.stores.state.sync().await {
             tracing::error!(%error, "the state could not be synced at the end; a power cut now may repeat a little");
         }
-        ended.map_err(StartError::from)
+        ended
     }
 
     /// Runs until SIGTERM or SIGINT (then drains; a second one ends at once, and what was in flight is handed out again at the next
@@ -205,7 +217,7 @@ impl App {
                         tracing::error!(%error, "the certificates were not reloaded; the old ones stay in use");
                     }
                 }
-                () = self.detect_ended() => break,
+                () = self.role_ended() => break,
             }
         }
         tracing::info!("draining");
@@ -219,11 +231,13 @@ impl App {
         }
     }
 
-    async fn detect_ended(&self) {
-        let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
+    /// Resolves when a role has ended by itself.
+    async fn role_ended(&self) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             tick.tick().await;
-            if self.reload.detect.lock().await.as_ref().is_some_and(Detect::ended) {
+            let detect = self.reload.detect.lock().await.as_ref().is_some_and(Detect::ended);
+            if detect || self.notify.as_ref().is_some_and(Notify::ended) {
                 return;
             }
         }
@@ -254,7 +268,6 @@ fn start_notify(
         state: Arc::clone(&stores.state),
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),
-        drain_timeout: config.detect.drain_timeout,
     };
     Notify::start(parts).map_err(|errors| StartError::Settings(errors.join("\n")))
 }
@@ -278,6 +291,7 @@ fn start_detect(
         geoip,
         metrics: Arc::clone(metrics),
         state_max_value: config.state.max_value,
+        max_alert: config.policy.max_alert,
     };
     let parts = detect::Parts {
         settings: config.detect.clone(),

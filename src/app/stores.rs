@@ -15,6 +15,9 @@ use crate::state::embedded::EmbeddedState;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
+/// What a record has besides the alert: its key, and headers with the names of channels.
+const ALERT_ENVELOPE: bytesize::ByteSize = bytesize::ByteSize::kib(64);
+
 /// The stores that the roles work on. A test may put its own around them.
 #[derive(Clone)]
 pub struct Stores {
@@ -32,8 +35,8 @@ impl Stores {
     /// Opens them all. Blocks for as long as the recovery after a crash takes (seconds at most).
     pub fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, StartError> {
         let store = Store::open(&config.data_dir, config.queue.embedded.cache.as_u64())?;
-        let queue = |name: &str, label| {
-            let most = usize::try_from(config.http.max_body.as_u64()).unwrap_or(usize::MAX);
+        let queue = |name: &str, label, largest: bytesize::ByteSize| {
+            let most = usize::try_from(largest.as_u64()).unwrap_or(usize::MAX);
             EmbeddedQueue::open(&store, name, &config.queue.embedded, most, Arc::clone(metrics), label)
         };
         let history: Arc<dyn History> = match config.history.kind {
@@ -43,8 +46,8 @@ impl Stores {
             }
         };
         Ok(Self {
-            reports: queue(&config.queue.reports, "reports")?,
-            alerts: queue(&config.queue.alerts, "alerts")?,
+            reports: queue(&config.queue.reports, "reports", config.http.max_body)?,
+            alerts: queue(&config.queue.alerts, "alerts", config.policy.max_alert + ALERT_ENVELOPE)?,
             state: EmbeddedState::open(&store, &config.state)?,
             history,
         })

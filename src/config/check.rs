@@ -21,7 +21,7 @@ const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
 
 /// Key, least, most, and why.
-const WHOLE: [(&str, i64, i64, &str); 20] = [
+const WHOLE: [(&str, i64, i64, &str); 21] = [
     ("http.max_connections", 1, 1_000_000, ""),
     ("http.max_headers", 8, 10_000, ""),
     ("receive.max_attrs", 1, 100_000, ""),
@@ -41,6 +41,7 @@ const WHOLE: [(&str, i64, i64, &str); 20] = [
     ("state.max_members", 1, 1_000_000, ""),
     ("state.sweep_entries", 1, 100_000_000, ""),
     ("notify.in_flight", 1, 100_000, ""),
+    ("notify.channel_in_flight", 1, 10_000, ""),
     ("notify.max_attempts", 1, 1000, ""),
 ];
 
@@ -48,8 +49,10 @@ const WHOLE: [(&str, i64, i64, &str); 20] = [
 const MAY_BE_ZERO: [&str; 3] = ["receive.max_skew", "queue.embedded.linger", "notify.suppress"];
 
 /// Key and least size in bytes, and why.
-const SIZES: [(&str, u64, &str); 10] = [
+const SIZES: [(&str, u64, &str); 12] = [
     ("http.max_body", 1 << 10, ""),
+    ("http.max_bodies", 1 << 10, ""),
+    ("policy.max_alert", 1 << 10, ""),
     ("http.max_head", 8 << 10, "a browser's cookies alone may have that"),
     ("receive.max_report", 256, ""),
     ("receive.max_field", 16, ""),
@@ -62,7 +65,9 @@ const SIZES: [(&str, u64, &str); 10] = [
 ];
 
 /// Key, key that must not be smaller.
-const ORDERED: [(&str, &str); 9] = [
+const ORDERED: [(&str, &str); 11] = [
+    ("http.max_body", "http.max_bodies"),
+    ("history.search_timeout", "policy.time_limit"),
     ("receive.max_field", "receive.max_report"),
     ("receive.max_report", "http.max_body"),
     ("receive.max_report", "detect.unsettled_bytes"),
@@ -208,6 +213,7 @@ fn http(merged: &mut Merged) {
         for (index, item) in list.iter().enumerate() {
             if let Some(text) = item.as_str()
                 && text.parse::<ipnet::IpNet>().is_err()
+                && text.parse::<std::net::IpAddr>().is_err()
             {
                 let key = format!("http.acl[{index}]");
                 merged.refuse(&key, format!("\"{text}\" is no network, such as \"10.0.0.0/8\" or \"192.0.2.7/32\""));

@@ -376,7 +376,7 @@ fn values_that_do_not_fit_together_are_told() {
         ("http.tls_key=k.pem", "http.tls_cert is not set; HTTPS needs both"),
         ("http.listen=localhost", "\"localhost\" is no address with port"),
         ("http.listen=", "names no address"),
-        ("http.acl=10.0.0.1", "\"10.0.0.1\" is no network"),
+        ("http.acl=10.0.0", "\"10.0.0\" is no network"),
         ("http.max_head=1 KiB", "is too small: at least 8.0 KiB"),
         ("queue.kind=sqs", "\"sqs\" is no kind; use \"embedded\""),
         ("schedule.election.kind=kubernetes", "not in this program yet; use \"none\""),

@@ -11,20 +11,80 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::Settings;
 use crate::receive::answer;
 use crate::telemetry::Metrics;
 
 /// What a body may be.
 #[derive(Clone)]
 pub(super) struct Limits {
-    pub(super) most: usize,
-    pub(super) timeout: Duration,
-    pub(super) metrics: Arc<Metrics>,
+    most: usize,
+    timeout: Duration,
+    /// Bytes that all bodies together may still take.
+    room: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+/// A body, and the room that it takes for as long as somebody works on it.
+#[derive(Default)]
+struct Whole {
+    chunks: Vec<Bytes>,
+    size: usize,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a body was not read to its end.
+enum Cut {
+    TooLarge,
+    Broken(axum::Error),
+}
+
+impl Whole {
+    /// Reads frame by frame, each when there is room for it: thousands of connections that each send as much as they may would
+    /// otherwise take the memory of the whole process.
+    async fn read(body: &mut Body, limits: &Limits) -> Result<Self, Cut> {
+        let mut whole = Self::default();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(Cut::Broken)?.into_data() else { continue };
+            whole.size += data.len();
+            if whole.size > limits.most {
+                return Err(Cut::TooLarge);
+            }
+            let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            // The semaphore is never closed.
+            if let Ok(room) = Arc::clone(&limits.room).acquire_many_owned(bytes).await {
+                match &mut whole.room {
+                    Some(held) => held.merge(room),
+                    none => *none = Some(room),
+                }
+            }
+            whole.chunks.push(data);
+        }
+        Ok(whole)
+    }
+
+    fn bytes(&mut self) -> Bytes {
+        match self.chunks.len() {
+            1 => self.chunks.remove(0),
+            _ => std::mem::take(&mut self.chunks).concat().into(),
+        }
+    }
 }
 
 impl Limits {
+    pub(super) fn new(settings: &Settings, metrics: Arc<Metrics>) -> Self {
+        let room = usize::try_from(settings.max_bodies.as_u64()).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self {
+            most: usize::try_from(settings.max_body.as_u64()).unwrap_or(usize::MAX),
+            timeout: settings.body_timeout,
+            room: Arc::new(Semaphore::new(room)),
+            metrics,
+        }
+    }
+
     fn too_large(&self) -> Response {
         let text = format!("the body is over http.max_body ({} bytes)", self.most);
         self.refuse("too_large", StatusCode::PAYLOAD_TOO_LARGE, &text)
@@ -61,17 +121,20 @@ pub(super) async fn read(State(limits): State<Limits>, request: Request, next: N
     if told_first && body.size_hint().lower() > limits.most as u64 {
         return limits.too_large();
     }
-    match tokio::time::timeout(limits.timeout, Limited::new(&mut body, limits.most).collect()).await {
-        Ok(Ok(body)) => next.run(Request::from_parts(parts, Body::from(body.to_bytes()))).await,
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+    match tokio::time::timeout(limits.timeout, Whole::read(&mut body, &limits)).await {
+        Ok(Ok(mut whole)) => next.run(Request::from_parts(parts, Body::from(whole.bytes()))).await,
+        Ok(Err(Cut::TooLarge)) => {
             let _ = tokio::time::timeout(limits.timeout, discard(body, limits.most)).await;
             limits.too_large()
         }
-        Ok(Err(error)) => {
+        Ok(Err(Cut::Broken(error))) => {
             limits.refuse("malformed", StatusCode::BAD_REQUEST, &format!("the body did not arrive whole: {error}"))
         }
         Err(_) => {
-            let text = format!("the body did not arrive within http.body_timeout ({:?})", limits.timeout);
+            let text = format!(
+                "the body did not arrive, or there was no room for it (http.max_bodies), within http.body_timeout ({:?})",
+                limits.timeout
+            );
             limits.refuse("time_out", StatusCode::REQUEST_TIMEOUT, &text)
         }
     }

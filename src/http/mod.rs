@@ -43,6 +43,7 @@ pub struct Settings {
     pub tls_key: PathBuf,
     pub max_connections: usize,
     pub max_body: ByteSize,
+    pub max_bodies: ByteSize,
     pub max_head: ByteSize,
     pub max_headers: usize,
     #[serde(with = "humantime_serde")]
@@ -65,11 +66,7 @@ pub fn router(
 ) -> Router {
     let metrics = Arc::clone(&operators.metrics);
     let passwords = Arc::new(auth::Passwords::new(settings, Arc::clone(&metrics)));
-    let limits = body::Limits {
-        most: usize::try_from(settings.max_body.as_u64()).unwrap_or(usize::MAX),
-        timeout: settings.body_timeout,
-        metrics: Arc::clone(&metrics),
-    };
+    let limits = body::Limits::new(settings, Arc::clone(&metrics));
     let mut router = Router::new()
         .merge(probes::router(Arc::clone(&operators.health)))
         .merge(stats::router(Arc::clone(&metrics), perf, settings.metrics_password))

@@ -67,7 +67,6 @@ pub struct Server {
     shared: Arc<Shared>,
     stop: CancellationToken,
     listeners: Vec<JoinHandle<()>>,
-    drain_timeout: Duration,
 }
 
 /// Listens on every address of `http.listen`, or on none.
@@ -104,7 +103,7 @@ pub async fn start(settings: &Settings, router: Router, metrics: Arc<Metrics>) -
         .into_iter()
         .map(|(_, listener)| tokio::spawn(accept(listener, Arc::clone(&shared), stop.clone())))
         .collect();
-    Ok(Server { addresses, shared, stop, listeners, drain_timeout: settings.body_timeout })
+    Ok(Server { addresses, shared, stop, listeners })
 }
 
 fn cannot_listen(address: &str, error: &io::Error) -> HttpError {
@@ -140,15 +139,15 @@ impl Server {
         self.shared.tls.as_ref().map_or(Ok(()), Tls::reload)
     }
 
-    /// Accepts nothing more and finishes the requests that have begun, for as long as one may take.
-    pub async fn drain(self) {
+    /// Accepts nothing more and finishes the requests that have begun, within a time.
+    pub async fn drain(self, within: Duration) {
         self.stop.cancel();
         for listener in self.listeners {
             let _ = listener.await;
         }
         let Ok(shared) = Arc::try_unwrap(self.shared).map(|shared| shared.graceful) else { return };
-        if tokio::time::timeout(self.drain_timeout, shared.shutdown()).await.is_err() {
-            tracing::warn!("some requests did not end within http.body_timeout; their connections are cut");
+        if tokio::time::timeout(within, shared.shutdown()).await.is_err() {
+            tracing::warn!("some requests did not end in time; their connections are cut");
         }
     }
 }
@@ -166,7 +165,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
         };
         match accepted {
             Ok((stream, peer)) => {
-                let connection = serve(stream, peer, &shared);
+                let connection = serve(stream, peer, &shared, stop.clone());
                 shared.metrics.connections.inc();
                 let metrics = Arc::clone(&shared.metrics);
                 tokio::spawn(async move {
@@ -185,7 +184,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
 }
 
 /// What becomes of one connection. Holds no `Shared`, so that a drain can tell when the listeners are gone.
-fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> impl Future<Output = ()> + Send + use<> {
+fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: &Arc<Shared>,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send + use<> {
     let allowed = shared.acl.iter().any(|net| net.contains(&peer.ip().to_canonical()) || net.contains(&peer.ip()));
     let acceptor = shared.tls.as_ref().map(Tls::acceptor);
     let (http, watcher) = (shared.http.clone(), shared.graceful.watcher());
@@ -193,6 +197,7 @@ fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> impl Futu
     async move {
         let _ = stream.set_nodelay(true);
         if !allowed {
+            drop(watcher);
             metrics.refused.with_label_values(&["acl"]).inc();
             tracing::debug!(%peer, "not in http.acl");
             if acceptor.is_none() {
@@ -200,13 +205,16 @@ fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> impl Futu
             }
             return;
         }
-        match acceptor {
-            None => speak(stream, peer, router, http, watcher).await,
-            Some(acceptor) => match tokio::time::timeout(patience, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => speak(stream, peer, router, http, watcher).await,
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
-                Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
-            },
+        let Some(acceptor) = acceptor else { return speak(stream, peer, router, http, watcher).await };
+        // No request has begun, so a drain waits for no handshake.
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = tokio::time::timeout(patience, acceptor.accept(stream)) => accepted,
+        };
+        match accepted {
+            Ok(Ok(stream)) => speak(stream, peer, router, http, watcher).await,
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+            Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
         }
     }
 }

@@ -21,7 +21,7 @@ mod suppress;
 mod webhook;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -76,8 +76,6 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where a receiver that does not answer is named.
     pub health: Arc<Health>,
-    /// How long [`Notify::drain`] finishes what is in flight.
-    pub drain_timeout: Duration,
 }
 
 /// Why the role ended although nobody had told it to.
@@ -95,6 +93,8 @@ pub enum NotifyError {
 #[must_use = "alerts go out until it is drained"]
 pub struct Notify {
     stop: CancellationToken,
+    /// How long a drain may take; read when `stop` was cancelled.
+    within: Arc<OnceLock<Duration>>,
     task: JoinHandle<Option<NotifyError>>,
 }
 
@@ -116,8 +116,9 @@ impl Notify {
             stop: stop.clone(),
         });
         let beat = shared.health.beat("notify");
-        let task = tokio::spawn(run(shared, parts.alerts, beat, parts.drain_timeout));
-        Ok(Self { stop, task })
+        let within = Arc::new(OnceLock::new());
+        let task = tokio::spawn(run(shared, parts.alerts, beat, Arc::clone(&within)));
+        Ok(Self { stop, within, task })
     }
 
     /// Whether it has ended by itself. [`Self::drain`] says why.
@@ -125,9 +126,10 @@ impl Notify {
         self.task.is_finished()
     }
 
-    /// Takes nothing more, finishes what is in flight within `drain_timeout` (a channel that waits for its next try is not waited
+    /// Takes nothing more, finishes what is in flight within the time given (a channel that waits for its next try is not waited
     /// for), hands the rest back, and returns when the source has stored its position. Gives the error for which it had ended before.
-    pub async fn drain(self) -> Option<NotifyError> {
+    pub async fn drain(self, within: Duration) -> Option<NotifyError> {
+        let _ = self.within.set(within);
         self.stop.cancel();
         self.task.await.unwrap_or_else(|_| {
             tracing::error!("the task of notify panicked; what was in flight is handed out again at the next start");
@@ -136,7 +138,12 @@ impl Notify {
     }
 }
 
-async fn run(shared: Arc<Shared>, alerts: Subscription, beat: Beat, drain: Duration) -> Option<NotifyError> {
+async fn run(
+    shared: Arc<Shared>,
+    alerts: Subscription,
+    beat: Beat,
+    within: Arc<OnceLock<Duration>>,
+) -> Option<NotifyError> {
     let Subscription { mut deliveries, pause, source } = alerts;
     let mut tasks = JoinSet::new();
     let mut tick = tokio::time::interval(BEAT);
@@ -161,7 +168,7 @@ async fn run(shared: Arc<Shared>, alerts: Subscription, beat: Beat, drain: Durat
     // What waits in the channel goes back at once: its tokens are dropped with it.
     drop(deliveries);
     let finish = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(drain, finish).await.is_err() {
+    if tokio::time::timeout(within.get().copied().unwrap_or(SOURCE_END), finish).await.is_err() {
         tracing::warn!(alerts = tasks.len(), "not all alerts were sent in time; they go back to the queue");
         tasks.shutdown().await;
     }

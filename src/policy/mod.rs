@@ -40,6 +40,7 @@ pub struct Settings {
     #[serde(with = "humantime_serde")]
     pub cpu_limit: Duration,
     pub memory: ByteSize,
+    pub max_alert: ByteSize,
     pub in_flight: usize,
     pub max_attempts: u32,
     #[serde(with = "humantime_serde")]
@@ -71,6 +72,8 @@ pub struct Services {
     pub metrics: Arc<Metrics>,
     /// `state.max_value`: the largest value of `state.set`.
     pub state_max_value: ByteSize,
+    /// `policy.max_alert`: the largest alert.
+    pub max_alert: ByteSize,
 }
 
 /// What one successful call of one policy's `report` wants to take effect. Nothing has yet.

@@ -27,6 +27,7 @@ pub(crate) fn settings() -> Settings {
         time_limit: Duration::from_secs(20),
         cpu_limit: Duration::from_millis(300),
         memory: ByteSize::mib(64),
+        max_alert: ByteSize::kib(256),
         in_flight: 2000,
         max_attempts: 3,
         retry_first: Duration::from_millis(1),
@@ -53,6 +54,7 @@ impl Bench {
             geoip: Arc::new(GeoIp::default()),
             metrics: Arc::new(Metrics::new()),
             state_max_value: ByteSize::kib(16),
+            max_alert: ByteSize::kib(256),
         };
         let set = PolicySet::from_sources(policies);
         let vm = Vm::new(&set, &services, settings).unwrap_or_else(|error| panic!("{error}"));

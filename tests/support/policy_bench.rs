@@ -32,6 +32,7 @@ fn settings() -> Settings {
         time_limit: Duration::from_secs(30),
         cpu_limit: Duration::from_secs(5),
         memory: ByteSize::mib(64),
+        max_alert: ByteSize::kib(256),
         in_flight: 100,
         max_attempts: 1,
         retry_first: Duration::from_millis(1),
@@ -71,6 +72,7 @@ impl Bench {
             geoip: Arc::new(GeoIp::none()),
             metrics: Arc::new(Metrics::new()),
             state_max_value: ByteSize::kib(16),
+            max_alert: ByteSize::kib(256),
         };
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
         let policies = PolicySet::resolve(&[shipped]).unwrap();

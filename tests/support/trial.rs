@@ -16,6 +16,7 @@ pub(crate) fn now() -> f64 {
 }
 
 /// Prints what was seen, with the seed that repeats it.
+#[allow(clippy::print_stdout, reason = "a trial's table is what it is run for")]
 pub(crate) fn print(name: &str, seed: u64, rows: &[(&str, String)]) {
     println!("trial {name}, TRACKALERT_SEED={seed}");
     for (what, value) in rows {

@@ -68,6 +68,11 @@ fn raise(call: &Call, mut args: Args) -> Answer<()> {
         key,
         policy: call.policy.to_string(),
     };
+    // Here, where the policy can be told: an alert that its queue does not take would hold up every report behind it.
+    let (size, most) = (serde_json::to_vec(&alert).map_or(0, |json| json.len() as u64), call.services.max_alert);
+    if size > most.as_u64() {
+        return Err(format!("alert: {size} bytes as JSON; policy.max_alert is {most}"));
+    }
     let mut alerts = call.alerts.borrow_mut();
     // The same kind and key twice in one call is the same alert: its id is the same, so the second could not be told from the first.
     if alerts.iter().any(|raised| raised.id == alert.id) {
