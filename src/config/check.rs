@@ -272,10 +272,12 @@ fn channels(merged: &mut Merged) {
                 Some(_) => {}
                 None => merged.complain(&format!("{name}.url"), "must be a text; put it in quotes"),
             },
-            Some("log") => {}
             Some("") => merged.complain(&name, "has no kind; use \"webhook\""),
             // Not said which: whatever stands in a channel may be a secret in the wrong place.
-            Some(_) => merged.complain(&format!("{name}.kind"), "is no kind of channel; use \"webhook\" or \"log\""),
+            Some(_) => merged.complain(
+                &format!("{name}.kind"),
+                "is no kind of channel; use \"webhook\" (the log has every alert anyhow)",
+            ),
             None => merged.complain(&format!("{name}.kind"), "must be a text; put it in quotes"),
         }
         for key in ["secret", "secret_file"] {

@@ -119,7 +119,7 @@ kind = "pager"
   ta.toml:21: policy.in_flight: 8000 is out of range: 1 to 4000 (one LuaJIT VM holds about 8,000 references)
   ta.toml:25: notify.channels[0].url: is no address that begins with http:// or https:// and names a host
   ta.toml:26: notify.channels[0].secrt: unknown; did you mean secret?
-  ta.toml:29: notify.channels[1].kind: is no kind of channel; use "webhook" or "log"
+  ta.toml:29: notify.channels[1].kind: is no kind of channel; use "webhook" (the log has every alert anyhow)
   TRACKALERT__HISTORY__KIND: history.kind: "elasticsearch" is not in this program yet; use "embedded" or "none"
   TRACKALERT__RECEIVE__MAX_SKEWED: receive.max_skewed: unknown; did you mean receive.max_skew?
   --set detect: has no value; write --set section.key=value
