@@ -23,7 +23,8 @@ use support::sender::{Progress, query, send_all};
 use support::trial;
 
 /// Counts each login's reports in the state, raises an alert for each `mark`ed report, one with the count for each login's `last`, and
-/// one that is always the same. A short wait keeps reports in flight for a kill to hit.
+/// one that is always the same. A short wait keeps reports in flight for a kill to hit. A counter that is read and written needs its
+/// login's order, so no login may give it up (`detect.login_backlog = 0`).
 const POLICY: &str = r#"
 function report(lt)
   local name = "n:" .. lt.login
@@ -85,7 +86,7 @@ fn killed_again_and_again_under_load_loses_nothing_and_counts_nothing_twice() {
     let mut random = StdRng::seed_from_u64(seed);
     let (inbox, receiver) = Inbox::start();
     let site = Site::new(&format!(
-        "[history]\ncommit_every = \"200ms\"\n[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n"
+        "detect.login_backlog = 0\n[history]\ncommit_every = \"200ms\"\n[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n"
     ));
     site.policy("kill", POLICY);
     let load = load(total, 500, 8);

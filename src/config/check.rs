@@ -30,7 +30,7 @@ const WHOLE: [(&str, i64, i64, &str); 21] = [
     ("detect.workers", 0, 1024, ""),
     ("detect.in_flight", 1, 1_000_000, ""),
     ("detect.unsettled", 1, 10_000_000, ""),
-    ("detect.login_backlog", 1, 1_000_000, ""),
+    ("detect.login_backlog", 0, 1_000_000, ""),
     ("policy.in_flight", 1, 4000, "one LuaJIT VM holds about 8,000 references"),
     ("policy.max_attempts", 1, 1000, ""),
     ("policy.breaker_calls", 1, 1_000_000, ""),
