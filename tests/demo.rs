@@ -1,0 +1,52 @@
+//! The demo as a person starts it: every planted attack is found and nothing else, what it keeps can be used again, and a miss is an
+//! exit code.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn trackalert(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_trackalert")).args(arguments).env_clear().output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn utf8(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn every_attack_is_found_and_what_is_kept_can_be_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    let demo = trackalert(&["demo", "--exit", "--reports", "5000", "--seed", "7", "--keep", utf8(&kept)]);
+    let said = text(&demo);
+    assert!(demo.status.success(), "{said}");
+    for expected in ["11 of 11 attacks found", "5 of 5 temptations stayed quiet", "0 false alarms", "5000 reports"] {
+        assert!(said.contains(expected), "{expected} is missing:\n{said}");
+    }
+    assert!(said.contains("failing logins"), "a card shows the evidence:\n{said}");
+
+    let file = kept.join("trackalert.toml");
+    let check = trackalert(&["check", "-C", utf8(&file)]);
+    assert!(check.status.success(), "{}", text(&check));
+    let reports = std::fs::read_to_string(kept.join("reports.ndjson")).unwrap();
+    assert_eq!(reports.lines().count(), 5000);
+    let query = trackalert(&["query", "-C", utf8(&file), "--offline", "--by", "login"]);
+    assert!(query.status.success(), "{}", text(&query));
+}
+
+#[test]
+fn missed_attack_is_an_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = folder.path().join("blind");
+    std::fs::create_dir(&policy).unwrap();
+    std::fs::write(policy.join("policy.lua"), "function report(lt) end").unwrap();
+    let set = format!("policy.path=[\"{}\"]", utf8(folder.path()));
+    let demo = trackalert(&["demo", "--exit", "--reports", "5000", "--set", &set]);
+    assert_eq!(demo.status.code(), Some(1), "{}", text(&demo));
+    assert!(text(&demo).contains("0 of 11 attacks found"), "{}", text(&demo));
+}
