@@ -1,6 +1,6 @@
 //! What is hidden in the demo's traffic: the attacks that the shipped policies must find, and what looks like one and must stay quiet.
 //!
-//! Owns what a story is, and the table of which alert means which find. What happens in each is [`super::plant`].
+//! Owns what a story is, and the table of which alert means which find. What happens in each is `plant`.
 
 use super::traffic::SECOND;
 use crate::alert::Alert;

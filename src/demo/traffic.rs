@@ -1,7 +1,7 @@
 //! The generator: four months and a half of logins at a small provider, in order of time, the same for the same seed.
 //!
 //! Pure: no clock, no network. Holds one day in memory at a time. Owns the rhythm of the ordinary traffic;
-//! what is hidden in it is [`super::stories`], the form of a report [`super::wire`].
+//! what is hidden in it is [`super::stories`], the form of a report `wire`.
 
 use std::net::IpAddr;
 

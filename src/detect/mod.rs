@@ -6,7 +6,7 @@
 //!                          └──── retry, alone ◀──┘
 //! ```
 //!
-//! One task owns all that is undecided about the reports in hand ([`Detector`]); the workers' threads and the settling tasks are lent
+//! One task owns all that is undecided about the reports in hand (`detector`); the workers' threads and the settling tasks are lent
 //! what they need and report back.
 
 mod circuit;

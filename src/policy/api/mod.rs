@@ -1,7 +1,7 @@
 //! What a policy may call: one file a Lua module, and `docs/policies.md` for its users.
 //!
 //! Owns the list. Each function checks its arguments and says what is wrong with which; what it raises or writes goes into its call
-//! ([`super::call`]) and nowhere else.
+//! (`super::call`) and nowhere else.
 
 mod address;
 mod alert;
