@@ -224,15 +224,10 @@ impl Lanes {
         moved
     }
 
-    /// What was given last did not arrive: it is given again.
-    pub(super) fn give_again(&mut self) {
-        self.lanes.values_mut().for_each(|lane| lane.given = None);
-    }
-
-    /// Whether a position moved that the broker was not given.
-    pub(super) fn unasked(&self) -> bool {
-        let position = |lane: &Lane| lane.window.as_ref().map(OffsetWindow::position);
-        self.lanes.values().any(|lane| position(lane).is_some_and(|at| lane.given.is_none_or(|given| at > given)))
+    /// What was given of all partitions, or of some, may not have arrived: it is given again.
+    pub(super) fn give_again(&mut self, only: Option<&[u32]>) {
+        let meant = self.lanes.iter_mut().filter(|(number, _)| only.is_none_or(|only| only.contains(number)));
+        meant.for_each(|(_, lane)| lane.given = None);
     }
 
     /// The positions of the partitions that are ours.
@@ -298,7 +293,7 @@ mod tests {
         lanes.finish(tag(0, 3, 5));
         assert_eq!(lanes.moved(Some(&[0])), [(0, 6)]);
         assert_eq!(lanes.moved(None), []);
-        lanes.give_again();
+        lanes.give_again(None);
         assert_eq!(lanes.moved(None), [(0, 6), (1, 0)]);
         lanes.finish(tag(1, 2, 0));
         assert!(lanes.is_empty() && lanes.at_rest());

@@ -4,12 +4,12 @@
 //! and what is still out afterwards is of an old generation. Runs on the thread that polls, inside of the poll.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaError;
 use rdkafka::{ClientContext, TopicPartitionList};
 
 use super::super::Backoff;
@@ -28,8 +28,6 @@ pub(super) struct Member {
     pub(super) ending: AtomicBool,
     /// Set while the source takes no messages: what is assigned then is paused, too.
     pub(super) halted: AtomicBool,
-    /// Commits that were not answered.
-    pub(super) committing: AtomicUsize,
 }
 
 impl ClientContext for Member {
@@ -65,6 +63,8 @@ impl Member {
             }
             client::rest(LOOK);
         }
+        // Earlier commits of theirs may not have arrived.
+        with_lanes(&self.shared, |all| all.give_again(Some(lanes)));
         if let Some(offsets) = self.shared.offsets(Some(lanes))
             && let Err(error) = consumer.commit(&offsets, CommitMode::Sync)
         {
@@ -104,15 +104,6 @@ impl ConsumerContext for Member {
         let done = if self.halted.load(Ordering::Acquire) { consumer.pause(list) } else { consumer.resume(list) };
         if let Err(error) = done {
             tracing::warn!(queue = self.shared.name, %error, "partitions could not be paused or resumed");
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        let one_less = |open: usize| open.checked_sub(1);
-        let _ = self.committing.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less);
-        if let Err(error) = result {
-            tracing::debug!(queue = self.shared.name, %error, "position not committed, trying again");
-            with_lanes(&self.shared, super::lanes::Lanes::give_again);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::Message as _;
@@ -28,8 +28,10 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const BUSY: Duration = Duration::from_millis(4);
 const IDLE: Duration = Duration::from_millis(25);
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// How often positions are committed that did not move: nobody says whether a commit arrived.
+const COMMIT_ALL_EVERY: Duration = Duration::from_secs(10);
 /// How long the end of a source waits for the broker to take its position.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(4);
 /// How often an error of the client is told.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -59,6 +61,7 @@ struct Source {
     /// Since when there is no place for what is ahead.
     blocked: Option<Instant>,
     commit_at: Instant,
+    commit_all_at: Instant,
     complained: Option<Instant>,
 }
 
@@ -89,6 +92,7 @@ pub(super) fn run(parts: Parts) {
         ahead: VecDeque::new(),
         blocked: None,
         commit_at: now + COMMIT_EVERY,
+        commit_all_at: now + COMMIT_ALL_EVERY,
         complained: None,
     };
     source.run();
@@ -101,7 +105,6 @@ fn join(parts: &Parts) -> Result<BaseConsumer<Member>, KafkaError> {
         backoff: parts.backoff,
         ending: AtomicBool::new(false),
         halted: AtomicBool::new(false),
-        committing: AtomicUsize::new(0),
     };
     let consumer: BaseConsumer<Member> = client::consumer(&parts.shared.settings).create_with_context(member)?;
     consumer.subscribe(&[&parts.shared.name])?;
@@ -238,20 +241,24 @@ impl Source {
     }
 
     fn commit_when_due(&mut self) {
-        if Instant::now() >= self.commit_at {
-            self.commit_at = Instant::now() + COMMIT_EVERY;
+        let now = Instant::now();
+        if now >= self.commit_at {
+            self.commit_at = now + COMMIT_EVERY;
+            if now >= self.commit_all_at {
+                self.commit_all_at = now + COMMIT_ALL_EVERY;
+                with_lanes(&self.parts.shared, |lanes| lanes.give_again(None));
+            }
             self.commit();
         }
     }
 
+    /// Hands the positions to the client. What becomes of them is not told: they are given again from time to time, and for certain at
+    /// the end.
     fn commit(&self) {
         let Some(offsets) = self.parts.shared.offsets(None) else { return };
-        let committing = &self.consumer.context().committing;
-        committing.fetch_add(1, Ordering::AcqRel);
         if let Err(error) = self.consumer.commit(&offsets, CommitMode::Async) {
-            committing.fetch_sub(1, Ordering::AcqRel);
             tracing::debug!(queue = self.parts.shared.name, %error, "position not committed, trying again");
-            with_lanes(&self.parts.shared, super::lanes::Lanes::give_again);
+            with_lanes(&self.parts.shared, |lanes| lanes.give_again(None));
         }
     }
 
@@ -260,26 +267,42 @@ impl Source {
         self.consumer.context().ending.store(true, Ordering::Release);
         self.ahead.clear();
         self.set_halted(true);
-        let deadline = Instant::now() + SETTLE;
-        self.parts.shared.settle_pending(self.parts.backoff);
-        self.commit();
-        while self.consumer.context().committing.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
-            // What comes out here is not handed out: the next member starts at the position.
-            let _ = self.consumer.poll(BUSY);
-            if lock(&self.parts.shared.lanes).unasked() {
-                self.commit();
-            }
-        }
-        if lock(&self.parts.shared.lanes).unasked() {
-            tracing::warn!(
-                queue = self.parts.shared.name,
-                "position not committed at the end of a source; the next one starts earlier"
-            );
+        if !self.committed(Instant::now() + SETTLE) {
+            let queue = &self.parts.shared.name;
+            tracing::warn!(queue, "position not committed at the end of a source; the next one starts earlier");
         }
         let Self { parts, consumer, .. } = self;
         // Closing tells the group, so that it need not wait for the session to run out.
         drop(consumer);
         with_lanes(&parts.shared, super::lanes::Lanes::clear);
+    }
+
+    /// Commits until the broker says that it has all positions. `false`: not by the deadline.
+    fn committed(&self, deadline: Instant) -> bool {
+        let shared = &self.parts.shared;
+        loop {
+            shared.settle_pending(self.parts.backoff);
+            with_lanes(shared, |lanes| lanes.give_again(None));
+            let Some(offsets) = shared.offsets(None) else { return true };
+            let given = self.consumer.commit(&offsets, CommitMode::Async);
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Asked on the same connection, so that the answer comes after the commit.
+            let stored = given.and_then(|()| self.consumer.committed_offsets(offsets.clone(), left));
+            let same = |stored: rdkafka::TopicPartitionList| {
+                offsets.elements().iter().all(|given| {
+                    let found = stored.find_partition(given.topic(), given.partition());
+                    found.is_some_and(|found| found.offset() == given.offset())
+                })
+            };
+            if stored.is_ok_and(same) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            // A rebalance that is under way goes on only here. What comes out is not handed out: the next member starts at the position.
+            let _ = self.consumer.poll(IDLE);
+        }
     }
 }
 
