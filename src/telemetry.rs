@@ -155,6 +155,8 @@ metrics! {
     queue_bytes: gauges "trackalert_queue_bytes" ["queue": "reports", "alerts"];
     #[doc = "Age in seconds of the oldest message that is not done"]
     queue_oldest: gauges "trackalert_queue_oldest_seconds" ["queue": "reports", "alerts"];
+    #[doc = "Messages of one partition that are not done, by queue and partition (the first 256)"]
+    partition_lag: gauges "trackalert_queue_partition_lag" ["partition": ];
     #[doc = "Dead letters that are kept"]
     dead_letters: gauges "trackalert_dead_letters" ["queue": "reports", "alerts"];
     #[doc = "Messages that became dead letters, by reason"]

@@ -8,8 +8,8 @@ use super::StartError;
 use crate::config::Config;
 use crate::history::embedded::EmbeddedHistory;
 use crate::history::{self, History, NoHistory};
-use crate::queue::Queue;
 use crate::queue::embedded::EmbeddedQueue;
+use crate::queue::{self, Queue};
 use crate::state::State;
 use crate::state::embedded::EmbeddedState;
 use crate::store::Store;
@@ -37,7 +37,7 @@ impl Stores {
         let store = Store::open(&config.data_dir, config.queue.embedded.cache.as_u64())?;
         let queue = |name: &str, label, largest: bytesize::ByteSize| {
             let most = usize::try_from(largest.as_u64()).unwrap_or(usize::MAX);
-            EmbeddedQueue::open(&store, name, &config.queue.embedded, most, Arc::clone(metrics), label)
+            open_queue(config, &store, name, most, metrics, label)
         };
         let history: Arc<dyn History> = match config.history.kind {
             history::Kind::None => Arc::new(NoHistory),
@@ -51,5 +51,27 @@ impl Stores {
             state: EmbeddedState::open(&store, &config.state)?,
             history,
         })
+    }
+}
+
+fn open_queue(
+    config: &Config,
+    store: &Store,
+    name: &str,
+    most: usize,
+    metrics: &Arc<Metrics>,
+    label: &'static str,
+) -> Result<Arc<dyn Queue>, StartError> {
+    let metrics = Arc::clone(metrics);
+    match config.queue.kind {
+        queue::Kind::Embedded => Ok(EmbeddedQueue::open(store, name, &config.queue.embedded, most, metrics, label)?),
+        #[cfg(feature = "kafka")]
+        queue::Kind::Kafka => {
+            let opened = queue::kafka::KafkaQueue::open(name, &config.queue.kafka, most, metrics, label);
+            Ok(opened.map_err(|error| StartError::Settings(error.to_string()))?)
+        }
+        // The configuration's checks have refused it before.
+        #[allow(unreachable_patterns, reason = "reached by the drivers that this program was built without")]
+        kind => Err(StartError::Settings(format!("queue.kind: {kind:?} is not in this program"))),
     }
 }

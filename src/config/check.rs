@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
+use super::kafka;
 use super::merged::Merged;
 use super::unknown::{CHANNEL_KEYS, nearest};
 
 /// Key, kinds of this program, kinds to come.
 const KINDS: [(&str, &[&str], &[&str]); 4] = [
-    ("queue.kind", &["embedded"], &["kafka", "amqp"]),
+    ("queue.kind", &["embedded", "kafka"], &["amqp"]),
     ("history.kind", &["embedded", "none"], &["elasticsearch"]),
     ("state.kind", &["embedded"], &["redis", "elasticsearch"]),
     ("schedule.election.kind", &["none"], &["kubernetes", "kafka", "amqp"]),
@@ -21,12 +22,14 @@ const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
 
 /// Key, least, most, and why.
-const WHOLE: [(&str, i64, i64, &str); 21] = [
+const WHOLE: [(&str, i64, i64, &str); 23] = [
     ("http.max_connections", 1, 1_000_000, ""),
     ("http.max_headers", 8, 10_000, ""),
     ("receive.max_attrs", 1, 100_000, ""),
     ("queue.embedded.max_batch", 1, 1_000_000, ""),
     ("queue.embedded.segment_messages", 100, 100_000_000, ""),
+    ("queue.kafka.partitions", 1, 100_000, ""),
+    ("queue.kafka.replication", 1, 1000, ""),
     ("detect.workers", 0, 1024, ""),
     ("detect.in_flight", 1, 1_000_000, ""),
     ("detect.unsettled", 1, 10_000_000, ""),
@@ -86,6 +89,7 @@ pub(super) fn all(merged: &mut Merged) {
     order(merged);
     http(merged);
     names(merged);
+    kafka::all(merged);
     channels(merged);
     log(merged);
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::merged::Merged;
+use crate::queue::kafka;
 use crate::settings::MASK;
 
 /// One setting in force.
@@ -29,7 +30,12 @@ pub(super) fn explain(merged: &Merged) -> Vec<Explained> {
         .iter()
         .map(|key| {
             let raw = without_secrets_of_files(merged, key);
-            let value = mask(&raw, merged.known.is_secret(key));
+            let value = match &raw {
+                Value::Object(map) if key == "queue.kafka.properties" => {
+                    Value::Object(map.iter().map(|(name, value)| (name.clone(), kafka::masked(name, value))).collect())
+                }
+                raw => mask(raw, merged.known.is_secret(key)),
+            };
             let source = match merged.notes.get(key) {
                 Some(note) => note.clone(),
                 None => merged.source(key).map_or_else(|| "default".to_owned(), ToString::to_string),

@@ -12,6 +12,7 @@ mod check;
 mod error;
 mod expected;
 mod explain;
+mod kafka;
 mod merged;
 mod roles;
 mod secrets;

@@ -309,6 +309,7 @@ fn from_text(key: &str, text: &str, default: &Value) -> Result<Value, String> {
         Value::Array(_) if key == "notify.channels" => {
             return Err("is no list of channels; write [{kind = \"webhook\", url = \"…\"}]".to_owned());
         }
+        Value::Object(_) => toml().map_err(|_| "is no table; write {\"name\" = \"value\"}".to_owned())?,
         Value::Array(_) => Value::Array(text.split(',').map(|part| Value::from(part.trim())).collect()),
         Value::Bool(_) | Value::Number(_) => match toml() {
             Ok(value) if value.is_boolean() || value.is_number() => value,

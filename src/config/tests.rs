@@ -85,10 +85,10 @@ tls_cert = "cert.pem"
 workers = 2
 
 [queue]
-kind = "kafka"
+kind = "amqp"
 
-[queue.kafka]
-brokers = "localhost:9092"
+[queue.amqp]
+url = "amqp://localhost"
 
 [policy]
 breaker = 1.5
@@ -112,8 +112,8 @@ kind = "pager"
   ta.toml:6: http.password: must be a text; put it in quotes
   ta.toml:7: http.tls_cert: http.tls_key is not set; HTTPS needs both
   ta.toml:10: detct.workers: unknown; did you mean detect.workers?
-  ta.toml:13: queue.kind: "kafka" is not in this program yet; use "embedded"
-  ta.toml:16: queue.kafka.brokers: [queue.kafka] is not in this program yet
+  ta.toml:13: queue.kind: "amqp" is not in this program yet; use "embedded" or "kafka"
+  ta.toml:16: queue.amqp.url: [queue.amqp] is not in this program yet
   ta.toml:19: policy.breaker: 1.5 is no share: 0 to 1 (1 turns the breaker off)
   ta.toml:20: policy.time_limit: "soon" is no duration, such as "10s" or "5m"
   ta.toml:21: policy.in_flight: 8000 is out of range: 1 to 4000 (one LuaJIT VM holds about 8,000 references)
@@ -378,6 +378,14 @@ fn values_that_do_not_fit_together_are_told() {
         ("http.listen=", "names no address"),
         ("http.acl=10.0.0", "\"10.0.0\" is no network"),
         ("http.max_head=1 KiB", "is too small: at least 8.0 KiB"),
+        ("queue.kafka.brokers=localhost", "\"localhost\" is no broker, such as \"kafka1:9092\""),
+        ("queue.kafka.brokers=", "names no broker"),
+        ("queue.kafka.group=", "names no group"),
+        ("queue.kafka.partitions=0", "0 is out of range: 1 to 100000"),
+        ("queue.kafka.properties=x", "is no table; write"),
+        ("queue.kafka.properties={a=[1]}", "a is a list"),
+        ("queue.kafka.properties={\"group.id\"=\"x\"}", "group.id is not to be set here: set queue.kafka.group"),
+        ("queue.kafka.properties={\"acks\"=\"0\"}", "acks is not to be set here: a promise of the program rests"),
         ("queue.kind=sqs", "\"sqs\" is no kind; use \"embedded\""),
         ("schedule.election.kind=kubernetes", "not in this program yet; use \"none\""),
         ("log.level=nonsense=loud", "is no level and no filter"),
@@ -408,7 +416,7 @@ fn every_default_is_written_down_and_passes_its_own_checks() {
     let mut held = BTreeSet::new();
     collect("", &serde_json::to_value(&config).unwrap(), &mut held);
     let written: BTreeSet<String> = config.explain().iter().map(|one| one.key.clone()).collect();
-    let empty = BTreeSet::from(["queue.kafka".to_owned(), "queue.amqp".to_owned()]);
+    let empty = BTreeSet::from(["queue.amqp".to_owned()]);
     assert_eq!(held.difference(&written).cloned().collect::<BTreeSet<_>>(), empty, "held and not written down");
     assert_eq!(written.difference(&held).next(), None, "written down and not held");
 }
@@ -433,4 +441,21 @@ fn the_whole_configuration_as_toml_is_read_back_as_the_same() {
     let folder = Folder::new();
     let again = load(Some(&folder.write("ta.toml", &text)), &[], &[]).unwrap();
     assert_eq!(serde_json::to_value(&config).unwrap(), serde_json::to_value(&again).unwrap());
+}
+
+#[test]
+fn properties_of_the_kafka_client_are_taken_and_their_secrets_masked() {
+    let folder = Folder::new();
+    let text = "[queue]\nkafka.password = \"hunter2\"\n[queue.kafka.properties]\nsecurity.protocol = \"SASL_SSL\"\n\"ssl.key.password\" = \"hunter3\"\nssl.key.pem = \"hunter4\"\nretries = 5\n";
+    let config = load(Some(&folder.write("ta.toml", text)), &[], &[]).unwrap();
+    let flat = config.queue.kafka.properties.flat().unwrap();
+    assert!(flat.contains(&("security.protocol".to_owned(), "SASL_SSL".to_owned())), "{flat:?}");
+    assert!(flat.contains(&("ssl.key.pem".to_owned(), "hunter4".to_owned())), "{flat:?}");
+    assert!(flat.contains(&("retries".to_owned(), "5".to_owned())), "{flat:?}");
+    let shown = explained(&config, "queue.kafka.properties");
+    assert!(shown.masked && shown.toml().contains("SASL_SSL"), "{}", shown.toml());
+    let printed = format!("{config:?}{}{}", serde_json::to_string(&config).unwrap(), shown.toml());
+    assert!(!printed.contains("hunter"), "a secret is shown");
+    let refused = told("[queue.kafka.properties]\nsasl.password = \"hunter2\"\n", &[], &[]);
+    assert!(refused.contains("set queue.kafka.password") && !refused.contains("hunter2"), "{refused}");
 }

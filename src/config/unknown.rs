@@ -80,7 +80,10 @@ impl Known {
     /// a password, and a text that is no list of channels may hold all of it).
     pub(super) fn may_hold_secret(&self, key: &str) -> bool {
         let setting = key.split('[').next().unwrap_or_default();
-        self.is_secret(key) || self.is_secret(setting) || setting == "notify.channels"
+        self.is_secret(key)
+            || self.is_secret(setting)
+            || setting == "notify.channels"
+            || setting.starts_with("queue.kafka.properties")
     }
 
     /// The secrets, in order.
@@ -135,7 +138,8 @@ mod tests {
         assert_eq!(say("htp.listen"), "unknown; did you mean http.listen?");
         assert_eq!(say("http.max_skew"), "unknown; did you mean receive.max_skew?");
         assert_eq!(say("datadir"), "unknown; did you mean data_dir?");
-        assert_eq!(say("queue.kafka.brokers"), "[queue.kafka] is not in this program yet");
+        assert_eq!(say("queue.amqp.url"), "[queue.amqp] is not in this program yet");
+        assert_eq!(say("queue.kafka.broker"), "unknown; did you mean queue.kafka.brokers?");
         assert_eq!(say("x.y"), "unknown; `trackalert config` lists every setting");
     }
 }

@@ -19,6 +19,7 @@
 pub mod dead_letter;
 pub mod delivery;
 pub mod embedded;
+pub mod kafka;
 pub mod offsets;
 
 use std::sync::Arc;
@@ -55,7 +56,7 @@ pub struct Settings {
     #[serde(with = "humantime_serde")]
     pub retry_most: std::time::Duration,
     pub embedded: embedded::Settings,
-    pub kafka: NoSettings,
+    pub kafka: kafka::Settings,
     pub amqp: NoSettings,
 }
 

@@ -1,0 +1,122 @@
+//! What all clients of one broker have in common: the properties they are made with, and where their log goes.
+//!
+//! Owns the fixed properties that the promises of the program rest on. Never logs a value of a property.
+
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+
+use super::Settings;
+
+/// How long one question to a broker may take.
+pub(super) const ASK: Duration = Duration::from_secs(5);
+
+/// Waits on a thread of our own, or of the blocking pool: no task runs on either.
+#[allow(clippy::disallowed_methods, reason = "no worker is blocked: the callers have a thread to themselves")]
+pub(super) fn rest(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+/// A client's own events go to the log of the program.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ToLog;
+
+impl ClientContext for ToLog {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        complain(&error, reason);
+    }
+}
+
+impl ConsumerContext for ToLog {}
+
+pub(super) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning => tracing::warn!(facility, "kafka: {text}"),
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, "kafka: {text}"),
+        RDKafkaLogLevel::Debug => tracing::debug!(facility, "kafka: {text}"),
+    }
+}
+
+pub(super) fn complain(error: &KafkaError, reason: &str) {
+    tracing::warn!(%error, "kafka: {reason}");
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+/// What every client gets. What people set comes first, so that what a promise rests on wins.
+fn base(settings: &Settings) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    // A list or a date among them was refused when the configuration was checked.
+    for (name, value) in settings.properties.flat().unwrap_or_default() {
+        config.set(name, value);
+    }
+    if !settings.password.is_empty() {
+        config.set("sasl.password", settings.password.expose());
+    }
+    config.set("bootstrap.servers", settings.brokers.join(","));
+    if config.get("client.id").is_none() {
+        config.set("client.id", "trackalert");
+    }
+    config.set_log_level(RDKafkaLogLevel::Info);
+    config
+}
+
+fn default(config: &mut ClientConfig, name: &str, value: &str) {
+    if config.get(name).is_none() {
+        config.set(name, value);
+    }
+}
+
+/// A producer whose confirmed messages are on all replicas in sync, in the order of the calls and once.
+pub(super) fn producer(settings: &Settings, max_message: usize) -> ClientConfig {
+    let mut config = base(settings);
+    config.set("enable.idempotence", "true").set("acks", "all");
+    // As Java producers do, so that a login keeps its partition whoever publishes.
+    config.set("partitioner", "murmur2_random");
+    config.set("message.timeout.ms", millis(settings.delivery_timeout));
+    config.set("message.max.bytes", max_message.clamp(1_000_000, 1_000_000_000).to_string());
+    default(&mut config, "compression.codec", "lz4");
+    default(&mut config, "linger.ms", "1");
+    default(&mut config, "queue.buffering.max.kbytes", "65536");
+    default(&mut config, "socket.keepalive.enable", "true");
+    default(&mut config, "reconnect.backoff.max.ms", "2000");
+    config
+}
+
+/// A member of the group: it commits what it is told to and nothing else.
+pub(super) fn consumer(settings: &Settings) -> ClientConfig {
+    let mut config = reader(settings);
+    config.set("group.id", &settings.group);
+    config.set("partition.assignment.strategy", "cooperative-sticky");
+    config.set("session.timeout.ms", millis(settings.session_timeout));
+    // The default of a second holds a consumer that fills its buffer to an eighth of what it can do.
+    default(&mut config, "fetch.queue.backoff.ms", "5");
+    default(&mut config, "queued.max.messages.kbytes", "16384");
+    config
+}
+
+/// A consumer that reads by itself what it is pointed at.
+pub(super) fn reader(settings: &Settings) -> ClientConfig {
+    let mut config = base(settings);
+    config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+    config.set("auto.offset.reset", "earliest").set("allow.auto.create.topics", "false");
+    // Never a member of a group: the name is needed by the client and used for nothing.
+    config.set("group.id", &settings.group);
+    default(&mut config, "fetch.wait.max.ms", "100");
+    default(&mut config, "reconnect.backoff.max.ms", "2000");
+    default(&mut config, "socket.keepalive.enable", "true");
+    config
+}

@@ -1,0 +1,109 @@
+//! Partitions that come and go.
+//!
+//! Owns giving one up: what is in flight of it is waited for within a bound, its position is committed before another member starts there,
+//! and what is still out afterwards is of an old generation. Runs on the thread that polls, inside of the poll.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::KafkaError;
+use rdkafka::{ClientContext, TopicPartitionList};
+
+use super::super::Backoff;
+use super::client;
+use super::publisher::lock;
+use super::queue::{Shared, with_lanes};
+
+/// How often a wait looks again.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// What the consumer of a source tells.
+pub(super) struct Member {
+    pub(super) shared: Arc<Shared>,
+    pub(super) backoff: Backoff,
+    /// Set when nothing in flight is to be waited for: the source ends.
+    pub(super) ending: AtomicBool,
+    /// Set while the source takes no messages: what is assigned then is paused, too.
+    pub(super) halted: AtomicBool,
+}
+
+impl ClientContext for Member {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        client::log(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        client::complain(&error, reason);
+    }
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<u32> {
+    list.elements().iter().filter_map(|element| u32::try_from(element.partition()).ok()).collect()
+}
+
+impl Member {
+    fn give_up(&self, consumer: &BaseConsumer<Self>, lanes: &[u32]) {
+        let deadline = Instant::now() + self.shared.settings.revoke_timeout;
+        loop {
+            self.shared.settle_pending(self.backoff);
+            let busy = lock(&self.shared.lanes).busy(lanes);
+            if !busy || self.ending.load(Ordering::Acquire) {
+                break;
+            }
+            if Instant::now() >= deadline {
+                tracing::warn!(
+                    queue = self.shared.name,
+                    partitions = ?lanes,
+                    "partitions go to another member with messages in flight: these are handled twice"
+                );
+                break;
+            }
+            client::rest(LOOK);
+        }
+        // Earlier commits of theirs may not have arrived.
+        with_lanes(&self.shared, |all| all.give_again(Some(lanes)));
+        if let Some(offsets) = self.shared.offsets(Some(lanes))
+            && let Err(error) = consumer.commit(&offsets, CommitMode::Sync)
+        {
+            tracing::warn!(queue = self.shared.name, %error, "position not committed; the next member starts a little earlier");
+        }
+        with_lanes(&self.shared, |all| lanes.iter().for_each(|lane| all.remove(*lane)));
+    }
+}
+
+impl ConsumerContext for Member {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Revoke(list) => {
+                let lanes = partitions(list);
+                tracing::info!(queue = self.shared.name, partitions = ?lanes, "partitions given up");
+                self.give_up(consumer, &lanes);
+            }
+            Rebalance::Assign(list) => {
+                let lanes = partitions(list);
+                if !lanes.is_empty() {
+                    tracing::info!(queue = self.shared.name, partitions = ?lanes, "partitions taken");
+                }
+                for lane in lanes {
+                    let generation = self.shared.generations.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+                    lock(&self.shared.lanes).assign(lane, generation);
+                }
+            }
+            Rebalance::Error(error) => {
+                tracing::warn!(queue = self.shared.name, %error, "the group could not share its partitions out");
+            }
+        }
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let Rebalance::Assign(list) = rebalance else { return };
+        // A partition that was paused when it went comes back paused.
+        let done = if self.halted.load(Ordering::Acquire) { consumer.pause(list) } else { consumer.resume(list) };
+        if let Err(error) = done {
+            tracing::warn!(queue = self.shared.name, %error, "partitions could not be paused or resumed");
+        }
+    }
+}

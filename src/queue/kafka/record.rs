@@ -1,0 +1,175 @@
+//! How a message and a dead letter stand in a record of a topic.
+//!
+//! Pure but for the client's own types. A record of somebody else (no key, headers that are no text) becomes a message, too.
+
+use bytes::Bytes;
+use rdkafka::message::{Header, Headers, OwnedHeaders};
+
+use super::super::delivery::ReasonKind;
+use super::super::{DeadLetter, Message, Reason, headers};
+use crate::report::Time;
+
+/// Names of the headers of a dead letter. The original's own follow in their order, each behind [`ORIGINAL`].
+const REASON: &str = "trackalert-reason";
+const TEXT: &str = "trackalert-text";
+const FAILED: &str = "trackalert-failed";
+const TRIED: &str = "trackalert-tried";
+const REJECTED: &str = "trackalert-rejected";
+const COORDINATES: &str = "trackalert-coordinates";
+const KEY: &str = "trackalert-key";
+const PUBLISHED: &str = "trackalert-published";
+const ORIGINAL: &str = "original-";
+
+/// The headers of a message.
+pub(super) fn headers_of(message: &Message) -> Option<OwnedHeaders> {
+    if message.headers.is_empty() {
+        return None;
+    }
+    let all = OwnedHeaders::new_with_capacity(message.headers.len());
+    Some(message.headers.iter().fold(all, |all, (name, value)| put(all, name, value)))
+}
+
+fn put(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
+    // A NUL would end the name early; no header of ours has one.
+    let name = name.replace('\0', "");
+    headers.insert(Header { key: &name, value: Some(value) })
+}
+
+/// The message that a record is.
+pub(super) fn message(record: &impl rdkafka::Message) -> Message {
+    Message {
+        key: String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned(),
+        body: Bytes::copy_from_slice(record.payload().unwrap_or_default()),
+        headers: texts(record),
+        published: record.timestamp().to_millis().map_or_else(Time::now, |t| Time::from_micros(t.saturating_mul(1000))),
+    }
+}
+
+fn texts(record: &impl rdkafka::Message) -> Vec<(String, String)> {
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    record.headers().map_or_else(Vec::new, |headers| {
+        headers.iter().map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default()))).collect()
+    })
+}
+
+/// The letter of a message that is rejected now. One that was a dead letter before goes on counting its attempts: who looks at it
+/// sees that sending it again did not help.
+pub(super) fn letter(lane: u32, sequence: u64, message: &Message, mut reason: Reason, queue: &str) -> DeadLetter {
+    let now = Time::now().micros();
+    let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
+    reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
+    DeadLetter {
+        id: format!("{:016x}-{lane:x}-{sequence:x}", u64::try_from(now).unwrap_or(0)),
+        message: message.clone(),
+        reason,
+        rejected_micros: now,
+        coordinates: format!("{queue}/{lane}/{sequence}"),
+    }
+}
+
+/// The headers of a letter's record; its key is the id, its payload the original's.
+pub(super) fn letter_headers(letter: &DeadLetter) -> OwnedHeaders {
+    let DeadLetter { message, reason, .. } = letter;
+    let (kind, tried) = (reason.kind.to_string(), reason.attempts.to_string());
+    let (rejected, published) = (letter.rejected_micros.to_string(), message.published.micros().to_string());
+    let own = [
+        (REASON, kind),
+        (TEXT, reason.text.clone()),
+        (FAILED, reason.only.join(",")),
+        (TRIED, tried),
+        (REJECTED, rejected),
+        (COORDINATES, letter.coordinates.clone()),
+        (KEY, message.key.clone()),
+        (PUBLISHED, published),
+    ];
+    let all = own.iter().fold(OwnedHeaders::new(), |all, (name, value)| put(all, name, value));
+    message.headers.iter().fold(all, |all, (name, value)| put(all, &format!("{ORIGINAL}{name}"), value))
+}
+
+/// The id of a letter's record.
+pub(super) fn letter_id(record: &impl rdkafka::Message) -> Option<String> {
+    String::from_utf8(record.key()?.to_vec()).ok().filter(|id| !id.is_empty())
+}
+
+/// The letter that a record is. What somebody else wrote there is shown as good as it can be.
+pub(super) fn read_letter(record: &impl rdkafka::Message) -> Option<DeadLetter> {
+    let id = letter_id(record)?;
+    let all = texts(record);
+    let own = |name: &str| all.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let number = |name: &str| own(name).and_then(|text| text.parse::<i64>().ok());
+    let kind = own(REASON).and_then(|kind| serde_json::from_value::<ReasonKind>(kind.into()).ok());
+    let stood = format!("{}/{}/{}", record.topic(), record.partition(), record.offset());
+    let mut message = message(record);
+    message.key = own(KEY).unwrap_or_default();
+    if let Some(published) = number(PUBLISHED) {
+        message.published = Time::from_micros(published);
+    }
+    let rejected_micros = number(REJECTED).unwrap_or_else(|| message.published.micros());
+    message.headers =
+        all.iter().filter_map(|(name, value)| Some((name.strip_prefix(ORIGINAL)?.to_owned(), value.clone()))).collect();
+    let failed = own(FAILED).unwrap_or_default();
+    let reason = Reason {
+        kind: kind.unwrap_or(ReasonKind::Internal),
+        text: own(TEXT).unwrap_or_default(),
+        only: failed.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        attempts: number(TRIED).and_then(|tried| u32::try_from(tried).ok()).unwrap_or(0),
+    };
+    let coordinates = own(COORDINATES).unwrap_or(stood);
+    Some(DeadLetter { id, message, reason, rejected_micros, coordinates })
+}
+
+/// The copy of a letter that goes back into the queue.
+pub(super) fn copy(letter: DeadLetter) -> Message {
+    let DeadLetter { mut message, reason, .. } = letter;
+    let mut set = |name: &str, value: String| {
+        message.headers.retain(|(header, _)| header != name);
+        message.headers.push((name.to_owned(), value));
+    };
+    // A letter that was limited before and now failed as a whole stays limited.
+    if !reason.only.is_empty() {
+        set(headers::ONLY, reason.only.join(","));
+    }
+    set(headers::ATTEMPTS, reason.attempts.to_string());
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::Timestamp;
+    use rdkafka::message::OwnedMessage;
+
+    use super::*;
+
+    fn record(key: Option<&[u8]>, payload: &[u8], headers: Option<OwnedHeaders>) -> OwnedMessage {
+        let (key, payload) = (key.map(<[u8]>::to_vec), Some(payload.to_vec()));
+        OwnedMessage::new(payload, key, "reports.dead".to_owned(), Timestamp::CreateTime(5), 3, 7, headers)
+    }
+
+    #[test]
+    fn letter_is_the_same_after_its_record() {
+        let message = Message {
+            key: "ann".to_owned(),
+            body: Bytes::from_static(b"\x00\xffbody"),
+            headers: vec![("a".to_owned(), "1".to_owned()), (headers::ATTEMPTS.to_owned(), "3".to_owned())],
+            published: Time::from_micros(1_234_567),
+        };
+        let only = vec!["spray".to_owned(), "dormant".to_owned()];
+        let reason = Reason { kind: ReasonKind::Policy, text: "it failed".to_owned(), only, attempts: 2 };
+        let letter = letter(1, 40, &message, reason, "reports");
+        assert_eq!(letter.reason.attempts, 5);
+        let record = record(Some(letter.id.as_bytes()), &letter.message.body, Some(letter_headers(&letter)));
+        assert_eq!(read_letter(&record).unwrap(), letter);
+        let copy = copy(letter);
+        assert_eq!((copy.header(headers::ONLY), copy.header(headers::ATTEMPTS)), (Some("spray,dormant"), Some("5")));
+        assert_eq!(copy.header("a"), Some("1"));
+    }
+
+    #[test]
+    fn record_of_somebody_else_is_a_message_and_a_letter_too() {
+        let message = message(&record(None, b"x", None));
+        assert_eq!((message.key.as_str(), &message.body[..], message.published.micros()), ("", &b"x"[..], 5000));
+        assert!(read_letter(&record(None, b"x", None)).is_none());
+        let letter = read_letter(&record(Some(b"id"), b"x", None)).unwrap();
+        assert_eq!((letter.reason.kind, letter.coordinates.as_str()), (ReasonKind::Internal, "reports.dead/3/7"));
+    }
+}

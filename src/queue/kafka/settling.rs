@@ -1,0 +1,90 @@
+//! What a source does with settlements: done, again later, or to the dead letters; and the commits that follow.
+//!
+//! Owns the rule that a rejected message is finished only when its dead letter is confirmed.
+
+use std::time::Instant;
+
+use rdkafka::Offset;
+use rdkafka::TopicPartitionList;
+
+use super::super::{Backoff, QueueError, Settlement, Tag};
+use super::lanes::{Lanes, Stage};
+use super::publisher::lock;
+use super::queue::Shared;
+use super::record;
+
+impl Shared {
+    /// Takes all settlements that wait. `true`: there were some.
+    pub(super) fn settle_pending(&self, backoff: Backoff) -> bool {
+        let (mut settled, mut buried) = (lock(&self.settled), lock(&self.buried));
+        let mut lanes = lock(&self.lanes);
+        let mut some = false;
+        while let Ok((tag, settlement)) = settled.try_recv() {
+            some = true;
+            self.settle_one(&mut lanes, tag, settlement, backoff);
+        }
+        while let Ok((tag, done)) = buried.try_recv() {
+            some = true;
+            self.buried(&mut lanes, tag, done, backoff);
+        }
+        some
+    }
+
+    fn settle_one(&self, lanes: &mut Lanes, tag: Tag, settlement: Settlement, backoff: Backoff) {
+        if !lanes.has(tag) {
+            self.metrics.stale_settlements.inc();
+            return;
+        }
+        match settlement {
+            Settlement::Ack => lanes.finish(tag),
+            Settlement::Nack => {
+                if let Some(open) = lanes.taken_back(tag, Stage::Waiting) {
+                    let wait = backoff.wait(open.redelivered + 1, rand::random());
+                    lanes.again_at(tag, Instant::now() + wait);
+                }
+            }
+            Settlement::Reject(reason) => {
+                if lanes.taken_back(tag, Stage::Rejected(reason)).is_some() {
+                    self.bury(lanes, tag);
+                }
+            }
+        }
+    }
+
+    /// Sends a rejected message to the dead letters; it is finished when that is confirmed.
+    pub(super) fn bury(&self, lanes: &mut Lanes, tag: Tag) {
+        let Some(open) = lanes.get(tag) else { return };
+        let Stage::Rejected(reason) = &open.stage else { return };
+        let letter = record::letter(tag.lane, tag.sequence, &open.message, reason.clone(), &self.name);
+        self.producer.bury(tag, &letter, &self.buried_sender);
+    }
+
+    fn buried(&self, lanes: &mut Lanes, tag: Tag, done: Result<(), QueueError>, backoff: Backoff) {
+        let Some(open) = lanes.get(tag) else { return };
+        let Stage::Rejected(reason) = &open.stage else { return };
+        match done {
+            Ok(()) => {
+                self.metrics.rejected.with_label_values(&[&reason.kind.to_string()]).inc();
+                lanes.finish(tag);
+            }
+            Err(error) => {
+                open.refused += 1;
+                let wait = backoff.wait(open.refused, rand::random());
+                tracing::warn!(queue = self.name, %error, ?wait, "a dead letter was not taken, trying again");
+                lanes.again_at(tag, Instant::now() + wait);
+            }
+        }
+    }
+
+    /// The offsets to be committed, of all partitions or of some. `None`: nothing moved.
+    pub(super) fn offsets(&self, only: Option<&[u32]>) -> Option<TopicPartitionList> {
+        let moved = lock(&self.lanes).moved(only);
+        let mut list = TopicPartitionList::with_capacity(moved.len());
+        for (lane, position) in &moved {
+            let (Ok(partition), Ok(offset)) = (i32::try_from(*lane), i64::try_from(*position)) else { continue };
+            // The one error is an offset below zero.
+            let _ = list.add_partition_offset(&self.name, partition, Offset::Offset(offset));
+        }
+        (list.count() > 0).then_some(list)
+    }
+}

@@ -1,0 +1,313 @@
+//! The source: the one thread that polls, hands deliveries out and takes settlements back.
+//!
+//! Owns the consumer. It never stops polling for longer than a moment, however much is in flight: at its limit it pauses its partitions,
+//! so that the group never takes it for dead.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::Message as _;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
+use tokio::sync::{mpsc, watch};
+
+use super::super::{AckToken, Backoff, Delivery, Message, Tag, Unsettled};
+use super::lanes::Stage;
+use super::publisher::lock;
+use super::queue::{Shared, with_lanes};
+use super::rebalance::Member;
+use super::{client, record};
+
+/// The most that is taken from the client before it is handed out.
+const AHEAD: usize = 1024;
+/// How long there may be no place for more before the partitions are paused. Pausing throws away what the client has fetched ahead.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// The waits for messages while settlements may come, and while they may not.
+const BUSY: Duration = Duration::from_millis(4);
+const IDLE: Duration = Duration::from_millis(25);
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// How often positions are committed that did not move: nobody says whether a commit arrived.
+const COMMIT_ALL_EVERY: Duration = Duration::from_secs(10);
+/// How long the end of a source waits for the broker to take its position.
+const SETTLE: Duration = Duration::from_secs(4);
+/// How often an error of the client is told.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// What a source is made of.
+pub(super) struct Parts {
+    pub(super) shared: Arc<Shared>,
+    /// The number of this subscription.
+    pub(super) number: u32,
+    pub(super) limit: Unsettled,
+    pub(super) backoff: Backoff,
+    pub(super) out: mpsc::Sender<Delivery>,
+    pub(super) paused: watch::Receiver<bool>,
+    /// Set when the source is to end at once.
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+/// A message that was taken from the client and not handed out.
+struct Taken {
+    tag: Tag,
+    message: Message,
+}
+
+struct Source {
+    parts: Parts,
+    consumer: BaseConsumer<Member>,
+    ahead: VecDeque<Taken>,
+    /// Since when there is no place for what is ahead.
+    blocked: Option<Instant>,
+    commit_at: Instant,
+    commit_all_at: Instant,
+    complained: Option<Instant>,
+}
+
+/// Runs a subscription to its end, after the one before has ended.
+pub(super) fn run(parts: Parts) {
+    let shared = Arc::clone(&parts.shared);
+    let _running = lock(&shared.running);
+    with_lanes(&shared, super::lanes::Lanes::clear);
+    let mut waits = 0_u32;
+    let consumer = loop {
+        match join(&parts) {
+            Ok(consumer) => break consumer,
+            // Only properties can be wrong here, and those have made a client before.
+            Err(error) => {
+                waits += 1;
+                tracing::error!(queue = shared.name, %error, "kafka: the consumer could not be made, trying again");
+                client::rest(parts.backoff.wait(waits, rand::random()));
+            }
+        }
+        if parts.stop.load(Ordering::Acquire) || parts.out.is_closed() {
+            return;
+        }
+    };
+    let now = Instant::now();
+    let mut source = Source {
+        parts,
+        consumer,
+        ahead: VecDeque::new(),
+        blocked: None,
+        commit_at: now + COMMIT_EVERY,
+        commit_all_at: now + COMMIT_ALL_EVERY,
+        complained: None,
+    };
+    source.run();
+    source.end();
+}
+
+fn join(parts: &Parts) -> Result<BaseConsumer<Member>, KafkaError> {
+    let member = Member {
+        shared: Arc::clone(&parts.shared),
+        backoff: parts.backoff,
+        ending: AtomicBool::new(false),
+        halted: AtomicBool::new(false),
+    };
+    let consumer: BaseConsumer<Member> = client::consumer(&parts.shared.settings).create_with_context(member)?;
+    consumer.subscribe(&[&parts.shared.name])?;
+    Ok(consumer)
+}
+
+impl Source {
+    fn run(&mut self) {
+        loop {
+            if self.parts.stop.load(Ordering::Acquire)
+                || self.parts.shared.newest.load(Ordering::Acquire) != self.parts.number
+            {
+                return;
+            }
+            let settled = self.parts.shared.settle_pending(self.parts.backoff);
+            let nobody_takes = self.parts.out.is_closed();
+            if nobody_takes && lock(&self.parts.shared.lanes).at_rest() {
+                return;
+            }
+            let blocked = !self.hand_out() || nobody_takes;
+            self.halt_or_go_on(blocked);
+            self.commit_when_due();
+            self.take(blocked, settled);
+        }
+    }
+
+    /// Hands out what is due and what is new. `false`: there is no place for all of it.
+    fn hand_out(&mut self) -> bool {
+        if *self.parts.paused.borrow() {
+            return false;
+        }
+        let shared = Arc::clone(&self.parts.shared);
+        let mut lanes = lock(&shared.lanes);
+        let now = Instant::now();
+        while lanes.is_due(now) {
+            let Ok(place) = self.parts.out.try_reserve() else { return false };
+            let Some(tag) = lanes.due(now) else { break };
+            match lanes.get(tag).map(|open| &open.stage) {
+                Some(Stage::Waiting) => {
+                    if let Some((message, redelivered)) = lanes.out_again(tag) {
+                        place.send(delivery(&shared, tag, message, redelivered));
+                    }
+                }
+                Some(Stage::Rejected(_)) => shared.bury(&mut lanes, tag),
+                Some(Stage::Out) | None => {}
+            }
+        }
+        while let Some(next) = self.ahead.front() {
+            // The partition went while the message waited here: its next owner has it.
+            if lanes.has(next.tag) {
+                if !lanes.room(next.message.body.len(), self.parts.limit) {
+                    return false;
+                }
+                let Ok(place) = self.parts.out.try_reserve() else { return false };
+                let Some(Taken { tag, message }) = self.ahead.pop_front() else { break };
+                let message = Arc::new(message);
+                if lanes.add(tag, Arc::clone(&message)) {
+                    place.send(delivery(&shared, tag, message, 0));
+                }
+            } else {
+                self.ahead.pop_front();
+            }
+        }
+        true
+    }
+
+    /// Pauses the partitions where there was no place for a while, and resumes them when there is plenty.
+    fn halt_or_go_on(&mut self, blocked: bool) {
+        let halted = self.consumer.context().halted.load(Ordering::Acquire);
+        if !blocked {
+            self.blocked = None;
+            if halted && lock(&self.parts.shared.lanes).plenty(self.parts.limit) {
+                self.set_halted(false);
+            }
+            return;
+        }
+        let since = *self.blocked.get_or_insert_with(Instant::now);
+        if !halted && since.elapsed() >= PATIENCE {
+            self.set_halted(true);
+        }
+    }
+
+    fn set_halted(&self, halted: bool) {
+        self.consumer.context().halted.store(halted, Ordering::Release);
+        let done = self
+            .consumer
+            .assignment()
+            .and_then(|mine| if halted { self.consumer.pause(&mine) } else { self.consumer.resume(&mine) });
+        if let Err(error) = done {
+            tracing::warn!(queue = self.parts.shared.name, %error, "partitions could not be paused or resumed");
+        }
+    }
+
+    /// Takes what the client has, and serves its events. `settled`: there is work without it.
+    fn take(&mut self, blocked: bool, settled: bool) {
+        let halted = self.consumer.context().halted.load(Ordering::Acquire);
+        if blocked && !halted {
+            // For a moment only: then the partitions are paused, and it polls again.
+            client::rest(Duration::from_millis(1));
+            return;
+        }
+        let quiet = lock(&self.parts.shared.lanes).is_empty() && !blocked;
+        let mut wait = match (settled, quiet) {
+            (true, _) => Duration::ZERO,
+            (false, true) => IDLE,
+            (false, false) => BUSY,
+        };
+        while self.ahead.len() < AHEAD {
+            match self.consumer.poll(wait) {
+                None => break,
+                Some(Ok(record)) => {
+                    let (lane, sequence) = (u32::try_from(record.partition()), u64::try_from(record.offset()));
+                    let (Ok(lane), Ok(sequence)) = (lane, sequence) else { continue };
+                    let generation = lock(&self.parts.shared.lanes).generation(lane);
+                    let message = record::message(&record);
+                    if let Some(generation) = generation {
+                        self.ahead.push_back(Taken { tag: Tag { lane, generation, sequence }, message });
+                    }
+                }
+                Some(Err(error)) => {
+                    self.complain(&error);
+                    break;
+                }
+            }
+            wait = Duration::ZERO;
+        }
+    }
+
+    fn complain(&mut self, error: &KafkaError) {
+        if self.complained.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
+            self.complained = Some(Instant::now());
+            tracing::warn!(queue = self.parts.shared.name, %error, "kafka: the source waits");
+        }
+    }
+
+    fn commit_when_due(&mut self) {
+        let now = Instant::now();
+        if now >= self.commit_at {
+            self.commit_at = now + COMMIT_EVERY;
+            if now >= self.commit_all_at {
+                self.commit_all_at = now + COMMIT_ALL_EVERY;
+                with_lanes(&self.parts.shared, |lanes| lanes.give_again(None));
+            }
+            self.commit();
+        }
+    }
+
+    /// Hands the positions to the client. What becomes of them is not told: they are given again from time to time, and for certain at
+    /// the end.
+    fn commit(&self) {
+        let Some(offsets) = self.parts.shared.offsets(None) else { return };
+        if let Err(error) = self.consumer.commit(&offsets, CommitMode::Async) {
+            tracing::debug!(queue = self.parts.shared.name, %error, "position not committed, trying again");
+            with_lanes(&self.parts.shared, |lanes| lanes.give_again(None));
+        }
+    }
+
+    /// Commits the exact position and leaves the group at once.
+    fn end(mut self) {
+        self.consumer.context().ending.store(true, Ordering::Release);
+        self.ahead.clear();
+        self.set_halted(true);
+        if !self.committed(Instant::now() + SETTLE) {
+            let queue = &self.parts.shared.name;
+            tracing::warn!(queue, "position not committed at the end of a source; the next one starts earlier");
+        }
+        let Self { parts, consumer, .. } = self;
+        // Closing tells the group, so that it need not wait for the session to run out.
+        drop(consumer);
+        with_lanes(&parts.shared, super::lanes::Lanes::clear);
+    }
+
+    /// Commits until the broker says that it has all positions. `false`: not by the deadline.
+    fn committed(&self, deadline: Instant) -> bool {
+        let shared = &self.parts.shared;
+        loop {
+            shared.settle_pending(self.parts.backoff);
+            with_lanes(shared, |lanes| lanes.give_again(None));
+            let Some(offsets) = shared.offsets(None) else { return true };
+            let given = self.consumer.commit(&offsets, CommitMode::Async);
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Asked on the same connection, so that the answer comes after the commit.
+            let stored = given.and_then(|()| self.consumer.committed_offsets(offsets.clone(), left));
+            let same = |stored: rdkafka::TopicPartitionList| {
+                offsets.elements().iter().all(|given| {
+                    let found = stored.find_partition(given.topic(), given.partition());
+                    found.is_some_and(|found| found.offset() == given.offset())
+                })
+            };
+            if stored.is_ok_and(same) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            // A rebalance that is under way goes on only here. What comes out is not handed out: the next member starts at the position.
+            let _ = self.consumer.poll(IDLE);
+        }
+    }
+}
+
+fn delivery(shared: &Shared, tag: Tag, message: Arc<Message>, redelivered: u32) -> Delivery {
+    let token = AckToken::new(tag, shared.settlements.clone());
+    let coordinates = format!("{}/{}/{}", shared.name, tag.lane, tag.sequence);
+    Delivery { message, redelivered, coordinates, token }
+}

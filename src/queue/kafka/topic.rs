@@ -1,0 +1,158 @@
+//! The topics: whether they are there, and making them where the settings say so.
+//!
+//! Owns the start: it waits for a broker that does not answer yet, within a bound, and says what is missing in the words of the settings.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::Settings;
+use super::client::{self, ASK, ToLog};
+
+/// Why a queue on Kafka could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No broker answered in time.
+    #[error(
+        "kafka: no broker of {brokers} answered within {waited:?} ({reason}); check queue.kafka.brokers, the network and the settings of TLS and SASL"
+    )]
+    Unreachable {
+        /// The setting.
+        brokers: String,
+        /// `queue.kafka.start_timeout`.
+        waited: Duration,
+        /// What the client said last.
+        reason: String,
+    },
+    /// A topic is not there.
+    #[error(
+        "kafka: topic `{topic}` does not exist on {brokers}; create it{hint} or set queue.kafka.create_topics = true"
+    )]
+    Missing {
+        /// Its name.
+        topic: String,
+        /// The setting.
+        brokers: String,
+        /// How it must be.
+        hint: &'static str,
+    },
+    /// The broker did not make a topic.
+    #[error("kafka: topic `{topic}` could not be created on {brokers}: {reason}")]
+    NotCreated {
+        /// Its name.
+        topic: String,
+        /// The setting.
+        brokers: String,
+        /// What the broker said.
+        reason: String,
+    },
+    /// The client does not take its properties.
+    #[error("kafka: the client does not take its settings: {0}; see queue.kafka.properties")]
+    Client(String),
+}
+
+/// How a topic is made.
+pub(super) struct Shape<'a> {
+    pub(super) name: &'a str,
+    pub(super) partitions: i32,
+    /// Keeps the newest record of a key for ever.
+    pub(super) compacted: bool,
+    pub(super) max_message: usize,
+}
+
+/// Waits for a broker, then looks for the topics and makes them where the settings say so. Blocks.
+pub(super) fn ensure(settings: &Settings, shapes: &[Shape<'_>]) -> Result<(), OpenError> {
+    let brokers = settings.brokers.join(",");
+    let looker: BaseConsumer<ToLog> =
+        client::reader(settings).create_with_context(ToLog).map_err(|error| OpenError::Client(client_error(&error)))?;
+    let began = Instant::now();
+    for shape in shapes {
+        while !exists(&looker, shape.name, settings, began)? {
+            if !settings.create_topics {
+                let hint = if shape.compacted { " (cleanup.policy=compact)" } else { "" };
+                return Err(OpenError::Missing { topic: shape.name.to_owned(), brokers, hint });
+            }
+            create(settings, shape)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the client says of a property, without its value: that may be a secret.
+pub(super) fn client_error(error: &rdkafka::error::KafkaError) -> String {
+    match error {
+        rdkafka::error::KafkaError::ClientConfig(_, description, name, _) => {
+            if super::settings::is_secret(name) {
+                format!("{name} is refused")
+            } else {
+                format!("{name}: {description}")
+            }
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Asks until a broker answers.
+fn exists(looker: &BaseConsumer<ToLog>, topic: &str, settings: &Settings, began: Instant) -> Result<bool, OpenError> {
+    loop {
+        let reason = match looker.fetch_metadata(Some(topic), ASK) {
+            Ok(metadata) => {
+                let found = metadata.topics().iter().find(|found| found.name() == topic);
+                match found.map(|found| (found.error(), found.partitions().len())) {
+                    Some((None, partitions)) if partitions > 0 => return Ok(true),
+                    Some((Some(error), _)) => {
+                        let code = RDKafkaErrorCode::from(error);
+                        let missing =
+                            [RDKafkaErrorCode::UnknownTopicOrPartition, RDKafkaErrorCode::UnknownTopic].contains(&code);
+                        if missing {
+                            return Ok(false);
+                        }
+                        code.to_string()
+                    }
+                    _ => return Ok(false),
+                }
+            }
+            Err(error) => error.to_string(),
+        };
+        let brokers = settings.brokers.join(",");
+        if began.elapsed() >= settings.start_timeout {
+            return Err(OpenError::Unreachable { brokers, waited: settings.start_timeout, reason });
+        }
+        tracing::warn!(brokers, topic, reason, "kafka does not answer, trying again");
+        client::rest(Duration::from_millis(500));
+    }
+}
+
+fn create(settings: &Settings, shape: &Shape<'_>) -> Result<(), OpenError> {
+    let not_created = |reason: String| OpenError::NotCreated {
+        topic: shape.name.to_owned(),
+        brokers: settings.brokers.join(","),
+        reason,
+    };
+    let admin: AdminClient<ToLog> =
+        client::reader(settings).create_with_context(ToLog).map_err(|error| OpenError::Client(client_error(&error)))?;
+    let largest = shape.max_message.max(1_048_588).to_string();
+    let mut topic = NewTopic::new(shape.name, shape.partitions, TopicReplication::Fixed(settings.replication))
+        .set("max.message.bytes", &largest);
+    if shape.compacted {
+        topic = topic.set("cleanup.policy", "compact");
+    }
+    let options = AdminOptions::new().request_timeout(Some(ASK)).operation_timeout(Some(ASK));
+    let made = futures_util::future::FutureExt::boxed(admin.create_topics([&topic], &options));
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().build().map_err(|error| not_created(error.to_string()))?;
+    let results = runtime.block_on(made).map_err(|error| not_created(error.to_string()))?;
+    for result in results {
+        match result {
+            Ok(_) => tracing::info!(topic = shape.name, partitions = shape.partitions, "kafka topic created"),
+            // Another process was faster.
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((_, code)) => return Err(not_created(code.to_string())),
+        }
+    }
+    // The other brokers, and this one's own metadata, hear of it a moment later.
+    client::rest(Duration::from_millis(100));
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! The cases of `tests/queue.rs` on a real Kafka broker, and those that only a consumer group has.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::support::kafka::{Broker, broker};
+use super::*;
+use trackalert::queue::kafka::{KafkaQueue, Settings};
+
+/// A topic and a group of its own for each case.
+struct Kafka {
+    settings: Settings,
+    name: String,
+    metrics: Arc<Metrics>,
+}
+
+impl Kafka {
+    fn new(broker: &Broker) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("case-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut settings: Settings = reference();
+        settings.brokers = vec![broker.address.clone()];
+        settings.group.clone_from(&name);
+        settings.create_topics = true;
+        (settings.partitions, settings.replication) = (1, 1);
+        Self { settings, name, metrics: Arc::new(Metrics::new()) }
+    }
+
+    async fn process(&self) -> (Arc<dyn Queue>, Arc<Metrics>) {
+        let (settings, name, metrics) = (self.settings.clone(), self.name.clone(), Arc::new(Metrics::new()));
+        let of_queue = Arc::clone(&metrics);
+        let open = move || KafkaQueue::open(&name, &settings, 10_000, of_queue, "reports").unwrap();
+        (tokio::task::spawn_blocking(open).await.unwrap(), metrics)
+    }
+}
+
+fn reference() -> Settings {
+    trackalert::config::Config::load_with(None, [], &[]).unwrap().queue.kafka
+}
+
+impl Driver for Kafka {
+    /// A topic has no bound of bytes that a publisher would hear of: its retention removes the oldest instead.
+    fn open_bounded(&self, _: u64) -> BoxFuture<'_, Arc<dyn Queue>> {
+        let (settings, name, metrics) = (self.settings.clone(), self.name.clone(), Arc::clone(&self.metrics));
+        Box::pin(async move {
+            let open =
+                move || -> Arc<dyn Queue> { KafkaQueue::open(&name, &settings, 10_000, metrics, "reports").unwrap() };
+            tokio::task::spawn_blocking(open).await.unwrap()
+        })
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+}
+
+macro_rules! kafka_cases {
+    ($($case:ident),* $(,)?) => {
+        $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $case() {
+            let Some(broker) = broker() else { return };
+            super::$case(&Kafka::new(broker)).await;
+        } )*
+    };
+}
+
+// Without full_queue_refuses_and_takes_again_after_acks: a topic has no bound that a publisher hears of.
+kafka_cases!(
+    published_comes_out_in_order_with_all_its_parts,
+    finished_out_of_order_only_the_unfinished_rest_comes_again,
+    nacked_and_dropped_keep_their_place_and_come_again,
+    no_more_than_the_limit_is_unsettled,
+    paused_source_hands_nothing_out_and_takes_settlements,
+    too_large_is_refused_and_the_largest_is_taken,
+    second_subscription_takes_over_and_ignores_old_tokens,
+    aborted_source_leaves_the_unsettled_to_the_next,
+    rejected_is_listed_resent_and_dropped,
+    handled_backlog_goes_and_the_rest_is_still_there,
+);
+
+/// Deliveries until none has come for so long.
+async fn take_all(subscription: &mut Subscription, quiet: Duration) -> Vec<Delivery> {
+    let mut taken = Vec::new();
+    while let Ok(Some(delivery)) = timeout(quiet, subscription.deliveries.recv()).await {
+        taken.push(delivery);
+    }
+    taken
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revoked_then_regained_partition_ignores_old_tokens() {
+    let Some(broker) = broker() else { return };
+    let mut driver = Kafka::new(broker);
+    driver.settings.partitions = 2;
+    driver.settings.revoke_timeout = Duration::from_millis(200);
+    let (first, metrics) = driver.process().await;
+    first.publisher().publish(numbered(0..100)).await.unwrap();
+    let mut of_first = first.subscribe(MANY, BACKOFF).unwrap();
+    let old = take(&mut of_first, 100).await;
+    let lanes: BTreeSet<u32> = old.iter().map(|delivery| delivery.token.tag().lane).collect();
+    assert_eq!(lanes.len(), 2);
+
+    // Another member gets one of the two, although what is in flight there is not done.
+    let (second, _) = driver.process().await;
+    let mut of_second = second.subscribe(MANY, BACKOFF).unwrap();
+    let lent = next(&mut of_second).await;
+    let lane = lent.token.tag().lane;
+    let moved: Vec<_> = old.iter().filter(|delivery| delivery.token.tag().lane == lane).map(number).collect();
+    let mut there = take(&mut of_second, moved.len() - 1).await;
+    there.insert(0, lent);
+    assert!(there.iter().map(number).eq(moved.iter().copied()), "the new member starts elsewhere");
+    drop(there);
+    end(of_second).await;
+
+    // It comes back, and everything of it comes again; what is out from before settles nothing.
+    let new = take(&mut of_first, moved.len()).await;
+    assert!(new.iter().map(number).eq(moved.iter().copied()));
+    assert!(new.iter().all(|delivery| delivery.token.tag().lane == lane));
+    for delivery in old {
+        delivery.token.ack();
+    }
+    let stale = moved.len() as u64;
+    until("stale acks were not counted", async || metrics.stale_settlements.get() == stale).await;
+    until_open("an old token finished a message", &*first, stale).await;
+    for delivery in new {
+        delivery.token.ack();
+    }
+    until_open("new acks were not taken", &*first, 0).await;
+    end(of_first).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_come_and_go_lose_nothing_and_handle_nothing_twice() {
+    let Some(broker) = broker() else { return };
+    let mut driver = Kafka::new(broker);
+    driver.settings.partitions = 4;
+    let (first, _) = driver.process().await;
+    let (second, _) = driver.process().await;
+    let publisher = first.publisher();
+    let publishing = tokio::spawn(async move {
+        for start in (0..4000).step_by(20) {
+            publisher.publish(numbered(start..start + 20)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    });
+    let handled = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let work = |mut subscription: Subscription| {
+        let handled = Arc::clone(&handled);
+        let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+        let worker = tokio::spawn(async move {
+            loop {
+                let delivery = tokio::select! {
+                    delivery = subscription.deliveries.recv() => delivery.unwrap(),
+                    _ = &mut stopped => break,
+                };
+                let handled = Arc::clone(&handled);
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(u64::from(number(&delivery) % 20))).await;
+                    handled.lock().unwrap().push(number(&delivery));
+                    delivery.token.ack();
+                });
+            }
+            // A drain: nothing more is handed out, what is in hand is finished.
+            subscription.pause.send(true).unwrap();
+            while let Some(delivery) = take_all(&mut subscription, Duration::from_millis(50)).await.pop() {
+                delivery.token.nack();
+            }
+            end(subscription).await;
+        });
+        (stop, worker)
+    };
+    let (stop_first, first_worker) = work(first.subscribe(MANY, BACKOFF).unwrap());
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let (stop_second, second_worker) = work(second.subscribe(MANY, BACKOFF).unwrap());
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    stop_second.send(()).unwrap();
+    second_worker.await.unwrap();
+    publishing.await.unwrap();
+    until_open("not all is done", &*first, 0).await;
+    stop_first.send(()).unwrap();
+    first_worker.await.unwrap();
+    let handled = handled.lock().unwrap();
+    let distinct: BTreeSet<u32> = handled.iter().copied().collect();
+    assert_eq!(distinct.len(), 4000, "messages are missing");
+    assert_eq!(handled.len(), 4000, "messages were handled twice although every member ended in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_are_looked_at_a_hundred_times_and_are_still_there() {
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..20)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for delivery in take(&mut subscription, 20).await {
+        delivery.token.reject(reason(&["spray"]));
+    }
+    until("dead letters are missing", async || queue.depth().await.unwrap().dead == 20).await;
+    end(subscription).await;
+    let dead = queue.dead_letters();
+    let all = dead.list(Filter::default(), None, 100).await.unwrap();
+    for _ in 0..100 {
+        assert_eq!(dead.list(Filter::default(), None, 100).await.unwrap(), all);
+    }
+    // Another process finds the same, and what one changes the other sees.
+    let (other, _) = driver.process().await;
+    assert!(other.dead_letters().drop_letter(all[3].id.clone()).await.unwrap());
+    assert!(!dead.resend(all[3].id.clone()).await.unwrap());
+    assert_eq!(dead.list(Filter::default(), Some(all[2].id.clone()), 1).await.unwrap(), all[4..5]);
+}
+
+#[test]
+fn missing_topic_and_silent_broker_are_told_in_the_words_of_the_settings() {
+    let Some(broker) = broker() else { return };
+    let mut driver = Kafka::new(broker);
+    driver.settings.create_topics = false;
+    let open = |settings: &Settings| {
+        let opened = KafkaQueue::open("never-made", settings, 10_000, Arc::new(Metrics::new()), "reports");
+        opened.err().unwrap().to_string()
+    };
+    let expected = format!(
+        "kafka: topic `never-made` does not exist on {}; create it or set queue.kafka.create_topics = true",
+        broker.address
+    );
+    assert_eq!(open(&driver.settings), expected);
+    driver.settings.brokers = vec!["127.0.0.1:9".to_owned()];
+    driver.settings.start_timeout = Duration::from_secs(1);
+    let told = open(&driver.settings);
+    assert!(told.starts_with("kafka: no broker of 127.0.0.1:9 answered within 1s"), "{told}");
+    driver.settings.properties =
+        serde_json::from_str(r#"{"ssl.key.password": "hunter2", "no.such": "hunter2"}"#).unwrap();
+    let told = open(&driver.settings);
+    assert!(told.contains("no.such") && !told.contains("hunter2"), "{told}");
+}

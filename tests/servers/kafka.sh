@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Apache Kafka, one KRaft node (broker and controller) on loopback.
+# Takes PORT, and PORT+1 for its controller.
+NAME=kafka PORT=${PORT:-19092}
+. "$(dirname "$0")/lib.sh"
+VERSION=${KAFKA_VERSION:-4.4.0}
+CONTROLLER_PORT=${CONTROLLER_PORT:-$((PORT + 1))}
+LIBS=$OPT_DIR/kafka/$VERSION
+
+do_install() {
+  [ -e "$LIBS/.done" ] && return
+  mvn_jars "$LIBS" "org.apache.kafka:kafka_2.13:$VERSION org.apache.logging.log4j:log4j-slf4j-impl:2.24.3 org.apache.logging.log4j:log4j-core:2.24.3"
+  touch "$LIBS/.done"
+}
+
+# Its own log says it first; a log of the start before is overwritten.
+do_ready() { grep -q 'Kafka Server started' "$LOG"; }
+
+do_launch() {
+  cat >"$DATA_DIR/server.properties" <<P
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$CONTROLLER_PORT
+listeners=PLAINTEXT://127.0.0.1:$PORT,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
+advertised.listeners=PLAINTEXT://127.0.0.1:$PORT
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs=$DATA_DIR/logs
+num.partitions=3
+auto.create.topics.enable=false
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=2000
+log.segment.bytes=16777216
+log.index.size.max.bytes=1048576
+P
+  cat >"$DATA_DIR/log4j2.properties" <<'P'
+appender.c.type=Console
+appender.c.name=C
+appender.c.layout.type=PatternLayout
+appender.c.layout.pattern=%d{ISO8601} %p %c{1}: %m%n
+rootLogger.level=INFO
+rootLogger.appenderRef.c.ref=C
+P
+  local run=(java $JAVA_FLAGS -Dlog4j2.configurationFile="$DATA_DIR/log4j2.properties" -cp "$LIBS/*")
+  [ -e "$DATA_DIR/logs/meta.properties" ] ||
+    "${run[@]}" kafka.tools.StorageTool format -c "$DATA_DIR/server.properties" -t "${CLUSTER_ID:-AAAAAAAAQACAAAAAAAAAAQ}" --ignore-formatted
+  exec "${run[@]}" kafka.Kafka "$DATA_DIR/server.properties"
+}
+main "$@"
