@@ -176,7 +176,7 @@ fn killed_again_and_again_under_load_loses_nothing() {
         let senders = send(&runtime, &site, share, &progress);
         // Reports are in hand: the kill comes at a random instant from here.
         program.wait_until("reports in hand", PATIENCE, |program| program.metric("trackalert_unsettled") > Some(0.0));
-        std::thread::park_timeout(Duration::from_micros(random.random_range(0..1_200_000)));
+        std::thread::park_timeout(Duration::from_micros(random.random_range(0..600_000)));
         in_flight.push(program.metric("trackalert_unsettled").unwrap_or_default());
         repeated += program.metric("trackalert_repeated_reports_total").unwrap_or_default();
         program.kill();

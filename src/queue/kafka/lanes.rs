@@ -107,10 +107,10 @@ impl Lanes {
     }
 
     fn lane(&mut self, tag: Tag) -> Option<&mut Lane> {
-        self.lanes.get_mut(&tag.lane).filter(|lane| lane.generation == tag.generation)
+        if self.has(tag) { self.lanes.get_mut(&tag.lane) } else { None }
     }
 
-    /// Whether this generation of the partition is ours still.
+    /// Whether this generation of the partition is ours still. The one place that tells an old token from a new one.
     pub(super) fn has(&self, tag: Tag) -> bool {
         self.generation(tag.lane) == Some(tag.generation)
     }
