@@ -8,8 +8,8 @@ use super::StartError;
 use crate::config::Config;
 use crate::history::embedded::EmbeddedHistory;
 use crate::history::{self, History, NoHistory};
-use crate::queue::Queue;
 use crate::queue::embedded::EmbeddedQueue;
+use crate::queue::{self, Queue};
 use crate::state::State;
 use crate::state::embedded::EmbeddedState;
 use crate::store::Store;
@@ -37,7 +37,7 @@ impl Stores {
         let store = Store::open(&config.data_dir, config.queue.embedded.cache.as_u64())?;
         let queue = |name: &str, label, largest: bytesize::ByteSize| {
             let most = usize::try_from(largest.as_u64()).unwrap_or(usize::MAX);
-            EmbeddedQueue::open(&store, name, &config.queue.embedded, most, Arc::clone(metrics), label)
+            queue(config, &store, name, most, metrics, label)
         };
         let history: Arc<dyn History> = match config.history.kind {
             history::Kind::None => Arc::new(NoHistory),
@@ -51,5 +51,26 @@ impl Stores {
             state: EmbeddedState::open(&store, &config.state)?,
             history,
         })
+    }
+}
+
+/// Both queues are on the same driver.
+fn queue(
+    config: &Config,
+    store: &Store,
+    name: &str,
+    most: usize,
+    metrics: &Arc<Metrics>,
+    label: &'static str,
+) -> Result<Arc<dyn Queue>, StartError> {
+    let (settings, metrics) = (&config.queue, Arc::clone(metrics));
+    match settings.kind {
+        queue::Kind::Embedded => Ok(EmbeddedQueue::open(store, name, &settings.embedded, most, metrics, label)?),
+        #[cfg(feature = "amqp")]
+        queue::Kind::Amqp => {
+            let backoff = settings.backoff();
+            Ok(queue::amqp::AmqpQueue::open(name, &settings.amqp, backoff, most, metrics, label)?)
+        }
+        kind => Err(StartError::Settings(format!("queue.kind: this program has no {kind:?}"))),
     }
 }

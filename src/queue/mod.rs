@@ -16,10 +16,13 @@
 //!
 //! Owns the contract. Names no broker and knows no report.
 
+pub mod amqp;
 pub mod dead_letter;
 pub mod delivery;
 pub mod embedded;
+mod flights;
 pub mod offsets;
+mod way;
 
 use std::sync::Arc;
 
@@ -56,7 +59,7 @@ pub struct Settings {
     pub retry_most: std::time::Duration,
     pub embedded: embedded::Settings,
     pub kafka: NoSettings,
-    pub amqp: NoSettings,
+    pub amqp: amqp::Settings,
 }
 
 impl Settings {
