@@ -12,8 +12,10 @@ use super::super::{QueueError, Settlement};
 use super::form;
 use super::session::Session;
 
-/// Answers of the queue that the last acks get to reach it.
+/// Answers of the queue that the last acks get to reach it, and time where they are so many that the broker keeps some back.
 const ANSWERS: usize = 3;
+const MANY: usize = 16;
+const GRACE: std::time::Duration = std::time::Duration::from_millis(500);
 
 impl Session<'_> {
     pub(super) fn settle(&mut self, tag: u64, settlement: Settlement) {
@@ -102,6 +104,9 @@ impl Session<'_> {
             self.ack(last, true).await?;
         } else {
             self.ack_singly().await?;
+        }
+        if finished.min(span - finished) > MANY {
+            tokio::time::sleep(GRACE).await;
         }
         let broker = std::sync::Arc::clone(&self.parts.link.broker);
         for _ in 0..ANSWERS {
