@@ -65,8 +65,9 @@ impl Rabbit {
     fn stop_with_this_process(&self) -> Result<(), String> {
         let script = "echo ready; read -r _; \"$0\" stop >/dev/null 2>&1; rm -rf \"$1\"";
         let mut watcher = self
-            .command("bash")
-            .args(["-c", script, &Self::path()])
+            // In a session of its own: what ends a group of processes must not end it before the broker.
+            .command("setsid")
+            .args(["bash", "-c", script, &Self::path()])
             .arg(&self.folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
