@@ -300,11 +300,17 @@ impl<'a> Session<'a> {
             () = sleep_until(wake) => None,
         };
         let mut came = came?;
-        for _ in 0..BATCH {
+        let mut left = BATCH;
+        loop {
             match came {
                 Some(Ok(delivery)) => self.take(delivery),
                 Some(Err(error)) => return Some(self.parts.link.broker.address.explain(&error)),
                 None => return Some("the broker ended the consumer".to_owned()),
+            }
+            // Asked before the next one is taken out: one taken out and not looked at would be lost to this channel.
+            left -= 1;
+            if left == 0 {
+                break;
             }
             let Some(more) = self.consumer.as_mut().and_then(|consumer| consumer.next().now_or_never()) else { break };
             came = more;
