@@ -33,8 +33,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// What the databases inside say at `info` is of no use to an operator: files by their paths, at each start.
-const QUIET: &str = "fjall=warn,lsm_tree=warn,tantivy=warn";
+/// What the databases inside say at `info` is of no use to an operator: files by their paths, at each start. What the AMQP library says
+/// may hold a message, and is told by the queue in words of ours.
+const QUIET: &str = "fjall=warn,lsm_tree=warn,tantivy=warn,lapin=off";
 
 /// A level by itself, with the databases kept quiet; a filter as it is.
 fn filter(level: &str) -> String {
@@ -243,8 +244,8 @@ mod tests {
 
     #[test]
     fn a_level_keeps_the_databases_quiet_and_a_filter_is_taken_as_it_is() {
-        assert_eq!(filter("info"), "info,fjall=warn,lsm_tree=warn,tantivy=warn");
-        assert_eq!(filter(" DEBUG "), "DEBUG,fjall=warn,lsm_tree=warn,tantivy=warn");
+        assert_eq!(filter("info"), "info,fjall=warn,lsm_tree=warn,tantivy=warn,lapin=off");
+        assert_eq!(filter(" DEBUG "), "DEBUG,fjall=warn,lsm_tree=warn,tantivy=warn,lapin=off");
         for as_it_is in ["error", "warn", "off", "info,fjall=debug", "info,trackalert::detect=debug"] {
             assert_eq!(filter(as_it_is), as_it_is);
             assert!(EnvFilter::try_new(filter(as_it_is)).is_ok());

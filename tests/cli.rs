@@ -91,10 +91,11 @@ fn wrong_usage_is_exit_code_2() {
 #[test]
 fn a_wrong_configuration_is_exit_code_2_with_all_mistakes_for_every_command_that_reads_one() {
     let folder = folder();
-    std::fs::write(folder.path().join("ta.toml"), "[http]\nlisen = []\n\n[queue]\nkind = \"amqp\"\n").unwrap();
+    std::fs::write(folder.path().join("ta.toml"), "[http]\nlisen = []\n\n[history]\nkind = \"elasticsearch\"\n")
+        .unwrap();
     let expected = "trackalert: the configuration has 2 mistakes:\n  \
                     ta.toml:2: http.lisen: unknown; did you mean http.listen?\n  \
-                    ta.toml:5: queue.kind: \"amqp\" is not in this program yet; use \"embedded\" or \"kafka\"\n";
+                    ta.toml:5: history.kind: \"elasticsearch\" is not in this program yet; use \"embedded\" or \"none\"\n";
     for command in [&["run"][..], &["check"], &["config"], &["query"], &["send"], &["dead-letters", "list"]] {
         let (code, out, err) = run(folder.path(), &[command, &["-C", "ta.toml"]].concat());
         assert_eq!((code, out.as_str(), err.as_str()), (2, "", expected), "{command:?}");

@@ -54,6 +54,7 @@ impl Stores {
     }
 }
 
+/// Both queues are on the same driver.
 fn open_queue(
     config: &Config,
     store: &Store,
@@ -62,13 +63,18 @@ fn open_queue(
     metrics: &Arc<Metrics>,
     label: &'static str,
 ) -> Result<Arc<dyn Queue>, StartError> {
-    let metrics = Arc::clone(metrics);
-    match config.queue.kind {
-        queue::Kind::Embedded => Ok(EmbeddedQueue::open(store, name, &config.queue.embedded, most, metrics, label)?),
+    let (settings, metrics) = (&config.queue, Arc::clone(metrics));
+    match settings.kind {
+        queue::Kind::Embedded => Ok(EmbeddedQueue::open(store, name, &settings.embedded, most, metrics, label)?),
         #[cfg(feature = "kafka")]
         queue::Kind::Kafka => {
-            let opened = queue::kafka::KafkaQueue::open(name, &config.queue.kafka, most, metrics, label);
+            let opened = queue::kafka::KafkaQueue::open(name, &settings.kafka, most, metrics, label);
             Ok(opened.map_err(|error| StartError::Settings(error.to_string()))?)
+        }
+        #[cfg(feature = "amqp")]
+        queue::Kind::Amqp => {
+            let backoff = settings.backoff();
+            Ok(queue::amqp::AmqpQueue::open(name, &settings.amqp, backoff, most, metrics, label)?)
         }
         // The configuration's checks have refused it before.
         #[allow(unreachable_patterns, reason = "reached by the drivers that this program was built without")]

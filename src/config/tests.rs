@@ -85,10 +85,10 @@ tls_cert = "cert.pem"
 workers = 2
 
 [queue]
-kind = "amqp"
+kind = "sqs"
 
-[queue.amqp]
-url = "amqp://localhost"
+[queue.kafka]
+broker = "localhost:9092"
 
 [policy]
 breaker = 1.5
@@ -112,8 +112,8 @@ kind = "pager"
   ta.toml:6: http.password: must be a text; put it in quotes
   ta.toml:7: http.tls_cert: http.tls_key is not set; HTTPS needs both
   ta.toml:10: detct.workers: unknown; did you mean detect.workers?
-  ta.toml:13: queue.kind: "amqp" is not in this program yet; use "embedded" or "kafka"
-  ta.toml:16: queue.amqp.url: [queue.amqp] is not in this program yet
+  ta.toml:13: queue.kind: "sqs" is no kind; use "embedded", "kafka" or "amqp"
+  ta.toml:16: queue.kafka.broker: unknown; did you mean queue.kafka.brokers?
   ta.toml:19: policy.breaker: 1.5 is no share: 0 to 1 (1 turns the breaker off)
   ta.toml:20: policy.time_limit: "soon" is no duration, such as "10s" or "5m"
   ta.toml:21: policy.in_flight: 8000 is out of range: 1 to 4000 (one LuaJIT VM holds about 8,000 references)
@@ -386,7 +386,7 @@ fn values_that_do_not_fit_together_are_told() {
         ("queue.kafka.properties={a=[1]}", "a is a list"),
         ("queue.kafka.properties={\"group.id\"=\"x\"}", "group.id is not to be set here: set queue.kafka.group"),
         ("queue.kafka.properties={\"acks\"=\"0\"}", "acks is not to be set here: a promise of the program rests"),
-        ("queue.kind=sqs", "\"sqs\" is no kind; use \"embedded\""),
+        ("queue.kind=sqs", "\"sqs\" is no kind; use \"embedded\", \"kafka\" or \"amqp\""),
         ("schedule.election.kind=kubernetes", "not in this program yet; use \"none\""),
         ("log.level=nonsense=loud", "is no level and no filter"),
         ("notify.channels=[1]", "is no channel"),
@@ -416,7 +416,7 @@ fn every_default_is_written_down_and_passes_its_own_checks() {
     let mut held = BTreeSet::new();
     collect("", &serde_json::to_value(&config).unwrap(), &mut held);
     let written: BTreeSet<String> = config.explain().iter().map(|one| one.key.clone()).collect();
-    let empty = BTreeSet::from(["queue.amqp".to_owned()]);
+    let empty = BTreeSet::new();
     assert_eq!(held.difference(&written).cloned().collect::<BTreeSet<_>>(), empty, "held and not written down");
     assert_eq!(written.difference(&held).next(), None, "written down and not held");
 }
@@ -458,4 +458,25 @@ fn properties_of_the_kafka_client_are_taken_and_their_secrets_masked() {
     assert!(!printed.contains("hunter"), "a secret is shown");
     let refused = told("[queue.kafka.properties]\nsasl.password = \"hunter2\"\n", &[], &[]);
     assert!(refused.contains("set queue.kafka.password") && !refused.contains("hunter2"), "{refused}");
+}
+
+#[test]
+fn queues_on_amqp_need_an_address_and_nothing_shows_it() {
+    let told = |sets: &[&str]| load(None, &[], &[&["queue.kind=amqp"], sets].concat()).unwrap_err().to_string();
+    if !cfg!(feature = "amqp") {
+        assert!(told(&[]).contains("build it with the cargo feature \"amqp\""), "{}", told(&[]));
+        return;
+    }
+    assert!(told(&[]).contains("queue.amqp.url: is not set"), "{}", told(&[]));
+    for url in ["http://s3cret@host/", "s3cret", "amqp:"] {
+        let text = told(&[&format!("queue.amqp.url={url}")]);
+        assert!(text.contains("is no address such as") && !text.contains("s3cret"), "{text}");
+    }
+    let text = told(&["queue.amqp.url=amqp://ann:s3cret@host", "queue.amqp.password=other"]);
+    assert!(text.contains("set one of the two") && !text.contains("s3cret"), "{text}");
+    let folder = Folder::new();
+    let file = format!("queue.amqp.url_file={}", folder.write("url", "amqp://ann:s3cret@host/mail\n").display());
+    let config = load(None, &[], &["queue.kind=amqp", &file]).unwrap();
+    assert_eq!(config.queue.amqp.url.expose(), "amqp://ann:s3cret@host/mail");
+    assert!(!format!("{config:?}{:?}", config.explain()).contains("s3cret"));
 }

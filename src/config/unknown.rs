@@ -138,7 +138,6 @@ mod tests {
         assert_eq!(say("htp.listen"), "unknown; did you mean http.listen?");
         assert_eq!(say("http.max_skew"), "unknown; did you mean receive.max_skew?");
         assert_eq!(say("datadir"), "unknown; did you mean data_dir?");
-        assert_eq!(say("queue.amqp.url"), "[queue.amqp] is not in this program yet");
         assert_eq!(say("queue.kafka.broker"), "unknown; did you mean queue.kafka.brokers?");
         assert_eq!(say("x.y"), "unknown; `trackalert config` lists every setting");
     }

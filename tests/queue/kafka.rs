@@ -25,6 +25,10 @@ impl Kafka {
         Self { settings, name, metrics: Arc::new(Metrics::new()) }
     }
 
+    fn start() -> Option<Self> {
+        broker().map(Self::new)
+    }
+
     async fn process(&self) -> (Arc<dyn Queue>, Arc<Metrics>) {
         let (settings, name, metrics) = (self.settings.clone(), self.name.clone(), Arc::new(Metrics::new()));
         let of_queue = Arc::clone(&metrics);
@@ -51,20 +55,19 @@ impl Driver for Kafka {
     fn metrics(&self) -> &Metrics {
         &self.metrics
     }
-}
 
-macro_rules! kafka_cases {
-    ($($case:ident),* $(,)?) => {
-        $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $case() {
-            let Some(broker) = broker() else { return };
-            super::$case(&Kafka::new(broker)).await;
-        } )*
-    };
+    fn has_position_only(&self) -> bool {
+        true
+    }
+
+    fn is_first(&self, coordinates: &str, queue: &str) -> bool {
+        coordinates == format!("{queue}/0/0")
+    }
 }
 
 // Without full_queue_refuses_and_takes_again_after_acks: a topic has no bound that a publisher hears of.
-kafka_cases!(
+cases!(
+    Kafka:
     published_comes_out_in_order_with_all_its_parts,
     finished_out_of_order_only_the_unfinished_rest_comes_again,
     nacked_and_dropped_keep_their_place_and_come_again,

@@ -45,6 +45,11 @@ mvn_jars() {
   mkdir -p "$dir"; cp "$work"/jars/*.jar "$dir"/; rm -rf "$work"
 }
 
+apt_install() {
+  [ "$(dpkg-query -W -f '${db:Status-Status}\n' "$@" 2>/dev/null | grep -cx installed)" = $# ] && return
+  fetch "Debian apt" sh -c 'apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"' sh "$@"
+}
+
 ours() { grep -zqxF "SERVER_TAG=$PIDFILE" "/proc/$1/environ" 2>/dev/null; }  # not a reused number
 alive() { [ -s "$PIDFILE" ] && ours "$(cat "$PIDFILE")"; }
 

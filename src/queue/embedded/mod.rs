@@ -7,20 +7,18 @@
 //! ```
 //!
 //! `log` is the form on disk (`record` that of one message), `writer` its only writer (`command` what it is asked), `reading`
-//! reads it, `room` counts. `source` hands out, `settling` takes back by the `way` of settlements, `flights` knows what is
-//! out, `dead` keeps what was rejected. After a crash, messages from the stored position on are handed out again: none
+//! reads it, `room` counts. `source` hands out, `settling` takes back, `dead` keeps what was
+//! rejected. After a crash, messages from the stored position on are handed out again: none
 //! is lost, some come twice.
 
 mod command;
 mod dead;
-mod flights;
 mod log;
 mod reading;
 mod record;
 mod room;
 mod settling;
 mod source;
-mod way;
 mod writer;
 
 use std::sync::Arc;
@@ -35,8 +33,8 @@ use self::command::{Command, Moved, Room};
 use self::dead::Dead;
 use self::log::Log;
 use self::source::Parts;
-use self::way::Way;
 use self::writer::Writer;
+use super::way::Way;
 use super::{Backoff, DeadLetters, Depth, Message, Publisher, Queue, QueueError, Subscription, Unsettled};
 use crate::store::Store;
 use crate::telemetry::Metrics;

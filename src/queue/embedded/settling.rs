@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::delivery::ReasonKind;
+use super::super::flights::Stage;
 use super::super::{Message, QueueError, Reason, Settlement, Tag};
 use super::command::Command;
 use super::dead;
-use super::flights::Stage;
 use super::source::Source;
 use crate::report::Time;
 

@@ -11,12 +11,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::super::flights::{Flights, Stage};
+use super::super::way::{Settled, Taken, Way};
 use super::super::{AckToken, Backoff, Delivery, Message, QueueError, Tag, Unsettled};
 use super::command::{Command, Moved};
-use super::flights::{Flights, Stage};
 use super::log::Log;
 use super::reading::Stored;
-use super::way::{Settled, Taken, Way};
 
 /// One read: as many records, and about as many bytes.
 const READ: usize = 2048;

@@ -1,4 +1,4 @@
-//! What one subscription has handed out and not finished: messages, their places in the window, and when a nacked one is due. Pure.
+//! What one subscription has handed out and not finished: messages, their places in the window, and when a nacked one is due; for every driver. Pure.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::super::offsets::OffsetWindow;
-use super::super::{Message, Reason, Unsettled};
+use super::offsets::OffsetWindow;
+use super::{Message, Reason, Unsettled};
 
 /// What becomes of a message that is not done.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) struct Flight {
     sequence: u64,
-    /// Bytes on disk.
+    /// Bytes on disk, for a driver that counts them.
     size: u64,
     /// `None`: done.
     pub(super) open: Option<Open>,
@@ -151,6 +151,42 @@ impl Flights {
             bytes += self.flights.pop_front().map_or(0, |flight| flight.size);
         }
         Some((position, bytes))
+    }
+
+    /// The finished ones behind an unfinished one.
+    #[cfg(feature = "amqp")]
+    pub(super) fn finished(&self) -> impl Iterator<Item = u64> + '_ {
+        self.flights.iter().filter(|flight| flight.open.is_none()).map(|flight| flight.sequence)
+    }
+
+    /// All others.
+    #[cfg(feature = "amqp")]
+    pub(super) fn unfinished(&self) -> impl Iterator<Item = u64> + '_ {
+        self.flights.iter().filter(|flight| flight.open.is_some()).map(|flight| flight.sequence)
+    }
+
+    /// How many it holds, finished or not.
+    #[cfg(feature = "amqp")]
+    pub(super) fn span(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// How many of [`Flights::finished`] there are.
+    #[cfg(feature = "amqp")]
+    pub(super) fn finished_count(&self) -> usize {
+        self.window.span() - self.window.unfinished()
+    }
+
+    /// The bytes of the bodies of the unfinished.
+    #[cfg(feature = "amqp")]
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The oldest unfinished message.
+    #[cfg(feature = "amqp")]
+    pub(super) fn oldest(&self) -> Option<&Message> {
+        Some(&self.flights.front()?.open.as_ref()?.message)
     }
 
     /// Tokens that are out.

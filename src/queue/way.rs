@@ -1,4 +1,4 @@
-//! The way of settlements from the tokens to the source that runs now.
+//! The way of settlements from the tokens to the source that runs now, for every driver.
 //!
 //! Owns the channel. It outlives the sources, and lies in one hand at a time: so there is one source at a time, too.
 
@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
 
-use super::super::delivery::Settlements;
-use super::super::{Settlement, Tag};
+use super::delivery::Settlements;
+use super::{Settlement, Tag};
 
 /// What a token sends.
 pub(super) type Settled = (Tag, Settlement);

@@ -1,0 +1,218 @@
+//! One AMQP queue: its publisher, its looks at the broker, its subscriptions.
+//!
+//! Owns the thread on which all but the source talks to the broker. A current-thread runtime of its own is worth a factor to the
+//! client library, and no busy role of the program can keep it from answering the broker's heartbeats.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures_util::future::BoxFuture;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::super::way::Way;
+use super::super::{Backoff, DeadLetters, Depth, Message, Publisher, Queue, QueueError, Subscription, Unsettled};
+use super::Settings;
+use super::address::Address;
+use super::broker::Broker;
+use super::dead::Dead;
+use super::form::{self, MAX_HEADERS, Outgoing};
+use super::publisher::{self, Request};
+use super::source;
+use crate::report::Time;
+use crate::telemetry::Metrics;
+
+/// Requests that wait for the publisher; further callers wait for a place.
+const REQUESTS: usize = 4096;
+/// Deliveries that wait in the channel for their taker.
+const CHANNEL: usize = 4096;
+
+/// The way to the link's thread. It ends when the last of these is gone.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) broker: Arc<Broker>,
+    requests: mpsc::Sender<Request>,
+    runtime: Handle,
+}
+
+impl Link {
+    fn start(broker: Arc<Broker>, label: &'static str) -> Result<Self, QueueError> {
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| broker.unavailable(e))?;
+        let handle = runtime.handle().clone();
+        let (requests, waiting) = mpsc::channel(REQUESTS);
+        let publisher = Arc::clone(&broker);
+        std::thread::Builder::new()
+            .name(format!("amqp-{label}"))
+            .spawn(move || runtime.block_on(publisher::run(publisher, waiting)))
+            .map_err(|error| broker.unavailable(error))?;
+        Ok(Self { broker, requests, runtime: handle })
+    }
+
+    /// Does something on the link's thread.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, QueueError>> + Send + 'static,
+    ) -> Result<T, QueueError> {
+        let closed = |_| QueueError::Closed(self.broker.name.clone());
+        self.runtime.spawn(work).await.map_err(closed)?
+    }
+
+    /// Resolves when all of the messages are confirmed.
+    pub(super) async fn publish(&self, queue: &str, messages: Vec<Outgoing>) -> Result<(), QueueError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let closed = || QueueError::Closed(self.broker.name.clone());
+        let (answer, answered) = oneshot::channel();
+        let confirmed = async {
+            let request = Request { queue: queue.to_owned(), messages, answer };
+            self.requests.send(request).await.map_err(|_| closed())?;
+            answered.await.map_err(|_| closed())?
+        };
+        let wait = self.broker.settings.confirm_timeout;
+        timeout(wait, confirmed).await.unwrap_or_else(|_| {
+            let shown = self.broker.address.shown();
+            Err(self
+                .broker
+                .unavailable(format!("{shown} did not confirm within {wait:?} (queue.amqp.confirm_timeout)")))
+        })
+    }
+}
+
+/// One queue on an AMQP broker.
+pub struct AmqpQueue {
+    link: Link,
+    label: &'static str,
+    way: Arc<Way>,
+    newest: Arc<watch::Sender<u32>>,
+    generations: Arc<AtomicU32>,
+    /// One look at the dead letters at a time: each takes them all and gives them back.
+    looking: Arc<Mutex<()>>,
+}
+
+impl AmqpQueue {
+    /// Connects and declares (or looks for) the queue `name` and its dead letters. `max_message` bounds the body of one message;
+    /// `label` is the value of the label `queue`. Blocks until the broker has answered.
+    pub fn open(
+        name: &str,
+        settings: &Settings,
+        backoff: Backoff,
+        max_message: usize,
+        metrics: Arc<Metrics>,
+        label: &'static str,
+    ) -> Result<Arc<Self>, QueueError> {
+        let refused = |reason| QueueError::Unavailable { queue: name.to_owned(), reason };
+        let address = Address::of(settings).map_err(refused)?;
+        let broker = Arc::new(Broker::new(address, settings.clone(), backoff, metrics, name, max_message));
+        let link = Link::start(broker, label)?;
+        let (answer, answered) = std::sync::mpsc::channel();
+        let broker = Arc::clone(&link.broker);
+        link.runtime.spawn(async move { answer.send(broker.channel().await.map(drop)) });
+        answered.recv().map_err(|_| QueueError::Closed(name.to_owned()))??;
+        Ok(Arc::new(Self {
+            link,
+            label,
+            way: Arc::new(Way::new()),
+            newest: Arc::new(watch::Sender::new(0)),
+            generations: Arc::default(),
+            looking: Arc::default(),
+        }))
+    }
+}
+
+impl Queue for AmqpQueue {
+    fn name(&self) -> &str {
+        &self.link.broker.name
+    }
+
+    fn publisher(&self) -> Arc<dyn Publisher> {
+        Arc::new(AmqpPublisher { link: self.link.clone() })
+    }
+
+    fn subscribe(&self, limit: Unsettled, backoff: Backoff) -> Result<Subscription, QueueError> {
+        let broker = &self.link.broker;
+        let runtime = Handle::try_current().map_err(|error| broker.unavailable(error))?;
+        let mut subscription = 0;
+        self.newest.send_modify(|newest| {
+            *newest = newest.wrapping_add(1);
+            subscription = *newest;
+        });
+        let (out, deliveries) = mpsc::channel(limit.messages.clamp(1, CHANNEL));
+        let (pause, paused) = watch::channel(false);
+        let (ended, end) = oneshot::channel();
+        let stop = CancellationToken::new();
+        let parts = source::Parts {
+            link: self.link.clone(),
+            way: Arc::clone(&self.way),
+            subscription,
+            newest: self.newest.subscribe(),
+            _newest: Arc::clone(&self.newest),
+            generations: Arc::clone(&self.generations),
+            limit,
+            backoff,
+            out,
+            paused,
+            stop: stop.clone(),
+        };
+        source::start(parts, self.label, ended)?;
+        let guard = stop.drop_guard();
+        let source = runtime.spawn(async move {
+            let _stops_it_when_aborted = guard;
+            let _ = end.await;
+        });
+        Ok(Subscription { deliveries, pause, source })
+    }
+
+    fn dead_letters(&self) -> Arc<dyn DeadLetters> {
+        Arc::new(Dead { link: self.link.clone(), looking: Arc::clone(&self.looking) })
+    }
+
+    fn depth(&self) -> BoxFuture<'_, Result<Depth, QueueError>> {
+        let (broker, looking) = (Arc::clone(&self.link.broker), Arc::clone(&self.looking));
+        Box::pin(self.link.run(async move {
+            // While somebody looks at the dead letters they are out of their queue.
+            let _nobody_looks = looking.lock().await;
+            let channel = broker.channel().await?;
+            let ready = broker.ready(&channel, &broker.name).await?;
+            let dead = broker.ready(&channel, &broker.dead).await?;
+            let _ = broker.within("close", channel.close(200, "done".into())).await;
+            let held = &broker.held;
+            let oldest = i64::try_from(held.oldest.load(Ordering::Relaxed)).unwrap_or(0);
+            Ok(Depth {
+                messages: ready + held.messages.load(Ordering::Relaxed),
+                bytes: held.bytes.load(Ordering::Relaxed),
+                oldest: (oldest > 0).then(|| Time::from_micros(oldest)),
+                dead,
+            })
+        }))
+    }
+}
+
+struct AmqpPublisher {
+    link: Link,
+}
+
+impl AmqpPublisher {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<Outgoing>, QueueError> {
+        let broker = &self.link.broker;
+        let too_large = |size, limit| QueueError::TooLarge { queue: broker.name.clone(), size, limit };
+        let encode = |message: &Message| {
+            if message.body.len() > broker.max_message {
+                return Err(too_large(message.body.len(), broker.max_message));
+            }
+            form::outgoing(message).map_err(|size| too_large(size, MAX_HEADERS))
+        };
+        messages.iter().map(encode).collect()
+    }
+}
+
+impl Publisher for AmqpPublisher {
+    fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), QueueError>> {
+        Box::pin(async move {
+            let messages = self.encode(&messages)?;
+            self.link.publish(&self.link.broker.name, messages).await
+        })
+    }
+}

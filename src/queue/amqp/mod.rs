@@ -1,0 +1,82 @@
+//! The queue on an AMQP 0.9.1 broker, RabbitMQ that is: quorum queues, confirmed publishes, acks in batches.
+//!
+//! ```text
+//! publish ──▶ publisher (confirms, mandatory) ──▶ <name> ──▶ source (one channel, one generation) ──▶ deliveries
+//!                  ▲                              <name>.dead                 │
+//!                  └─────────────────── dead letters ─────────────────────────┘
+//! ```
+//!
+//! `address` knows where the broker is and what its refusals mean, `broker` connects and declares, `link` is the thread that
+//! publishes and looks (`publisher`, `dead`), `form` is how a message looks on the wire. `source` owns one subscription and its
+//! thread, `session` one channel of it, `settling` what becomes of deliveries there. What the broker hands out on a channel that is
+//! gone it hands out again: none is lost, some come twice.
+
+#[cfg(feature = "amqp")]
+mod address;
+#[cfg(feature = "amqp")]
+mod broker;
+#[cfg(feature = "amqp")]
+mod dead;
+#[cfg(feature = "amqp")]
+mod form;
+#[cfg(feature = "amqp")]
+mod link;
+#[cfg(feature = "amqp")]
+mod publisher;
+#[cfg(feature = "amqp")]
+mod session;
+#[cfg(feature = "amqp")]
+mod settling;
+#[cfg(feature = "amqp")]
+mod source;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "amqp")]
+pub use link::AmqpQueue;
+
+use crate::settings::Secret;
+
+/// Section `[queue.amqp]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    pub url: Secret,
+    pub url_file: PathBuf,
+    pub password: Secret,
+    pub password_file: PathBuf,
+    pub declare: bool,
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub confirm_timeout: Duration,
+    pub ack_batch: usize,
+    #[serde(with = "humantime_serde")]
+    pub ack_every: Duration,
+    #[serde(with = "humantime_serde")]
+    pub hold: Duration,
+}
+
+#[cfg(all(test, feature = "amqp"))]
+mod tests {
+    use super::*;
+
+    pub(super) fn settings(url: &str) -> Settings {
+        Settings {
+            url: url.to_owned().into(),
+            url_file: PathBuf::new(),
+            password: Secret::default(),
+            password_file: PathBuf::new(),
+            declare: true,
+            connect_timeout: Duration::from_secs(5),
+            confirm_timeout: Duration::from_secs(5),
+            ack_batch: 256,
+            ack_every: Duration::from_millis(20),
+            hold: Duration::from_secs(60),
+        }
+    }
+}

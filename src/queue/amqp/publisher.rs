@@ -1,0 +1,221 @@
+//! The task that publishes: one channel in confirm mode, many messages in flight, one answer for each request.
+//!
+//! Owns the channel and every confirm that is outstanding on it. A message counts as published only when the broker has confirmed it
+//! and has not returned it.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::future::{FutureExt, join_all};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{Channel, Confirmation};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+
+use super::super::{Backoff, QueueError};
+use super::broker::Broker;
+use super::form::Outgoing;
+
+/// Messages in flight; further requests wait for their turn.
+const MOST: usize = 16 * 1024;
+/// Messages that are written side by side; the first polls, and so the order on the wire, are in this order.
+const CHUNK: usize = 30;
+/// The longest wait before the broker is tried again: a connection attempt costs it nothing.
+pub(super) const RECONNECT_MOST: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Messages for one queue, and who waits for them.
+pub(super) struct Request {
+    pub(super) queue: String,
+    pub(super) messages: Vec<Outgoing>,
+    pub(super) answer: oneshot::Sender<Result<(), QueueError>>,
+}
+
+struct Pending {
+    left: usize,
+    failed: Option<QueueError>,
+    answer: oneshot::Sender<Result<(), QueueError>>,
+}
+
+struct Confirmed {
+    request: u64,
+    number: u64,
+    outcome: lapin::Result<Confirmation>,
+}
+
+type Confirm = Pin<Box<dyn Future<Output = Confirmed> + Send>>;
+
+struct Publishing {
+    broker: Arc<Broker>,
+    channel: Option<Channel>,
+    confirms: FuturesUnordered<Confirm>,
+    open: HashMap<u64, Pending>,
+    next_request: u64,
+    next_number: u64,
+    failures: u32,
+    /// After a failed connection: when the next one is tried, and why it failed.
+    closed_until: Option<(Instant, QueueError)>,
+}
+
+/// Publishes until nobody can ask any more.
+pub(super) async fn run(broker: Arc<Broker>, mut requests: mpsc::Receiver<Request>) {
+    let mut publishing = Publishing {
+        broker,
+        channel: None,
+        confirms: FuturesUnordered::new(),
+        open: HashMap::new(),
+        next_request: 0,
+        next_number: 0,
+        failures: 0,
+        closed_until: None,
+    };
+    let mut ended = false;
+    while !ended || !publishing.confirms.is_empty() {
+        let room = publishing.confirms.len() < MOST && !ended;
+        tokio::select! {
+            Some(first) = publishing.confirms.next() => publishing.confirmed(first),
+            request = requests.recv(), if room => match request {
+                Some(request) => publishing.take(request).await,
+                None => ended = true,
+            },
+        }
+    }
+    publishing.broker.close().await;
+}
+
+impl Publishing {
+    async fn take(&mut self, request: Request) {
+        let Request { queue, messages, answer } = request;
+        let channel = match self.channel().await {
+            Ok(channel) => channel,
+            Err(error) => return drop(answer.send(Err(error))),
+        };
+        let id = self.next_request;
+        self.next_request += 1;
+        self.open.insert(id, Pending { left: messages.len(), failed: None, answer });
+        for chunk in messages.chunks(CHUNK) {
+            let first = self.next_number;
+            self.next_number += chunk.len() as u64;
+            let wait = self.broker.settings.confirm_timeout;
+            let sent = timeout(wait, join_all(chunk.iter().zip(first..).map(|(m, n)| send(&channel, &queue, m, n))));
+            let Ok(sent) = sent.await else {
+                let shown = self.broker.address.shown();
+                let error = self.broker.unavailable(format!("{shown} takes nothing; has it a memory or disk alarm?"));
+                self.channel = None;
+                return self.fail(id, error);
+            };
+            for (number, confirm) in (first..).zip(sent) {
+                match confirm {
+                    Ok(confirm) => self
+                        .confirms
+                        .push(Box::pin(async move { Confirmed { request: id, number, outcome: confirm.await } })),
+                    Err(error) => {
+                        let error = self.broker.failed(&error);
+                        self.channel = None;
+                        return self.fail(id, error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A request that will get no further confirm that matters.
+    fn fail(&mut self, request: u64, error: QueueError) {
+        if let Some(pending) = self.open.remove(&request) {
+            let _ = pending.answer.send(Err(error));
+        }
+    }
+
+    async fn channel(&mut self) -> Result<Channel, QueueError> {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
+            return Ok(channel.clone());
+        }
+        self.channel = None;
+        if let Some((until, error)) = &self.closed_until
+            && *until > Instant::now()
+        {
+            return Err(error.clone());
+        }
+        match self.open_channel().await {
+            Ok(channel) => {
+                if self.failures > 0 {
+                    tracing::info!(queue = self.broker.name, "the broker takes messages again");
+                }
+                (self.failures, self.closed_until) = (0, None);
+                self.channel = Some(channel.clone());
+                Ok(channel)
+            }
+            Err(error) => {
+                self.failures += 1;
+                let backoff = Backoff { most: self.broker.backoff.most.min(RECONNECT_MOST), ..self.broker.backoff };
+                let wait = backoff.wait(self.failures, rand::random());
+                tracing::warn!(queue = self.broker.name, %error, ?wait, "the broker cannot be published to, trying again");
+                self.closed_until = Some((Instant::now() + wait, error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_channel(&self) -> Result<Channel, QueueError> {
+        let channel = self.broker.channel().await?;
+        self.broker.within("confirm mode", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
+    }
+
+    /// The broker returns a message before it confirms it, and the library hands the returned one to the next confirm, whichever that
+    /// is. So all that is there is looked at first: the returned one tells its own number.
+    fn confirmed(&mut self, first: Confirmed) {
+        let mut batch = vec![first];
+        while let Some(Some(next)) = self.confirms.next().now_or_never() {
+            batch.push(next);
+        }
+        let mut returned = HashSet::new();
+        for confirmed in &mut batch {
+            if let Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) = &mut confirmed.outcome
+                && let Some(message) = message.take()
+            {
+                let number = message.properties.message_id().as_ref().and_then(|id| id.as_str().parse::<u64>().ok());
+                returned.extend(number);
+            }
+        }
+        if !returned.is_empty() {
+            self.channel = None;
+            self.broker.forget();
+        }
+        for Confirmed { request, number, outcome } in batch {
+            let broker = &self.broker;
+            let failed = match outcome {
+                _ if returned.contains(&number) => {
+                    Some("the queue is gone from the broker: a message was returned as not to be routed".to_owned())
+                }
+                Ok(Confirmation::Ack(_)) => None,
+                Ok(Confirmation::Nack(_)) => {
+                    Some("the broker refused a message (is the queue at its bound?)".to_owned())
+                }
+                Ok(Confirmation::NotRequested) => Some("the channel is not in confirm mode".to_owned()),
+                Err(error) => Some(broker.address.explain(&error)),
+            };
+            let failed = failed.map(|reason| broker.unavailable(reason));
+            let Some(pending) = self.open.get_mut(&request) else { continue };
+            pending.left -= 1;
+            pending.failed = pending.failed.take().or(failed);
+            if pending.left == 0
+                && let Some(Pending { failed, answer, .. }) = self.open.remove(&request)
+            {
+                let _ = answer.send(failed.map_or(Ok(()), Err));
+            }
+        }
+    }
+}
+
+async fn send(
+    channel: &Channel,
+    queue: &str,
+    message: &Outgoing,
+    number: u64,
+) -> lapin::Result<lapin::PublisherConfirm> {
+    let properties = message.properties.clone().with_message_id(number.to_string().into());
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    channel.basic_publish("".into(), queue.into(), options, &message.body, properties).await
+}

@@ -1,0 +1,346 @@
+//! One channel of a source: takes deliveries in, hands them out, waits for what comes first.
+//!
+//! Owns what the broker has handed out on this channel and has not got back. Never has more than the prefetch of it, which is the
+//! limit of unsettled deliveries.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::FutureExt;
+use futures_util::stream::StreamExt;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, Consumer};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::super::flights::{Flights, Stage};
+use super::super::way::Settled;
+use super::super::{AckToken, Delivery, Message, QueueError, Tag};
+use super::form;
+use super::source::Parts;
+use crate::report::Time;
+
+/// A prefetch is a number of 16 bits.
+const MOST_PREFETCH: usize = 65_535;
+/// Deliveries and settlements looked at in one go.
+const BATCH: usize = 2048;
+/// How often the connection is looked at where nothing else happens.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the end of a channel may take.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// Why a channel is used no longer.
+pub(super) enum End {
+    /// The subscription is over.
+    Over,
+    /// The broker, or the way to it, is gone.
+    Lost(String),
+    /// Nothing is held, and a new channel is better.
+    Renew,
+}
+
+/// A delivery that is not handed out yet.
+pub(super) struct Ahead {
+    pub(super) tag: u64,
+    pub(super) message: Message,
+}
+
+pub(super) struct Session<'a> {
+    pub(super) parts: &'a mut Parts,
+    connection: Connection,
+    pub(super) channel: Channel,
+    consumer: Option<Consumer>,
+    consumers: u32,
+    generation: u32,
+    /// Queue and channel, for coordinates: no two channels of any process share it.
+    place: String,
+    /// A consumer was cancelled here. A quorum queue may still hand something out after that, which the library drops without a word.
+    cancelled: bool,
+    /// The highest tag that came.
+    last: u64,
+    /// Tags that were passed over: their deliveries came to nobody.
+    pub(super) missed: Vec<u64>,
+    pub(super) prefetch: usize,
+    pub(super) flights: Flights,
+    pub(super) ahead: VecDeque<Ahead>,
+    /// When a delivery was taken, oldest first, while it is not settled.
+    pub(super) taken: VecDeque<(Instant, u64)>,
+    /// Everything below is finished.
+    pub(super) position: u64,
+    /// Everything up to here is settled with the broker.
+    pub(super) acked: u64,
+    /// Settled with the broker one by one, above `acked`.
+    pub(super) singly: BTreeSet<u64>,
+    pub(super) flush_at: Option<Instant>,
+    /// Deliveries that the broker waits for.
+    pub(super) open: usize,
+    pub(super) buried_sender: mpsc::UnboundedSender<(u64, Result<(), QueueError>)>,
+    buried: mpsc::UnboundedReceiver<(u64, Result<(), QueueError>)>,
+    pub(super) burying: usize,
+    pause_gone: bool,
+}
+
+impl<'a> Session<'a> {
+    pub(super) async fn open(parts: &'a mut Parts) -> Result<Self, QueueError> {
+        let broker = Arc::clone(&parts.link.broker);
+        let connection = broker.connect("source").await?;
+        let channel = broker.within("channel", connection.create_channel()).await?;
+        let prefetch = parts.limit.messages.clamp(1, MOST_PREFETCH);
+        let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
+        broker.within("prefetch", channel.basic_qos(count, BasicQosOptions::default())).await?;
+        let generation = parts.generations.fetch_add(1, Ordering::Relaxed);
+        let (buried_sender, buried) = mpsc::unbounded_channel();
+        let mut session = Self {
+            place: format!("{}/{:x}.{generation}", broker.name, Time::now().micros()),
+            parts,
+            connection,
+            channel,
+            consumer: None,
+            consumers: 0,
+            generation,
+            cancelled: false,
+            last: 0,
+            missed: Vec::new(),
+            prefetch,
+            // The first delivery of a channel has the tag 1.
+            flights: Flights::starting_at(1),
+            ahead: VecDeque::new(),
+            taken: VecDeque::new(),
+            position: 1,
+            acked: 0,
+            singly: BTreeSet::new(),
+            flush_at: None,
+            open: 0,
+            buried_sender,
+            buried,
+            burying: 0,
+            pause_gone: false,
+        };
+        session.pause_or_resume().await?;
+        Ok(session)
+    }
+
+    /// Until the subscription is over or the channel is lost.
+    pub(super) async fn run(&mut self, settlements: &mut mpsc::UnboundedReceiver<Settled>) -> End {
+        let mut settled = Vec::new();
+        loop {
+            if self.parts.over() {
+                return End::Over;
+            }
+            if let Err(error) = self.look().await {
+                return End::Lost(error.to_string());
+            }
+            if self.cancelled && self.open == 0 && self.flights.out() == 0 && self.burying == 0 {
+                // What was handed out to a cancelled consumer goes back now, and stays with nobody.
+                return End::Renew;
+            }
+            let full = self.hand_out();
+            self.show();
+            let nobody_takes = self.parts.out.is_closed();
+            if nobody_takes {
+                // What was sent while the other end went lies in the channel until that goes: its tokens would never come back.
+                self.parts.out = mpsc::channel(1).0;
+            }
+            if nobody_takes && self.flights.out() == 0 && self.burying == 0 {
+                return End::Over;
+            }
+            if let Some(lost) = self.wait(settlements, &mut settled, full && !nobody_takes, nobody_takes).await {
+                return End::Lost(lost);
+            }
+            for (tag, settlement) in settled.drain(..) {
+                if tag.generation == self.generation {
+                    self.settle(tag.sequence, settlement);
+                } else {
+                    self.parts.link.broker.metrics.stale_settlements.inc();
+                }
+            }
+            while let Ok((tag, done)) = self.buried.try_recv() {
+                self.buried(tag, done);
+            }
+        }
+    }
+
+    /// All that is due with the broker.
+    async fn look(&mut self) -> Result<(), QueueError> {
+        if !self.connection.status().connected() || !self.channel.status().connected() {
+            return Err(self.parts.link.broker.unavailable("the connection is gone"));
+        }
+        self.pause_or_resume().await?;
+        self.give_missed_back().await?;
+        self.give_back().await?;
+        self.relieve().await?;
+        self.flush(false).await
+    }
+
+    /// A paused source has no consumer, so that the broker hands out to others; nor has one that nobody takes from.
+    async fn pause_or_resume(&mut self) -> Result<(), QueueError> {
+        let wanted = !*self.parts.paused.borrow() && !self.parts.out.is_closed();
+        let broker = Arc::clone(&self.parts.link.broker);
+        match (wanted, self.consumer.take()) {
+            (true, None) => {
+                self.consumers += 1;
+                let name = format!("trackalert-{}", self.consumers).into();
+                let queue = broker.queue(&broker.name)?;
+                let options = BasicConsumeOptions::default();
+                let consume = self.channel.basic_consume(queue, name, options, FieldTable::default());
+                self.consumer = Some(broker.within("consume", consume).await?);
+            }
+            (false, Some(mut consumer)) => {
+                let cancel = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+                self.cancelled = true;
+                broker.within("cancel", cancel).await?;
+                // What it handed out before it was cancelled is ours.
+                while let Ok(Some(next)) = timeout(CLOSE, consumer.next()).await {
+                    self.take(next.map_err(|error| broker.failed(&error))?);
+                }
+            }
+            (_, consumer) => self.consumer = consumer,
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, delivery: lapin::message::Delivery) {
+        let lapin::message::Delivery { delivery_tag, properties, data, .. } = delivery;
+        let message = form::message(&properties, Bytes::from(data));
+        // An ack for many would ack what never came: it is a gap in the window, and goes back by itself.
+        let missed = self.last + 1..delivery_tag;
+        self.singly.extend(missed.clone());
+        self.missed.extend(missed);
+        self.last = delivery_tag;
+        self.open += 1;
+        self.taken.push_back((Instant::now(), delivery_tag));
+        self.ahead.push_back(Ahead { tag: delivery_tag, message });
+    }
+
+    /// Hands out what is due and what is new. `true`: there is more, and no place for it.
+    fn hand_out(&mut self) -> bool {
+        if *self.parts.paused.borrow() {
+            return false;
+        }
+        let now = Instant::now();
+        let out = self.parts.out.clone();
+        while self.flights.next_due().is_some_and(|due| due <= now) {
+            let Ok(place) = out.try_reserve() else { return true };
+            let Some(tag) = self.flights.due(now) else { break };
+            match self.flights.get(tag).map(|open| &open.stage) {
+                Some(Stage::Waiting) => {
+                    if let Some((message, redelivered)) = self.flights.out_again(tag) {
+                        place.send(self.delivery(tag, message, redelivered));
+                    }
+                }
+                Some(Stage::Rejected(_)) => self.bury(tag),
+                Some(Stage::Out) | None => {}
+            }
+        }
+        while let Some(next) = self.ahead.front() {
+            if !self.flights.room(next.message.body.len(), self.parts.limit) {
+                return false;
+            }
+            let Ok(place) = out.try_reserve() else { return true };
+            let Some(Ahead { tag, message }) = self.ahead.pop_front() else { break };
+            let message = Arc::new(message);
+            if self.flights.add(tag, 0, Arc::clone(&message), Stage::Out) {
+                place.send(self.delivery(tag, message, 0));
+            }
+        }
+        false
+    }
+
+    fn delivery(&self, tag: u64, message: Arc<Message>, redelivered: u32) -> Delivery {
+        let token = Tag { lane: 0, generation: self.generation, sequence: tag };
+        let token = AckToken::new(token, self.parts.way.sender.clone());
+        Delivery { message, redelivered, coordinates: self.coordinates(tag), token }
+    }
+
+    pub(super) fn coordinates(&self, tag: u64) -> String {
+        format!("{}/{tag}", self.place)
+    }
+
+    /// What is held, for whoever asks for the depth.
+    fn show(&self) {
+        let oldest = self.flights.oldest().or_else(|| self.ahead.front().map(|ahead| &ahead.message));
+        let oldest = oldest.map_or(0, |message| u64::try_from(message.published.micros()).unwrap_or(0));
+        self.parts.link.broker.held.set(self.open, self.flights.bytes(), oldest);
+    }
+
+    /// Waits for whatever comes first. `full`: there is something to hand out and no place for it. `Some`: the channel is lost.
+    async fn wait(
+        &mut self,
+        settlements: &mut mpsc::UnboundedReceiver<Settled>,
+        settled: &mut Vec<Settled>,
+        full: bool,
+        nobody_takes: bool,
+    ) -> Option<String> {
+        let idle = full || nobody_takes || *self.parts.paused.borrow();
+        let due = self.flights.next_due().filter(|_| !idle);
+        let hold = self.parts.link.broker.settings.hold;
+        let held = self.taken.front().map(|(at, _)| *at + hold);
+        let tick = Some(Instant::now() + TICK);
+        let wake = [due, held, self.flush_at, tick].into_iter().flatten().min().unwrap_or_else(Instant::now);
+        let parts = &mut *self.parts;
+        let came = tokio::select! {
+            _ = settlements.recv_many(settled, BATCH) => None,
+            Some((tag, done)) = self.buried.recv() => {
+                self.buried(tag, done);
+                return None;
+            }
+            came = next(&mut self.consumer) => Some(came),
+            () = place(&parts.out), if full => None,
+            () = parts.out.closed(), if !nobody_takes => None,
+            () = parts.stop.cancelled() => None,
+            _ = parts.newest.changed() => None,
+            changed = parts.paused.changed(), if !self.pause_gone => {
+                self.pause_gone = changed.is_err();
+                None
+            }
+            () = sleep_until(wake) => None,
+        };
+        let mut came = came?;
+        let mut left = BATCH;
+        loop {
+            match came {
+                Some(Ok(delivery)) => self.take(delivery),
+                Some(Err(error)) => return Some(self.parts.link.broker.address.explain(&error)),
+                None => return Some("the broker ended the consumer".to_owned()),
+            }
+            // Asked before the next one is taken out: one taken out and not looked at would be lost to this channel.
+            left -= 1;
+            if left == 0 {
+                break;
+            }
+            let Some(more) = self.consumer.as_mut().and_then(|consumer| consumer.next().now_or_never()) else { break };
+            came = more;
+        }
+        None
+    }
+
+    /// Gives everything that is not done back by closing the channel. `orderly`: after what is done was acked.
+    pub(super) async fn close(&mut self, orderly: bool) {
+        let closing = async {
+            if orderly {
+                let done = self.flush(true).await;
+                if let Err(error) = done.and(self.ack_the_rest().await) {
+                    tracing::warn!(%error, "the last acks were not sent: what they cover comes again");
+                }
+                let _ = self.channel.close(200, "done".into()).await;
+            }
+            let _ = self.connection.close(200, "done".into()).await;
+        };
+        let _ = timeout(CLOSE, closing).await;
+    }
+}
+
+async fn next(consumer: &mut Option<Consumer>) -> Option<lapin::Result<lapin::message::Delivery>> {
+    match consumer {
+        Some(consumer) => consumer.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn place(out: &mpsc::Sender<Delivery>) {
+    let _ = out.reserve().await;
+}

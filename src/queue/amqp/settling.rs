@@ -1,0 +1,207 @@
+//! What a channel does with settlements: acks in batches, again later, to the dead letters, or back to the broker.
+//!
+//! Owns the rule that an ack for many never passes an unfinished delivery, and that a rejected one is done only when its dead letter
+//! is confirmed.
+
+use tokio::time::Instant;
+
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+
+use super::super::flights::Stage;
+use super::super::{QueueError, Settlement};
+use super::form;
+use super::session::Session;
+
+/// Answers of the queue that the last acks get to reach it, and time where they are so many that the broker keeps some back.
+const ANSWERS: usize = 3;
+const MANY: usize = 16;
+const GRACE: std::time::Duration = std::time::Duration::from_millis(500);
+
+impl Session<'_> {
+    pub(super) fn settle(&mut self, tag: u64, settlement: Settlement) {
+        match settlement {
+            Settlement::Ack => self.finish(tag),
+            Settlement::Nack => {
+                if let Some(open) = self.flights.taken_back(tag, Stage::Waiting) {
+                    let wait = self.parts.backoff.wait(open.redelivered + 1, rand::random());
+                    self.flights.again_at(tag, Instant::now() + wait);
+                }
+            }
+            Settlement::Reject(reason) => {
+                self.flights.taken_back(tag, Stage::Rejected(reason));
+                self.bury(tag);
+            }
+        }
+    }
+
+    fn finish(&mut self, tag: u64) {
+        if let Some((position, _)) = self.flights.finish(tag) {
+            self.position = position;
+            let soon = Instant::now() + self.parts.link.broker.settings.ack_every;
+            self.flush_at.get_or_insert(soon);
+        }
+        while self.taken.front().is_some_and(|(_, tag)| *tag < self.position) {
+            self.taken.pop_front();
+        }
+    }
+
+    /// Acks up to the highest tag below which all is finished, when enough wait or one has waited long enough. An ack for many must
+    /// name a tag that the broker still waits for.
+    pub(super) async fn flush(&mut self, all: bool) -> Result<(), QueueError> {
+        let last = self.position - 1;
+        let many = last - self.acked >= self.parts.link.broker.settings.ack_batch as u64;
+        let due = self.flush_at.is_some_and(|at| at <= Instant::now());
+        if last == self.acked || !(all || many || due) {
+            return Ok(());
+        }
+        self.flush_at = None;
+        let singly = self.singly.range(..=last).count();
+        if let Some(tag) = (self.acked + 1..=last).rev().find(|tag| !self.singly.contains(tag)) {
+            self.ack(tag, true).await?;
+            let acked = usize::try_from(last - self.acked).unwrap_or(usize::MAX).saturating_sub(singly);
+            self.open = self.open.saturating_sub(acked);
+        }
+        self.singly = self.singly.split_off(&self.position);
+        self.acked = last;
+        Ok(())
+    }
+
+    async fn ack(&mut self, tag: u64, multiple: bool) -> Result<(), QueueError> {
+        let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple });
+        self.parts.link.broker.within("ack", acked).await
+    }
+
+    /// What is finished behind something unfinished counts for the broker's prefetch. Where that leaves little of it, they are acked
+    /// one by one: a single delivery that waits must not stop all others.
+    pub(super) async fn relieve(&mut self) -> Result<(), QueueError> {
+        let singly = self.singly.range(self.position..).count();
+        let kept = self.flights.finished_count().saturating_sub(singly);
+        if kept >= self.prefetch.div_ceil(2) { self.ack_singly().await } else { Ok(()) }
+    }
+
+    /// Acks what is finished behind something unfinished.
+    pub(super) async fn ack_singly(&mut self) -> Result<(), QueueError> {
+        let finished: Vec<u64> = self.flights.finished().filter(|tag| !self.singly.contains(tag)).collect();
+        for tag in finished {
+            self.ack(tag, false).await?;
+            self.singly.insert(tag);
+            self.open -= 1;
+        }
+        Ok(())
+    }
+
+    /// At the end: acks all that is finished, with as few commands as it takes. The broker's side of a channel keeps back what comes
+    /// while 32 commands are on their way to a quorum queue, and forgets it when the channel is closed.
+    pub(super) async fn ack_the_rest(&mut self) -> Result<(), QueueError> {
+        let last = self.flights.finished().filter(|tag| !self.singly.contains(tag)).last();
+        let (finished, span) = (self.flights.finished_count(), self.flights.span());
+        if let Some(last) = last
+            && span - finished <= finished
+        {
+            for tag in self.flights.unfinished().filter(|tag| *tag < last).collect::<Vec<_>>() {
+                self.nack(tag).await?;
+            }
+            self.ack(last, true).await?;
+        } else {
+            self.ack_singly().await?;
+        }
+        if finished.min(span - finished) > MANY {
+            tokio::time::sleep(GRACE).await;
+        }
+        let broker = std::sync::Arc::clone(&self.parts.link.broker);
+        for _ in 0..ANSWERS {
+            broker.ready(&self.channel, &broker.name).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives back what the broker handed out and nobody got.
+    pub(super) async fn give_missed_back(&mut self) -> Result<(), QueueError> {
+        let missed = std::mem::take(&mut self.missed);
+        if !missed.is_empty() {
+            let broker = &self.parts.link.broker;
+            tracing::debug!(queue = broker.name, count = missed.len(), "given back what came to a cancelled consumer");
+        }
+        for tag in missed {
+            self.nack(tag).await?;
+        }
+        Ok(())
+    }
+
+    async fn nack(&mut self, tag: u64) -> Result<(), QueueError> {
+        let nacked = self.channel.basic_nack(tag, BasicNackOptions { requeue: true, ..BasicNackOptions::default() });
+        self.parts.link.broker.within("nack", nacked).await
+    }
+
+    /// What has waited here for `queue.amqp.hold` goes back to the broker, before that loses its patience and closes the channel. What
+    /// a role works on stays with it.
+    pub(super) async fn give_back(&mut self) -> Result<(), QueueError> {
+        let hold = self.parts.link.broker.settings.hold;
+        let now = Instant::now();
+        while let Some((at, tag)) = self.taken.front().copied()
+            && at + hold <= now
+        {
+            self.taken.pop_front();
+            if let Ok(index) = self.ahead.binary_search_by_key(&tag, |ahead| ahead.tag) {
+                self.ahead.remove(index);
+            } else {
+                match self.flights.get(tag).map(|open| &open.stage) {
+                    Some(Stage::Waiting) => {}
+                    Some(_) => {
+                        self.taken.push_back((now, tag));
+                        continue;
+                    }
+                    None => continue,
+                }
+            }
+            self.nack(tag).await?;
+            self.singly.insert(tag);
+            self.open -= 1;
+            self.finish(tag);
+        }
+        Ok(())
+    }
+
+    /// Sends a rejected message to the dead letters.
+    pub(super) fn bury(&mut self, tag: u64) {
+        let coordinates = self.coordinates(tag);
+        let Some(open) = self.flights.get(tag) else { return };
+        let Stage::Rejected(reason) = &open.stage else { return };
+        let unique = coordinates.rsplit('/').take(2).collect::<Vec<_>>().join("-");
+        let mut letter = form::bury(&open.message, reason.clone(), coordinates, &unique);
+        let outgoing = form::buried(&letter).or_else(|_| {
+            letter.message.headers.clear();
+            letter.reason.text.push_str(" (its headers were too large to be kept)");
+            form::buried(&letter)
+        });
+        let (link, answer) = (self.parts.link.clone(), self.buried_sender.clone());
+        self.burying += 1;
+        tokio::spawn(async move {
+            let done = match outgoing {
+                Ok(outgoing) => link.publish(&link.broker.dead, vec![outgoing]).await,
+                Err(size) => Err(link.broker.unavailable(format!("{size} bytes of headers"))),
+            };
+            let _ = answer.send((tag, done));
+        });
+    }
+
+    pub(super) fn buried(&mut self, tag: u64, done: Result<(), QueueError>) {
+        self.burying -= 1;
+        let broker = &self.parts.link.broker;
+        match done {
+            Ok(()) => {
+                if let Some(Stage::Rejected(reason)) = self.flights.get(tag).map(|open| &open.stage) {
+                    broker.metrics.rejected.with_label_values(&[&reason.kind.to_string()]).inc();
+                }
+                self.finish(tag);
+            }
+            Err(error) => {
+                tracing::debug!(queue = broker.name, %error, "a dead letter was not taken, trying again");
+                let Some(open) = self.flights.get(tag) else { return };
+                open.refused += 1;
+                let wait = self.parts.backoff.wait(open.refused, rand::random());
+                self.flights.again_at(tag, Instant::now() + wait);
+            }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What a queue owes, on a real broker; and what only a broker can do to it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use trackalert::queue::amqp::{AmqpQueue, Settings};
+use trackalert::settings::Secret;
+
+use super::rabbitmq::{self, Rabbit};
+use super::*;
+
+/// A queue with a name of its own on the broker of this binary.
+pub(crate) struct Amqp {
+    rabbit: &'static Rabbit,
+    pub(crate) name: String,
+    pub(crate) settings: Settings,
+    metrics: Arc<Metrics>,
+}
+
+pub(crate) fn settings(url: &str) -> Settings {
+    Settings {
+        url: Secret::from(url.to_owned()),
+        url_file: PathBuf::new(),
+        password: Secret::default(),
+        password_file: PathBuf::new(),
+        declare: true,
+        connect_timeout: Duration::from_secs(10),
+        confirm_timeout: Duration::from_secs(10),
+        ack_batch: 256,
+        ack_every: Duration::from_millis(20),
+        hold: Duration::from_secs(1200),
+    }
+}
+
+impl Amqp {
+    fn start() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let rabbit = rabbitmq::shared()?;
+        let name = format!("reports-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let metrics = Arc::new(Metrics::new());
+        Some(Self { rabbit, name, settings: settings(&rabbit.url()), metrics })
+    }
+
+    async fn try_open(&self) -> Result<Arc<AmqpQueue>, QueueError> {
+        let (name, settings, metrics) = (self.name.clone(), self.settings.clone(), Arc::clone(&self.metrics));
+        let open = move || AmqpQueue::open(&name, &settings, BACKOFF, 10_000, metrics, "reports");
+        tokio::task::spawn_blocking(open).await.unwrap()
+    }
+
+    /// What opening says when it is refused.
+    async fn refused(&self) -> String {
+        let said = self.try_open().await.err().expect("it was opened").to_string();
+        assert!(!said.contains("guest:guest") && !said.contains("s3cret"), "the secret is shown: {said}");
+        said
+    }
+
+    /// What the management API says of a queue.
+    fn asked(&self, queue: &str) -> serde_json::Value {
+        self.rabbit.manage("GET", &format!("queues/%2F/{queue}"), "").1
+    }
+}
+
+impl Driver for Amqp {
+    fn open_bounded(&self, _: u64) -> BoxFuture<'_, Arc<dyn Queue>> {
+        Box::pin(async { self.try_open().await.unwrap() as Arc<dyn Queue> })
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn has_position_only(&self) -> bool {
+        false
+    }
+
+    fn is_first(&self, coordinates: &str, queue: &str) -> bool {
+        coordinates.starts_with(&format!("{queue}/")) && coordinates.ends_with("/1")
+    }
+}
+
+// full_queue_refuses_and_takes_again_after_acks does not apply: the bound of a queue on a broker is the broker's, and what it says there
+// is in `refused_and_unroutable_publishes_are_errors`.
+cases!(Amqp:
+    published_comes_out_in_order_with_all_its_parts,
+    finished_out_of_order_only_the_unfinished_rest_comes_again,
+    nacked_and_dropped_keep_their_place_and_come_again,
+    no_more_than_the_limit_is_unsettled,
+    paused_source_hands_nothing_out_and_takes_settlements,
+    second_subscription_takes_over_and_ignores_old_tokens,
+    aborted_source_leaves_the_unsettled_to_the_next,
+    rejected_is_listed_resent_and_dropped,
+    handled_backlog_goes_and_the_rest_is_still_there,
+);
+
+/// Cuts the connection of the source, as soon as the broker's own tools know it.
+async fn cut_source(driver: &Amqp) {
+    let called = format!("trackalert {} source", driver.name);
+    until("the connection of the source is not known", async || driver.rabbit.cut(&called) == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_connection_hands_out_again_once_and_ignores_old_tokens() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..20)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut old = take(&mut subscription, 20).await;
+    for delivery in old.drain(..5) {
+        delivery.token.ack();
+    }
+    until_open("the acks were not taken", &*queue, 15).await;
+    cut_source(&driver).await;
+    let new = take(&mut subscription, 15).await;
+    assert!(new.iter().map(number).eq(5..20), "{:?}", new.iter().map(number).collect::<Vec<_>>());
+    assert!(new[0].token.tag().generation > old[0].token.tag().generation);
+    for delivery in old {
+        delivery.token.ack();
+    }
+    until("stale acks were not counted", async || driver.metrics.stale_settlements.get() == 15).await;
+    assert_eq!(queue.depth().await.unwrap().messages, 15, "an old token finished a message");
+    for delivery in new {
+        delivery.token.ack();
+    }
+    until_open("new acks were not taken", &*queue, 0).await;
+    let again = timeout(Duration::from_millis(200), subscription.deliveries.recv()).await;
+    assert!(again.is_err(), "something came twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acks_for_many_never_pass_an_unfinished_delivery() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..1000)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut kept = Vec::new();
+    // From the end: each ack but the last finds something unfinished below it.
+    for delivery in take(&mut subscription, 1000).await.into_iter().rev() {
+        if number(&delivery) == 500 { kept.push(delivery) } else { delivery.token.ack() }
+    }
+    until_open("the acks below were not sent", &*queue, 500).await;
+    cut_source(&driver).await;
+    let again = take(&mut subscription, 500).await;
+    assert!(again.iter().map(number).eq(500..1000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_delivery_that_waits_does_not_stop_all_others() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..150)).await.unwrap();
+    let mut subscription = queue.subscribe(Unsettled { messages: 10, bytes: 1 << 20 }, BACKOFF).unwrap();
+    let first = next(&mut subscription).await;
+    for expected in 1..150 {
+        let delivery = next(&mut subscription).await;
+        assert_eq!(number(&delivery), expected);
+        delivery.token.ack();
+    }
+    first.token.ack();
+    until_open("acks after acks one by one were not taken", &*queue, 0).await;
+    queue.publisher().publish(numbered(200..230)).await.unwrap();
+    for delivery in take(&mut subscription, 10).await {
+        delivery.token.ack();
+    }
+    end(subscription).await;
+    until_open("the channel was closed by an ack that the broker does not know", &*queue, 20).await;
+    assert_eq!(driver.metrics.stale_settlements.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_and_unroutable_publishes_are_errors() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    let publisher = queue.publisher();
+    let large = publisher.publish(vec![Message::new("k", vec![0; 10_001])]).await.unwrap_err();
+    assert!(matches!(large, QueueError::TooLarge { size: 10_001, limit: 10_000, .. }), "{large}");
+
+    let policy = format!(
+        r#"{{"pattern":"^{}$","apply-to":"queues","definition":{{"max-length":3,"overflow":"reject-publish"}}}}"#,
+        driver.name
+    );
+    assert_eq!(driver.rabbit.manage("PUT", &format!("policies/%2F/{}", driver.name), &policy).0, 201);
+    let mut accepted = 0;
+    until("the bound of the broker is no error", async || {
+        let refused = publisher.publish(numbered(0..1)).await;
+        accepted += u64::from(refused.is_ok());
+        refused.is_err_and(|error| matches!(error, QueueError::Unavailable { .. }))
+    })
+    .await;
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for delivery in take(&mut subscription, usize::try_from(accepted).unwrap()).await {
+        delivery.token.ack();
+    }
+    until("it stays refused", async || publisher.publish(numbered(0..1)).await.is_ok()).await;
+    end(subscription).await;
+    assert_eq!(driver.rabbit.manage("DELETE", &format!("policies/%2F/{}", driver.name), "").0, 204);
+
+    assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{}", driver.name), "").0, 204);
+    let many = futures_util::future::join_all((0..50).map(|n| publisher.publish(numbered(n..n + 1)))).await;
+    let confirmed = many.iter().filter(|done| done.is_ok()).count() as u64;
+    assert!(confirmed < 50, "messages to nowhere were confirmed");
+    let returned = many.into_iter().find_map(Result::err).unwrap();
+    assert!(matches!(returned, QueueError::Unavailable { .. }), "{returned}");
+    until("the queue is not made again", async || publisher.publish(numbered(0..1)).await.is_ok()).await;
+    let messages = queue.depth().await.unwrap().messages;
+    assert!(messages > confirmed, "{confirmed} and more were confirmed, {messages} are there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_returned_forty_times_is_still_there() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(7..8)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for times in 0..40 {
+        let delivery = next(&mut subscription).await;
+        assert_eq!((number(&delivery), delivery.redelivered), (7, times));
+        delivery.token.nack();
+    }
+    end(subscription).await;
+    for _ in 0..40 {
+        let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+        assert_eq!(number(&next(&mut subscription).await), 7);
+        end(subscription).await;
+    }
+    until_open("a message that was given back is gone", &*queue, 1).await;
+    assert_eq!(queue.depth().await.unwrap().dead, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_long_goes_back_to_the_broker() {
+    let Some(mut driver) = Amqp::start() else { return };
+    driver.settings.hold = Duration::from_millis(300);
+    let (queue, other) = (driver.open().await, driver.open().await);
+    queue.publisher().publish(numbered(0..2)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut both = take(&mut subscription, 2).await;
+    subscription.pause.send(true).unwrap();
+    both.remove(0).token.nack();
+    // The other one has nothing in hand: it sees what the broker has.
+    assert_eq!(other.depth().await.unwrap().messages, 0);
+    until_open("it was not given back", &*other, 1).await;
+    both.remove(0).token.ack();
+    until_open("the depth counts it twice, or the ack was not taken", &*queue, 1).await;
+    subscription.pause.send(false).unwrap();
+    let again = next(&mut subscription).await;
+    assert_eq!(number(&again), 0);
+    again.token.ack();
+    until_open("the last ack was not taken", &*queue, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_bear_a_thousand_looks() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..5)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for delivery in take(&mut subscription, 5).await {
+        delivery.token.reject(reason(&[]));
+    }
+    until("dead letters are missing", async || queue.depth().await.unwrap().dead == 5).await;
+    let dead = queue.dead_letters();
+    let letters = dead.list(Filter::default(), None, 10).await.unwrap();
+    for look in 0..1000 {
+        assert_eq!(dead.list(Filter::default(), None, 10).await.unwrap(), letters, "look {look}");
+    }
+    for letter in letters {
+        assert!(dead.resend(letter.id).await.unwrap());
+    }
+    assert_eq!(take(&mut subscription, 5).await.iter().map(number).collect::<BTreeSet<_>>(), (0..5).collect());
+    assert_eq!(queue.depth().await.unwrap().dead, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_the_broker_say_what_to_do_and_no_secret() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let port = driver.rabbit.port;
+    let address = |login: &str, port: u16, vhost: &str| settings(&format!("amqp://{login}@127.0.0.1:{port}/{vhost}"));
+    driver.settings = address("guest:s3cret", port, "%2f");
+    assert!(driver.refused().await.contains("mend the password"), "{}", driver.refused().await);
+    driver.settings = address("guest:guest", port, "nowhere");
+    assert!(driver.refused().await.contains("no virtual host \"nowhere\""), "{}", driver.refused().await);
+    driver.settings = address("guest:guest", 1, "%2f");
+    assert!(driver.refused().await.contains("127.0.0.1:1 cannot be reached"), "{}", driver.refused().await);
+    driver.settings = settings(&driver.rabbit.url());
+    driver.settings.declare = false;
+    let missing = driver.refused().await;
+    assert!(missing.contains(&driver.name) && missing.contains("queue.amqp.declare = true"), "{missing}");
+    driver.settings.password = Secret::from("guest".to_owned());
+    driver.settings.url = Secret::from(format!("amqp://guest@127.0.0.1:{port}/%2f"));
+    driver.settings.declare = true;
+    drop(driver.try_open().await.unwrap());
+    assert_eq!(driver.asked(&driver.name)["arguments"]["x-queue-type"], "quorum");
+    // This broker is older than 4.0: a limit of -1 would drop a message at its first return.
+    assert!(driver.asked(&driver.name)["arguments"]["x-delivery-limit"].is_null());
+}
