@@ -112,7 +112,7 @@ kind = "pager"
   ta.toml:6: http.password: must be a text; put it in quotes
   ta.toml:7: http.tls_cert: http.tls_key is not set; HTTPS needs both
   ta.toml:10: detct.workers: unknown; did you mean detect.workers?
-  ta.toml:13: queue.kind: "sqs" is no kind; use "embedded", "kafka" or "amqp"
+  ta.toml:13: queue.kind: "sqs" is no kind; use "embedded" or "kafka" or "amqp"
   ta.toml:16: queue.kafka.broker: unknown; did you mean queue.kafka.brokers?
   ta.toml:19: policy.breaker: 1.5 is no share: 0 to 1 (1 turns the breaker off)
   ta.toml:20: policy.time_limit: "soon" is no duration, such as "10s" or "5m"
@@ -386,7 +386,7 @@ fn values_that_do_not_fit_together_are_told() {
         ("queue.kafka.properties={a=[1]}", "a is a list"),
         ("queue.kafka.properties={\"group.id\"=\"x\"}", "group.id is not to be set here: set queue.kafka.group"),
         ("queue.kafka.properties={\"acks\"=\"0\"}", "acks is not to be set here: a promise of the program rests"),
-        ("queue.kind=sqs", "\"sqs\" is no kind; use \"embedded\", \"kafka\" or \"amqp\""),
+        ("queue.kind=sqs", "\"sqs\" is no kind; use \"embedded\" or \"kafka\" or \"amqp\""),
         ("schedule.election.kind=kubernetes", "not in this program yet; use \"none\""),
         ("log.level=nonsense=loud", "is no level and no filter"),
         ("notify.channels=[1]", "is no channel"),
