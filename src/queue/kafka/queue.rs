@@ -69,6 +69,9 @@ impl KafkaQueue {
         metrics: Arc<Metrics>,
         label: &'static str,
     ) -> Result<Arc<Self>, OpenError> {
+        let mut settings = settings.clone();
+        settings.group = group_of(&settings.group, label);
+        let settings = &settings;
         let dead = format!("{name}.dead");
         let max_record = max_message + ENVELOPE;
         let shapes = [
@@ -98,6 +101,12 @@ impl KafkaQueue {
         });
         Ok(Arc::new(Self { dead: Arc::new(Dead::new(Arc::clone(&shared))), shared }))
     }
+}
+
+/// Reports have the group of the settings, other queues one of their own: in one group a process that comes or goes for the alerts would
+/// stop and share out the reports' partitions, too.
+fn group_of(group: &str, label: &str) -> String {
+    if label == "reports" { group.to_owned() } else { format!("{group}-{label}") }
 }
 
 /// Ends the thread of a source when the task that stands for it is dropped.
