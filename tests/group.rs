@@ -16,8 +16,8 @@ on_each_driver!(drained_under_load_exits_0_and_the_next_start_handles_nothing_tw
 fn drained_under_load_exits_0_and_the_next_start_handles_nothing_twice(driver: Driver) {
     let mut rig = Rig::new(driver);
     let site = rig.site("");
-    // One report a login, so that none waits for its turn: all in hand is running, and finished.
-    let mut load = Load::new(3000, 3000, 1, 0..=50, &mut rig.random);
+    // A hundred reports a login: most of what is in hand waits for its turn.
+    let mut load = Load::new(3000, 30, 1, 0..=50, &mut rig.random);
     let program = site.start();
     let senders = rig.send(&site, load.shares.remove(0));
     rig.wait_for_work(&program);
