@@ -109,10 +109,18 @@ fn drained_process_hands_over_at_once(driver: Driver) {
     rig.pause(0..=300);
     let in_hand = (unsettled(&a), a.metric("trackalert_in_flight").unwrap_or_default());
     let again = repeated(&a);
+    let before = taken(&site_b);
     let draining = Instant::now();
     assert_eq!(a.terminate(), Some(0));
     let drained = draining.elapsed();
     let ended = Instant::now();
+    let taken_over = match driver {
+        Driver::Kafka(_) => {
+            b.wait_until("the partitions", PATIENCE, |_| taken(&site_b) > before);
+            format!("{:.1}", ended.elapsed().as_secs_f64())
+        }
+        _ => "has none".to_owned(),
+    };
     rig.join(senders);
     // These are of all logins, and so for all partitions.
     rig.join(rig.send(&site_b, last));
@@ -125,6 +133,7 @@ fn drained_process_hands_over_at_once(driver: Driver) {
     let table = [
         ("reports in hand at SIGTERM, and running", format!("{} and {}", in_hand.0, in_hand.1)),
         ("seconds of the drain", format!("{:.1}", drained.as_secs_f64())),
+        ("seconds from its end until its partitions were taken", taken_over),
         ("seconds from its end until all was handled", format!("{:.1}", took.as_secs_f64())),
         ("reports handled by the one and by the other", format!("{} and {}", of_each[0].len(), of_each[1].len())),
         ("reports handled by both, or twice by one", format!("{twice} and {again}")),
@@ -201,6 +210,12 @@ fn members_added_drained_and_killed_under_load_lose_nothing(driver: Driver) {
     for program in [a, d] {
         assert_eq!(program.terminate(), Some(0));
     }
+}
+
+/// How often this process has taken partitions of its reports' topic.
+fn taken(site: &Site) -> usize {
+    let is_one = |line: &&str| line.contains("partitions taken") && line.contains("\"reports-");
+    site.log_text().lines().filter(is_one).count()
 }
 
 /// The command line of a process that takes part in nothing: its history can be asked.

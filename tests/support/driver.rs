@@ -44,6 +44,11 @@ impl Driver {
         }
     }
 
+    /// The port of its server.
+    pub(crate) fn port(self) -> u16 {
+        self.server().map_or(0, |server| server.port)
+    }
+
     /// The settings (lines with whole keys) of installation `number` of this binary: queues and a group of its own, which all of its
     /// processes share. `port`: where the server is reached; a trial of the network puts its proxy there.
     pub(crate) fn settings(self, number: u32, port: u16) -> String {

@@ -133,7 +133,7 @@ impl Rig {
     /// The place of one process of the installation: a data folder and an address of its own, the same queues. `settings`: further
     /// lines with whole keys. A login keeps its order at any cost, or the policy's count would be wrong.
     pub(crate) fn site(&self, settings: &str) -> Site {
-        self.site_through(self.driver.server().map_or(0, |server| server.port), settings)
+        self.site_through(self.driver.port(), settings)
     }
 
     /// The same with the server reached on another port.

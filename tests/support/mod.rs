@@ -6,6 +6,7 @@
 pub(crate) mod driver;
 pub(crate) mod inbox;
 pub(crate) mod kafka;
+pub(crate) mod layers;
 pub(crate) mod load;
 pub(crate) mod program;
 pub(crate) mod rabbitmq;
