@@ -124,7 +124,7 @@ fn drained_process_hands_over_at_once(driver: Driver) {
     rig.join(senders);
     // These are of all logins, and so for all partitions.
     rig.join(rig.send(&site_b, last));
-    b.wait_until("all handled", PATIENCE, Program::idle);
+    b.wait_idle(PATIENCE);
     let histories = [site_a.start_command(looking(&site_a)), b];
     let of_each = until_all_stored(&rig, &[&site_a, &site_b], load.total);
     let took = ended.elapsed();
@@ -180,7 +180,7 @@ fn members_added_drained_and_killed_under_load_lose_nothing(driver: Driver) {
     rig.join(senders);
     rig.join(rig.send(&first, merged(shares)));
     for program in [&a, &d] {
-        program.wait_until("nothing left in the queues", PATIENCE, Program::idle);
+        program.wait_idle(PATIENCE);
     }
     let _looking = [drained.start_command(looking(&drained)), killed.start_command(looking(&killed))];
     let of_each = until_all_stored(&rig, &[&first, &added, &drained, &killed], load.total);

@@ -25,14 +25,12 @@ use trackalert::telemetry::Metrics;
 use support::driver::{Driver, on_drivers, on_each_driver};
 use support::inbox::Inbox;
 use support::layers::{Watch, watched};
-use support::program::Site;
+use support::program::{IDLE_FOR, Site};
 use support::sender::{query, send_all};
 use support::trial;
 
 /// How long a run may take.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How long everything must have been done.
-const SETTLED: Duration = Duration::from_millis(1500);
 /// A killed process keeps its partitions for so long.
 const SOON: &str =
     "queue.kafka.session_timeout = \"2s\"\nqueue.kafka.properties = { \"heartbeat.interval.ms\" = \"500\" }\n";
@@ -153,7 +151,7 @@ impl Trial {
         let began = Instant::now();
         // Looked at twice: a process that has just started does not know yet what its queues hold.
         let mut idle_since = None;
-        while idle_since.is_none_or(|since: Instant| since.elapsed() < SETTLED) {
+        while idle_since.is_none_or(|since: Instant| since.elapsed() < IDLE_FOR) {
             assert!(began.elapsed() < PATIENCE, "{} {point}: not done\n{}", self.policy, site.log_text());
             if let Some(code) = program.ended() {
                 assert_eq!(code, -1, "it ended by itself, and not by SIGKILL:\n{}", site.log_text());

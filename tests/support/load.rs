@@ -184,8 +184,7 @@ impl Rig {
         program.wait_until("every report in the history", PATIENCE, |_| {
             history()["hits"]["total"]["value"] == json!(load.total)
         });
-        program.wait_until("nothing left in the queues", PATIENCE, Program::idle);
-        program.wait_until("every alert", PATIENCE, |_| self.inbox.of_kind("count").len() >= load.logins);
+        program.wait_idle(PATIENCE);
         let history = history();
         assert_eq!(history["hits"]["total"]["value"], json!(load.total), "reports in the history");
         let buckets = history["aggregations"]["logins"]["buckets"].as_array().unwrap();
@@ -193,7 +192,9 @@ impl Rig {
         for bucket in buckets {
             assert_eq!(bucket["doc_count"], json!(load.per_login), "reports of {}", bucket["key"]);
         }
-        for count in self.inbox.of_kind("count") {
+        let counts = self.inbox.of_kind("count");
+        assert_eq!(counts.len(), load.logins);
+        for count in counts {
             assert_eq!(count.alert["evidence"]["n"], json!(load.per_login), "a report counted twice or not at all");
         }
         assert_eq!(self.inbox.of_kind("marked").len(), load.marked, "alerts that arrived");
