@@ -38,6 +38,9 @@ pub(super) struct Job {
     pub(super) since: Instant,
 }
 
+/// The most outcomes that wait for one another.
+const TOLD_AT_ONCE: usize = 64;
+
 /// One policy's call.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -76,7 +79,7 @@ pub(super) struct Plan {
     pub(super) settings: Settings,
     /// Where the watchdog tells of a call that hangs. The worker's number in it is its place in the pool.
     pub(super) hangs: mpsc::UnboundedSender<Event>,
-    pub(super) outcomes: mpsc::UnboundedSender<Outcome>,
+    pub(super) outcomes: mpsc::UnboundedSender<Vec<Outcome>>,
     /// One report a VM: for those that must be told apart from their neighbours.
     pub(super) alone: bool,
 }
@@ -124,6 +127,8 @@ struct Worker {
     current: RefCell<Rc<Vm>>,
     /// VMs that wait for a report that runs alone.
     idle: RefCell<Vec<Vm>>,
+    /// Outcomes that are about to be sent.
+    ended: RefCell<Vec<Outcome>>,
     /// What this worker has added to the gauge of Lua memory.
     counted_memory: Cell<i64>,
 }
@@ -136,6 +141,7 @@ impl Worker {
             plan: RefCell::new(plan),
             current: RefCell::new(Rc::new(vm)),
             idle: RefCell::default(),
+            ended: RefCell::default(),
             counted_memory: Cell::new(0),
         })
     }
@@ -160,6 +166,7 @@ impl Worker {
         }
         tasks.close();
         tasks.wait().await;
+        self.send_ended();
     }
 
     /// Brings this worker's share of the gauge of Lua memory up to date.
@@ -197,10 +204,32 @@ impl Worker {
         let (handled_before, calls, state_error) =
             ran.unwrap_or_else(|panic| (Vec::new(), vec![fault("", &*panic)], None));
         let ran = began.elapsed();
-        let outcomes = self.plan.borrow().outcomes.clone();
         let worker = self.id;
-        // Where nobody takes it any more, the process is ending and the report will be handed out again.
-        let _ = outcomes.send(Outcome { worker, number, handled_before, calls, state_error, waited, ran });
+        self.tell(Outcome { worker, number, handled_before, calls, state_error, waited, ran });
+    }
+
+    /// Sends an outcome, together with those of the reports that are about to end: each wakes the detector's task, on another core.
+    fn tell(self: &Rc<Self>, outcome: Outcome) {
+        let count = {
+            let mut ended = self.ended.borrow_mut();
+            ended.push(outcome);
+            ended.len()
+        };
+        if count == 1 {
+            let this = Rc::clone(self);
+            // Its turn comes after that of every report that can go on now.
+            tokio::task::spawn_local(async move { this.send_ended() });
+        } else if count >= TOLD_AT_ONCE {
+            self.send_ended();
+        }
+    }
+
+    fn send_ended(&self) {
+        let ended = std::mem::take(&mut *self.ended.borrow_mut());
+        if !ended.is_empty() {
+            // Where nobody takes them any more, the process is ending and the reports will be handed out again.
+            let _ = self.plan.borrow().outcomes.send(ended);
+        }
     }
 
     async fn run_policies(&self, job: &Job) -> (Vec<String>, Vec<Call>, Option<StateError>) {

@@ -93,6 +93,10 @@ pub trait History: Send + Sync {
     /// Stores the report unless a report of that id is there. Resolves when it is on disk; a search sees it from then on. Thousands
     /// of calls share one commit.
     fn store(&self, report: Arc<LoginReport>) -> BoxFuture<'_, Result<Stored, HistoryError>>;
+    /// Whether it keeps anything at all. `false`: [`History::store`] has nothing to wait for, and need not be called.
+    fn keeps(&self) -> bool {
+        true
+    }
     /// Answers in the form of Elasticsearch: `{"took", "timed_out", "hits": {"total": {"value", "relation"}, "hits"}, "aggregations"}`.
     fn search(&self, search: Search) -> BoxFuture<'_, Result<Value, HistoryError>>;
     /// Forgets what is older than the retention, seen from `now` (wall clock). Gives the number of days dropped.
@@ -110,6 +114,10 @@ pub struct NoHistory;
 impl History for NoHistory {
     fn store(&self, _: Arc<LoginReport>) -> BoxFuture<'_, Result<Stored, HistoryError>> {
         Box::pin(std::future::ready(Ok(Stored::Nothing)))
+    }
+
+    fn keeps(&self) -> bool {
+        false
     }
 
     fn search(&self, search: Search) -> BoxFuture<'_, Result<Value, HistoryError>> {

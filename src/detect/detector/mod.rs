@@ -31,8 +31,9 @@ use crate::policy::watchdog;
 use crate::queue::{AckToken, Delivery, Message, Reason, ReasonKind, headers};
 use crate::report::{LoginReport, Time};
 
-/// Outcomes and deliveries read in one go.
+/// Deliveries, and workers' groups of outcomes, read in one go.
 const AT_ONCE: usize = 256;
+const ENDED_AT_ONCE: usize = 16;
 
 /// What a settling task reports back.
 enum Settled {
@@ -67,7 +68,7 @@ pub(super) struct Detector {
     tasks: TaskTracker,
     /// Ends the settling tasks when a drain runs out of time: their tokens hand the reports out again.
     cut: CancellationToken,
-    outcomes: mpsc::UnboundedReceiver<Outcome>,
+    outcomes: mpsc::UnboundedReceiver<Vec<Outcome>>,
     settled: mpsc::UnboundedReceiver<Settled>,
     report_settled: mpsc::UnboundedSender<Settled>,
     hangs: mpsc::UnboundedReceiver<watchdog::Event>,
@@ -141,7 +142,7 @@ impl Detector {
         let beat = self.parts.health.beat("detect");
         let mut heart = tokio::time::interval(Duration::from_secs(1));
         let mut deliveries = Vec::with_capacity(AT_ONCE);
-        let mut outcomes = Vec::with_capacity(AT_ONCE);
+        let mut outcomes = Vec::with_capacity(ENDED_AT_ONCE);
         while until.is_none_or(|deadline| self.can_finish_more(deadline)) {
             if until.is_none() || !self.is_stuck() {
                 self.start_ready();
@@ -164,8 +165,8 @@ impl Detector {
                     }
                 },
                 Some(event) = self.hangs.recv() => self.on_watchdog(event),
-                _ = self.outcomes.recv_many(&mut outcomes, AT_ONCE) => {
-                    for outcome in outcomes.drain(..) {
+                _ = self.outcomes.recv_many(&mut outcomes, ENDED_AT_ONCE) => {
+                    for outcome in outcomes.drain(..).flatten() {
                         self.on_outcome(outcome);
                     }
                     Ok(())

@@ -173,6 +173,15 @@ impl Detector {
         let settler = Arc::clone(&self.settler);
         let Slot { report, token, wrote, .. } = slot;
         let (decided, t) = (Instant::now(), report.t);
+        // Nothing to wait for: a task would cost more than the report itself.
+        if collected.is_empty() && !wrote && !settler.history.keeps() {
+            settler.end(token, ending, t, decided);
+            settler.metrics.unsettled.dec();
+            if let Some(login) = login {
+                self.dispatch.release(&login);
+            }
+            return;
+        }
         let release = if collected.is_empty() {
             if let Some(login) = login {
                 self.dispatch.release(&login);
