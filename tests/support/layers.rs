@@ -107,6 +107,9 @@ impl History for Layer<dyn History> {
             done
         })
     }
+    fn keeps(&self) -> bool {
+        self.0.keeps()
+    }
     fn search(&self, search: Search) -> BoxFuture<'_, Result<Value, HistoryError>> {
         self.0.search(search)
     }
