@@ -1,7 +1,7 @@
 //! What becomes of reports when this program's own code fails, when a policy is broken, and when a dependency is away: nobody else pays,
 //! and nothing is lost.
 //!
-//! The whole program runs in this process on its real stores, with a thin layer around two of them that fails as it is told.
+//! The whole program runs in this process on its real stores, with a thin layer around them that fails as it is told.
 
 #![allow(clippy::unwrap_used, reason = "a test states what it expects")]
 
@@ -11,16 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
+use support::layers::{Watch, watched};
 use support::program::Site;
 use support::sender::{Progress, query, send_all};
 use trackalert::app::{App, Stores};
 use trackalert::config::{Config, Roles};
-use trackalert::history::{History, HistoryError, Search, Stored};
 use trackalert::queue::{DeadLetter, Filter, ReasonKind};
-use trackalert::report::{LoginReport, ReportId, Time};
-use trackalert::state::{Batch, State, StateError, Write};
+use trackalert::report::LoginReport;
+use trackalert::state::{Batch, StateError, Write};
 use trackalert::telemetry::Metrics;
 
 /// What is to fail.
@@ -39,49 +38,20 @@ impl Faults {
     }
 }
 
-struct FaultyState(Arc<dyn State>, Arc<Faults>);
-struct FaultyHistory(Arc<dyn History>, Arc<Faults>);
-
-impl State for FaultyState {
-    fn get<'a>(&'a self, key: &'a str, at: Time) -> BoxFuture<'a, Result<Option<bytes::Bytes>, StateError>> {
-        self.1.panic_at(key, "at-get");
-        self.0.get(key, at)
+impl Watch for Faults {
+    fn before_get(&self, key: &str) {
+        self.panic_at(key, "at-get");
     }
-    fn members<'a>(&'a self, key: &'a str, after: Time, until: Time) -> BoxFuture<'a, Result<Vec<u64>, StateError>> {
-        self.0.members(key, after, until)
-    }
-    fn handled(&self, report: ReportId) -> BoxFuture<'_, Result<Vec<String>, StateError>> {
-        self.0.handled(report)
-    }
-    fn apply(&self, batch: Batch) -> BoxFuture<'_, Result<(), StateError>> {
+    fn before_apply(&self, batch: &Batch) -> Result<(), StateError> {
         for write in &batch.writes {
             if let Write::Set { key, .. } = write {
-                self.1.panic_at(key, "at-apply");
+                self.panic_at(key, "at-apply");
             }
         }
-        if self.1.state_is_down.load(Ordering::SeqCst) {
-            return Box::pin(async { Err(StateError("it is down".to_owned())) });
-        }
-        self.0.apply(batch)
+        if self.state_is_down.load(Ordering::SeqCst) { Err(StateError("it is down".to_owned())) } else { Ok(()) }
     }
-    fn sync(&self) -> BoxFuture<'_, Result<(), StateError>> {
-        self.0.sync()
-    }
-    fn sweep(&self) -> BoxFuture<'_, Result<usize, StateError>> {
-        self.0.sweep()
-    }
-}
-
-impl History for FaultyHistory {
-    fn store(&self, report: Arc<LoginReport>) -> BoxFuture<'_, Result<Stored, HistoryError>> {
-        self.1.panic_at(&report.login, "at-store");
-        self.0.store(report)
-    }
-    fn search(&self, search: Search) -> BoxFuture<'_, Result<Value, HistoryError>> {
-        self.0.search(search)
-    }
-    fn retain(&self, now: Time) -> BoxFuture<'_, Result<usize, HistoryError>> {
-        self.0.retain(now)
+    fn before_store(&self, report: &LoginReport) {
+        self.panic_at(&report.login, "at-store");
     }
 }
 
@@ -102,11 +72,7 @@ impl Running {
         let config = Config::load(Some(&site.config()), &[]).unwrap();
         let (metrics, faults) = (Arc::new(Metrics::new()), Arc::new(Faults::default()));
         let stores = Stores::open(&config, &metrics).unwrap();
-        let stores = Stores {
-            state: Arc::new(FaultyState(stores.state, Arc::clone(&faults))),
-            history: Arc::new(FaultyHistory(stores.history, Arc::clone(&faults))),
-            ..stores
-        };
+        let stores = watched(stores, &faults);
         let app = App::assemble(config, Roles::all(), stores.clone(), Arc::clone(&metrics)).await.unwrap();
         let address = app.address().to_string();
         Self { app, stores, metrics, faults, address, site }

@@ -21,10 +21,6 @@ mod amqp;
 #[cfg(feature = "kafka")]
 #[path = "speed/kafka.rs"]
 mod kafka;
-#[cfg(feature = "amqp")]
-#[path = "support/rabbitmq.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod rabbitmq;
 
 const PATIENCE: Duration = Duration::from_secs(300);
 const AT_ONCE: &str = "function report(lt) end";

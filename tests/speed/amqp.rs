@@ -9,7 +9,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
-use super::rabbitmq::{self, Rabbit};
+use super::support::rabbitmq::{self, Rabbit};
 use super::*;
 
 const QUEUE: &str = "speed";

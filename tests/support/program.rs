@@ -12,6 +12,9 @@ use nix::sys::signal::Signal;
 /// How long a start or a drain may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a program must have been idle to be taken for idle.
+pub(crate) const IDLE_FOR: Duration = Duration::from_millis(1500);
+
 /// A running trackalert.
 pub(crate) struct Program {
     child: Child,
@@ -129,6 +132,16 @@ impl Program {
         zero("trackalert_queue_messages{queue=\"reports\"}")
             && zero("trackalert_queue_messages{queue=\"alerts\"}")
             && zero("trackalert_unsettled")
+    }
+
+    /// Waits until every queue is empty and nothing is in hand, and has been so for a while: a process looks at its queues once a
+    /// second, and one that has just started has not looked yet.
+    pub(crate) fn wait_idle(&self, patience: Duration) {
+        let mut since = None;
+        self.wait_until("nothing left in the queues", patience, |program| {
+            since = program.idle().then(|| since.unwrap_or_else(Instant::now));
+            since.is_some_and(|since| since.elapsed() > IDLE_FOR)
+        });
     }
 
     /// Waits until a condition holds.
