@@ -89,6 +89,7 @@ cases!(Amqp:
     aborted_source_leaves_the_unsettled_to_the_next,
     rejected_is_listed_resent_and_dropped,
     handled_backlog_goes_and_the_rest_is_still_there,
+    message_returned_forty_times_is_still_there,
 );
 
 /// Cuts the connection of the source, as soon as the broker's own tools know it.
@@ -202,27 +203,6 @@ async fn refused_and_unroutable_publishes_are_errors() {
     until("the queue is not made again", async || publisher.publish(numbered(0..1)).await.is_ok()).await;
     let messages = queue.depth().await.unwrap().messages;
     assert!(messages > confirmed, "{confirmed} and more were confirmed, {messages} are there");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn message_returned_forty_times_is_still_there() {
-    let Some(driver) = Amqp::start() else { return };
-    let queue = driver.open().await;
-    queue.publisher().publish(numbered(7..8)).await.unwrap();
-    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
-    for times in 0..40 {
-        let delivery = next(&mut subscription).await;
-        assert_eq!((number(&delivery), delivery.redelivered), (7, times));
-        delivery.token.nack();
-    }
-    end(subscription).await;
-    for _ in 0..40 {
-        let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
-        assert_eq!(number(&next(&mut subscription).await), 7);
-        end(subscription).await;
-    }
-    until_open("a message that was given back is gone", &*queue, 1).await;
-    assert_eq!(queue.depth().await.unwrap().dead, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
