@@ -36,10 +36,6 @@ macro_rules! cases {
 #[cfg(feature = "amqp")]
 #[path = "queue/amqp.rs"]
 mod amqp;
-#[cfg(feature = "amqp")]
-#[path = "support/rabbitmq.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod rabbitmq;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(5), most: Duration::from_millis(20) };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use trackalert::queue::amqp::{AmqpQueue, Settings};
 use trackalert::settings::Secret;
 
-use super::rabbitmq::{self, Rabbit};
+use super::support::rabbitmq::{self, Rabbit};
 use super::*;
 
 /// A queue with a name of its own on the broker of this binary.
@@ -252,7 +252,7 @@ async fn dead_letters_bear_a_thousand_looks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_of_the_broker_say_what_to_do_and_no_secret() {
     let Some(mut driver) = Amqp::start() else { return };
-    let port = driver.rabbit.port;
+    let port = driver.rabbit.server.port;
     let address = |login: &str, port: u16, vhost: &str| settings(&format!("amqp://{login}@127.0.0.1:{port}/{vhost}"));
     driver.settings = address("guest:s3cret", port, "%2f");
     assert!(driver.refused().await.contains("mend the password"), "{}", driver.refused().await);

@@ -51,6 +51,11 @@ impl Inbox {
     pub(crate) fn of_kind(&self, kind: &str) -> Vec<Arrival> {
         self.alerts.lock().unwrap().values().filter(|arrival| arrival.alert["kind"] == kind).cloned().collect()
     }
+
+    /// How many came more than once.
+    pub(crate) fn repeated(&self) -> usize {
+        self.alerts.lock().unwrap().values().filter(|arrival| arrival.times > 1).count()
+    }
 }
 
 async fn take(State(inbox): State<Inbox>, headers: HeaderMap, body: axum::body::Bytes) {

@@ -1,103 +1,37 @@
-//! One RabbitMQ for a test binary: on a free port, in a folder of its own, stopped when the binary ends, also when a test fails.
-//!
-//! With `CI=true` a broker that cannot run fails the test; elsewhere the test says that it was skipped, and why.
+//! One RabbitMQ for a test binary, started when a test first asks for it, and its management API.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::io::Write;
 use std::sync::OnceLock;
+
+use super::server::{Server, usable};
 
 /// A running broker.
 pub(crate) struct Rabbit {
-    pub(crate) port: u16,
-    folder: PathBuf,
+    pub(crate) server: Server,
 }
 
-/// The broker of this binary; started with the first question for it. `None`: it cannot run here, which was printed.
+/// The broker of this binary. `None`: it cannot run here, which was said.
 pub(crate) fn shared() -> Option<&'static Rabbit> {
     static SHARED: OnceLock<Result<Rabbit, String>> = OnceLock::new();
-    usable(SHARED.get_or_init(Rabbit::start).as_ref())
-}
-
-#[allow(clippy::print_stderr, clippy::panic, reason = "whoever reads the tests' output must see what was not tested")]
-fn usable<T>(started: Result<T, &String>) -> Option<T> {
-    match started {
-        Ok(rabbit) => Some(rabbit),
-        Err(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => panic!("no broker: {why}"),
-        Err(why) => {
-            eprintln!("SKIPPED, no broker: {why}");
-            None
-        }
-    }
+    usable("RabbitMQ", SHARED.get_or_init(Rabbit::start))
 }
 
 impl Rabbit {
+    /// It takes four ports: AMQP, management, the node's own two.
     fn start() -> Result<Self, String> {
-        let folder = tempfile::tempdir().map_err(|error| error.to_string())?.keep();
-        let rabbit = Self { port: free_ports(), folder };
-        rabbit.script("install")?;
-        rabbit.stop_with_this_process()?;
-        rabbit.script("start")?;
-        Ok(rabbit)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.env("DATA_DIR", self.folder.join("data")).env("PORT", self.port.to_string());
-        command
-    }
-
-    fn path() -> String {
-        format!("{}/tests/servers/rabbitmq.sh", env!("CARGO_MANIFEST_DIR"))
-    }
-
-    /// Runs the script; what it said is the error.
-    pub(crate) fn script(&self, what: &str) -> Result<(), String> {
-        let said = self.command(&Self::path()).arg(what).stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
-        if said.status.success() {
-            return Ok(());
-        }
-        Err(format!("{what}: {}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr)))
-    }
-
-    /// A process that waits until this one is gone, however that ends (its pipe closes), and stops the broker then.
-    fn stop_with_this_process(&self) -> Result<(), String> {
-        let script = "echo ready; read -r _; \"$0\" stop >/dev/null 2>&1; rm -rf \"$1\"";
-        let mut watcher = self
-            // In a session of its own: what ends a group of processes must not end it before the broker.
-            .command("setsid")
-            .args(["bash", "-c", script, &Self::path()])
-            .arg(&self.folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| error.to_string())?;
-        let mut ready = String::new();
-        let out = watcher.stdout.take().ok_or("no pipe")?;
-        BufReader::new(out).read_line(&mut ready).map_err(|error| error.to_string())?;
-        // Its end of the pipe is open as long as this process lives.
-        std::mem::forget(watcher);
-        Ok(())
-    }
-
-    /// Stops the broker and starts it on the same port and folder.
-    pub(crate) fn restart(&self) {
-        self.script("stop").unwrap();
-        self.script("start").unwrap();
+        Ok(Self { server: Server::start("rabbitmq", 4)? })
     }
 
     /// The address for `queue.amqp.url`.
     pub(crate) fn url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.server.port)
     }
 
     /// Asks the broker's management API.
     pub(crate) fn manage(&self, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
         use base64::Engine;
         use std::io::Read;
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port + 1)).unwrap();
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.server.port + 1)).unwrap();
         let login = base64::engine::general_purpose::STANDARD.encode("guest:guest");
         write!(
             stream,
@@ -124,13 +58,4 @@ impl Rabbit {
         }
         cut
     }
-}
-
-/// The first of four ports in a row (AMQP, management, the node's own two) that were free a moment ago. Below the range from which the
-/// kernel takes the ports of outgoing connections.
-fn free_ports() -> u16 {
-    let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let start = 20_000 + u16::try_from(std::process::id() % 2_500).unwrap() * 4;
-    let mut candidates = (start..31_990).step_by(4).chain((20_000..start).step_by(4));
-    candidates.find(|port| (*port..port + 4).all(free)).unwrap()
 }
