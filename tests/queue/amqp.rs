@@ -205,6 +205,23 @@ async fn refused_and_unroutable_publishes_are_errors() {
     assert!(messages > confirmed, "{confirmed} and more were confirmed, {messages} are there");
 }
 
+/// The broker goes on refusing on the channel to which it has said once that the queue is full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishes_are_taken_again_when_the_bound_of_a_full_queue_is_taken_away() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    let publisher = queue.publisher();
+    let path = format!("policies/%2F/{}", driver.name);
+    let policy = format!(
+        r#"{{"pattern":"^{}$","apply-to":"queues","definition":{{"max-length":3,"overflow":"reject-publish"}}}}"#,
+        driver.name
+    );
+    assert_eq!(driver.rabbit.manage("PUT", &path, &policy).0, 201);
+    until("the bound is no error", async || publisher.publish(numbered(0..1)).await.is_err()).await;
+    assert_eq!(driver.rabbit.manage("DELETE", &path, "").0, 204);
+    until("it stays refused", async || publisher.publish(numbered(0..1)).await.is_ok()).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_long_goes_back_to_the_broker() {
     let Some(mut driver) = Amqp::start() else { return };
