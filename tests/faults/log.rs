@@ -32,12 +32,12 @@ impl Said {
         self.0.len()
     }
 
-    /// Each message with how often it was said, and its first line as an example.
+    /// Each message with what it said of why, how often, and its first line as an example.
     pub(crate) fn print(&self) {
-        let mut by_message: BTreeMap<String, (usize, &Value)> = BTreeMap::new();
+        let mut by_message: BTreeMap<[&str; 3], (usize, &Value)> = BTreeMap::new();
         for line in &self.0 {
-            let message: String = line["message"].as_str().unwrap_or_default().chars().take(60).collect();
-            by_message.entry(message).or_insert((0, line)).0 += 1;
+            let text = |name: &str| line[name].as_str().unwrap_or_default();
+            by_message.entry([text("message"), text("said"), text("error")]).or_insert((0, line)).0 += 1;
         }
         for (times, line) in by_message.values() {
             println!("  {times:>4} x {}", line);
