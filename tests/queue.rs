@@ -383,6 +383,36 @@ async fn handled_backlog_goes_and_the_rest_is_still_there(driver: &dyn Driver) {
     assert!(take(&mut subscription, 50).await.iter().map(number).eq(4950..5000));
 }
 
+/// A broker that counts returns drops the message at some number, or takes it for dead.
+async fn message_returned_forty_times_is_still_there(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(7..8)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for times in 0..40 {
+        let delivery = next(&mut subscription).await;
+        assert_eq!((number(&delivery), delivery.redelivered), (7, times));
+        delivery.token.nack();
+    }
+    end(subscription).await;
+    for times in 0..40 {
+        let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+        let delivery = next(&mut subscription).await;
+        assert_eq!(number(&delivery), 7);
+        if times % 2 == 0 {
+            // As by a process that ends in the middle of its work.
+            subscription.source.abort();
+            continue;
+        }
+        drop(delivery);
+        end(subscription).await;
+    }
+    until_open("a message that was given back is gone", &*queue, 1).await;
+    assert_eq!(queue.depth().await.unwrap().dead, 0);
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut subscription).await.token.ack();
+    until_open("the message that was given back is not taken", &*queue, 0).await;
+}
+
 mod embedded {
     use super::*;
 
@@ -398,6 +428,7 @@ mod embedded {
         aborted_source_leaves_the_unsettled_to_the_next,
         rejected_is_listed_resent_and_dropped,
         handled_backlog_goes_and_the_rest_is_still_there,
+        message_returned_forty_times_is_still_there,
     );
 }
 

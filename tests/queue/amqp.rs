@@ -89,6 +89,7 @@ cases!(Amqp:
     aborted_source_leaves_the_unsettled_to_the_next,
     rejected_is_listed_resent_and_dropped,
     handled_backlog_goes_and_the_rest_is_still_there,
+    message_returned_forty_times_is_still_there,
 );
 
 /// Cuts the connection of the source, as soon as the broker's own tools know it.
@@ -204,25 +205,21 @@ async fn refused_and_unroutable_publishes_are_errors() {
     assert!(messages > confirmed, "{confirmed} and more were confirmed, {messages} are there");
 }
 
+/// The broker goes on refusing on the channel to which it has said once that the queue is full.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn message_returned_forty_times_is_still_there() {
+async fn publishes_are_taken_again_when_the_bound_of_a_full_queue_is_taken_away() {
     let Some(driver) = Amqp::start() else { return };
     let queue = driver.open().await;
-    queue.publisher().publish(numbered(7..8)).await.unwrap();
-    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
-    for times in 0..40 {
-        let delivery = next(&mut subscription).await;
-        assert_eq!((number(&delivery), delivery.redelivered), (7, times));
-        delivery.token.nack();
-    }
-    end(subscription).await;
-    for _ in 0..40 {
-        let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
-        assert_eq!(number(&next(&mut subscription).await), 7);
-        end(subscription).await;
-    }
-    until_open("a message that was given back is gone", &*queue, 1).await;
-    assert_eq!(queue.depth().await.unwrap().dead, 0);
+    let publisher = queue.publisher();
+    let path = format!("policies/%2F/{}", driver.name);
+    let policy = format!(
+        r#"{{"pattern":"^{}$","apply-to":"queues","definition":{{"max-length":3,"overflow":"reject-publish"}}}}"#,
+        driver.name
+    );
+    assert_eq!(driver.rabbit.manage("PUT", &path, &policy).0, 201);
+    until("the bound is no error", async || publisher.publish(numbered(0..1)).await.is_err()).await;
+    assert_eq!(driver.rabbit.manage("DELETE", &path, "").0, 204);
+    until("it stays refused", async || publisher.publish(numbered(0..1)).await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

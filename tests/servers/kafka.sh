@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Apache Kafka, one KRaft node (broker and controller) on loopback.
-# Takes PORT, and PORT+1 for its controller.
+# Apache Kafka, one KRaft node (broker and controller) on loopback. With NODE_ID (2 or more) a further broker of the node that has its
+# controller on CONTROLLER_PORT.
+# Takes PORT, and PORT+1 for its controller. With ADVERTISED_PORT there is a second way in, PROXIED_PORT (PORT+2), whose clients are told
+# to go to that port: where a proxy stands between them and the broker.
 NAME=kafka PORT=${PORT:-19092}
 . "$(dirname "$0")/lib.sh"
 VERSION=${KAFKA_VERSION:-4.4.0}
 CONTROLLER_PORT=${CONTROLLER_PORT:-$((PORT + 1))}
+NODE_ID=${NODE_ID:-1}
+PROXIED_PORT=${PROXIED_PORT:-$((PORT + 2))}
 LIBS=$OPT_DIR/kafka/$VERSION
 
 do_install() {
@@ -17,14 +21,21 @@ do_install() {
 do_ready() { grep -q 'Kafka Server started' "$LOG"; }
 
 do_launch() {
+  local listen='' advertise='' roles=broker
+  if [ "$NODE_ID" = 1 ]; then
+    roles=broker,controller listen=,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
+  fi
+  if [ -n "${ADVERTISED_PORT:-}" ]; then
+    listen+=,PROXIED://127.0.0.1:$PROXIED_PORT advertise=,PROXIED://127.0.0.1:$ADVERTISED_PORT
+  fi
   cat >"$DATA_DIR/server.properties" <<P
-process.roles=broker,controller
-node.id=1
+process.roles=$roles
+node.id=$NODE_ID
 controller.quorum.voters=1@127.0.0.1:$CONTROLLER_PORT
-listeners=PLAINTEXT://127.0.0.1:$PORT,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
-advertised.listeners=PLAINTEXT://127.0.0.1:$PORT
+listeners=PLAINTEXT://127.0.0.1:$PORT$listen
+advertised.listeners=PLAINTEXT://127.0.0.1:$PORT$advertise
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
 log.dirs=$DATA_DIR/logs
 num.partitions=3
 auto.create.topics.enable=false

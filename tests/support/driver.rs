@@ -2,7 +2,7 @@
 
 use super::kafka::{self, Broker};
 use super::rabbitmq::{self, Rabbit};
-use super::server::Server;
+use super::server::{Server, free_ports};
 
 /// A kind of queue, and the server of this test binary that it is on.
 #[derive(Clone, Copy)]
@@ -47,6 +47,16 @@ impl Driver {
     /// The port of its server.
     pub(crate) fn port(self) -> u16 {
         self.server().map_or(0, |server| server.port)
+    }
+
+    /// Where a proxy must listen whose clients are to reach the broker through it alone, and the port of the broker behind it.
+    pub(crate) fn way_through_a_proxy(self) -> (u16, u16) {
+        match self {
+            Self::Embedded => panic!("nothing lies between the program and its embedded queue"),
+            // It tells its clients to come to the port that it advertises.
+            Self::Kafka(broker) => (broker.server.port + 3, broker.server.port + 2),
+            Self::Amqp(rabbit) => (free_ports(1), rabbit.server.port),
+        }
     }
 
     /// The settings (lines with whole keys) of installation `number` of this binary: queues and a group of its own, which all of its

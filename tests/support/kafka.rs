@@ -14,13 +14,13 @@ pub(crate) struct Broker {
 /// The broker of this binary. `None`: it cannot run here, which was said.
 pub(crate) fn broker() -> Option<&'static Broker> {
     static BROKER: OnceLock<Result<Broker, String>> = OnceLock::new();
-    usable("Kafka", BROKER.get_or_init(Broker::start))
+    usable("Kafka", BROKER.get_or_init(Broker::start).as_ref())
 }
 
 impl Broker {
-    /// It takes a port for itself and one for its controller.
+    /// It takes a port for itself, one for its controller, and the two of the way through a proxy.
     fn start() -> Result<Self, String> {
-        let server = Server::start("kafka", 2)?;
+        let server = Server::start_with("kafka", 4, |port| vec![("ADVERTISED_PORT", (port + 3).to_string())])?;
         Ok(Self { address: format!("127.0.0.1:{}", server.port), server })
     }
 }

@@ -148,6 +148,15 @@ impl Rig {
         site
     }
 
+    /// The names of the queues.
+    pub(crate) fn reports(&self) -> String {
+        format!("reports-{}", self.number)
+    }
+
+    pub(crate) fn alerts(&self) -> String {
+        format!("alerts-{}", self.number)
+    }
+
     /// Sends a share in the background.
     pub(crate) fn send(&self, site: &Site, share: Vec<Vec<String>>) -> Senders {
         let one = |lane| {

@@ -9,6 +9,7 @@ pub(crate) mod kafka;
 pub(crate) mod layers;
 pub(crate) mod load;
 pub(crate) mod program;
+pub(crate) mod proxy;
 pub(crate) mod rabbitmq;
 pub(crate) mod sender;
 pub(crate) mod server;

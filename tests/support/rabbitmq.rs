@@ -13,7 +13,7 @@ pub(crate) struct Rabbit {
 /// The broker of this binary. `None`: it cannot run here, which was said.
 pub(crate) fn shared() -> Option<&'static Rabbit> {
     static SHARED: OnceLock<Result<Rabbit, String>> = OnceLock::new();
-    usable("RabbitMQ", SHARED.get_or_init(Rabbit::start))
+    usable("RabbitMQ", SHARED.get_or_init(Rabbit::start).as_ref())
 }
 
 impl Rabbit {

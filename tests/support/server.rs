@@ -13,10 +13,12 @@ pub(crate) struct Server {
     /// The first of its ports.
     pub(crate) port: u16,
     folder: PathBuf,
+    /// Further settings of its script.
+    settings: Vec<(&'static str, String)>,
 }
 
 /// The server that was started. `None`: it cannot run here, which was said.
-pub(crate) fn usable<T>(name: &str, started: &'static Result<T, String>) -> Option<&'static T> {
+pub(crate) fn usable<T>(name: &str, started: Result<T, impl std::fmt::Display>) -> Option<T> {
     match started {
         Ok(server) => Some(server),
         Err(why) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => panic!("no {name} to test with: {why}"),
@@ -30,8 +32,18 @@ pub(crate) fn usable<T>(name: &str, started: &'static Result<T, String>) -> Opti
 impl Server {
     /// Installs it where it is missing, and starts it. It takes so many ports in a row.
     pub(crate) fn start(name: &'static str, ports: u16) -> Result<Self, String> {
+        Self::start_with(name, ports, |_| Vec::new())
+    }
+
+    /// The same with settings that are made of the first port.
+    pub(crate) fn start_with(
+        name: &'static str,
+        ports: u16,
+        settings: impl FnOnce(u16) -> Vec<(&'static str, String)>,
+    ) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?.keep();
-        let server = Self { name, port: free_ports(ports), folder };
+        let port = free_ports(ports);
+        let server = Self { name, port, folder, settings: settings(port) };
         server.stop_with_this_process()?;
         server.script("install")?;
         server.script("start")?;
@@ -41,6 +53,7 @@ impl Server {
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env("DATA_DIR", self.folder.join("data")).env("PORT", self.port.to_string());
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -91,7 +104,7 @@ impl Server {
 
 /// The first of so many ports in a row that were free a moment ago. Below the range from which the kernel takes the ports of outgoing
 /// connections.
-fn free_ports(count: u16) -> u16 {
+pub(crate) fn free_ports(count: u16) -> u16 {
     let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
     loop {
         let first = rand::random_range(20_000..31_990_u16);

@@ -13,6 +13,7 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::timeout;
 
+use super::super::complaints::Complaints;
 use super::super::{Backoff, QueueError};
 use super::Settings;
 use super::address::Address;
@@ -33,6 +34,7 @@ pub(super) struct Broker {
     pub(super) dead: String,
     pub(super) max_message: usize,
     pub(super) held: Held,
+    pub(super) complaints: Complaints,
     connection: Mutex<Option<Connection>>,
     major: OnceCell<u64>,
 }
@@ -72,6 +74,7 @@ impl Broker {
             dead: format!("{name}.dead"),
             max_message,
             held: Held::default(),
+            complaints: Complaints::default(),
             connection: Mutex::default(),
             major: OnceCell::new(),
         }

@@ -22,6 +22,9 @@ use super::form::Outgoing;
 const MOST: usize = 16 * 1024;
 /// Messages that are written side by side; the first polls, and so the order on the wire, are in this order.
 const CHUNK: usize = 30;
+/// How long a channel may be refused everything before another one takes its place: a broker that has told a channel to stop, because the
+/// queue is at its bound, does not tell it to go on when the bound is taken away.
+const REFUSED: std::time::Duration = std::time::Duration::from_secs(5);
 /// The longest wait before the broker is tried again: a connection attempt costs it nothing.
 pub(super) const RECONNECT_MOST: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -48,7 +51,9 @@ type Confirm = Pin<Box<dyn Future<Output = Confirmed> + Send>>;
 
 struct Publishing {
     broker: Arc<Broker>,
-    channel: Option<Channel>,
+    channel: Option<Arc<Channel>>,
+    /// Since when the broker confirms nothing on this channel.
+    refused: Option<Instant>,
     confirms: FuturesUnordered<Confirm>,
     open: HashMap<u64, Pending>,
     next_request: u64,
@@ -63,6 +68,7 @@ pub(super) async fn run(broker: Arc<Broker>, mut requests: mpsc::Receiver<Reques
     let mut publishing = Publishing {
         broker,
         channel: None,
+        refused: None,
         confirms: FuturesUnordered::new(),
         open: HashMap::new(),
         next_request: 0,
@@ -107,9 +113,15 @@ impl Publishing {
             };
             for (number, confirm) in (first..).zip(sent) {
                 match confirm {
-                    Ok(confirm) => self
-                        .confirms
-                        .push(Box::pin(async move { Confirmed { request: id, number, outcome: confirm.await } })),
+                    Ok(confirm) => {
+                        // A channel that is used no longer stays open for what is outstanding on it.
+                        let until = Arc::clone(&channel);
+                        self.confirms.push(Box::pin(async move {
+                            let outcome = confirm.await;
+                            drop(until);
+                            Confirmed { request: id, number, outcome }
+                        }));
+                    }
                     Err(error) => {
                         let error = self.broker.failed(&error);
                         self.channel = None;
@@ -127,11 +139,14 @@ impl Publishing {
         }
     }
 
-    async fn channel(&mut self) -> Result<Channel, QueueError> {
-        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
-            return Ok(channel.clone());
+    async fn channel(&mut self) -> Result<Arc<Channel>, QueueError> {
+        if self.refused.is_some_and(|since| since.elapsed() >= REFUSED) {
+            (self.channel, self.refused) = (None, None);
         }
-        self.channel = None;
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
+            return Ok(Arc::clone(channel));
+        }
+        (self.channel, self.refused) = (None, None);
         if let Some((until, error)) = &self.closed_until
             && *until > Instant::now()
         {
@@ -143,14 +158,18 @@ impl Publishing {
                     tracing::info!(queue = self.broker.name, "the broker takes messages again");
                 }
                 (self.failures, self.closed_until) = (0, None);
-                self.channel = Some(channel.clone());
+                let channel = Arc::new(channel);
+                self.channel = Some(Arc::clone(&channel));
                 Ok(channel)
             }
             Err(error) => {
                 self.failures += 1;
                 let backoff = Backoff { most: self.broker.backoff.most.min(RECONNECT_MOST), ..self.broker.backoff };
                 let wait = backoff.wait(self.failures, rand::random());
-                tracing::warn!(queue = self.broker.name, %error, ?wait, "the broker cannot be published to, trying again");
+                if let Some(kept_back) = self.broker.complaints.due("publisher") {
+                    let queue = &self.broker.name;
+                    tracing::warn!(queue, %error, kept_back, "the broker cannot be published to, trying again");
+                }
                 self.closed_until = Some((Instant::now() + wait, error.clone()));
                 Err(error)
             }
@@ -189,8 +208,12 @@ impl Publishing {
                 _ if returned.contains(&number) => {
                     Some("the queue is gone from the broker: a message was returned as not to be routed".to_owned())
                 }
-                Ok(Confirmation::Ack(_)) => None,
+                Ok(Confirmation::Ack(_)) => {
+                    self.refused = None;
+                    None
+                }
                 Ok(Confirmation::Nack(_)) => {
+                    self.refused.get_or_insert_with(Instant::now);
                     Some("the broker refused a message (is the queue at its bound?)".to_owned())
                 }
                 Ok(Confirmation::NotRequested) => Some("the channel is not in confirm mode".to_owned()),

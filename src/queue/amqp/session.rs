@@ -38,7 +38,7 @@ pub(super) enum End {
     /// The subscription is over.
     Over,
     /// The broker, or the way to it, is gone.
-    Lost(String),
+    Lost(QueueError),
     /// Nothing is held, and a new channel is better.
     Renew,
 }
@@ -132,7 +132,7 @@ impl<'a> Session<'a> {
                 return End::Over;
             }
             if let Err(error) = self.look().await {
-                return End::Lost(error.to_string());
+                return End::Lost(error);
             }
             if self.cancelled && self.open == 0 && self.flights.out() == 0 && self.burying == 0 {
                 // What was handed out to a cancelled consumer goes back now, and stays with nobody.
@@ -149,7 +149,7 @@ impl<'a> Session<'a> {
                 return End::Over;
             }
             if let Some(lost) = self.wait(settlements, &mut settled, full && !nobody_takes, nobody_takes).await {
-                return End::Lost(lost);
+                return End::Lost(self.parts.link.broker.unavailable(lost));
             }
             for (tag, settlement) in settled.drain(..) {
                 if tag.generation == self.generation {

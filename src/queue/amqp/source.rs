@@ -75,7 +75,7 @@ async fn run(mut parts: Parts) {
                 match end {
                     End::Over => return,
                     End::Renew => continue,
-                    End::Lost(reason) => broker.unavailable(reason),
+                    End::Lost(error) => error,
                 }
             }
             Err(error) => error,
@@ -83,7 +83,10 @@ async fn run(mut parts: Parts) {
         failures += 1;
         let backoff = Backoff { most: parts.backoff.most.min(RECONNECT_MOST), ..parts.backoff };
         let wait = backoff.wait(failures, rand::random());
-        tracing::warn!(queue = broker.name, error = %failed, ?wait, "nothing can be taken from the broker, trying again");
+        if let Some(kept_back) = broker.complaints.due("source") {
+            let queue = &broker.name;
+            tracing::warn!(queue, error = %failed, kept_back, "nothing can be taken from the broker, trying again");
+        }
         idle(&mut parts, settlements, Instant::now() + wait).await;
     }
 }

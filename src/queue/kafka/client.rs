@@ -2,13 +2,15 @@
 //!
 //! Owns the fixed properties that the promises of the program rest on. Never logs a value of a property.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use super::super::complaints::Complaints;
 use super::Settings;
 
 /// How long one question to a broker may take.
@@ -20,37 +22,64 @@ pub(super) fn rest(duration: Duration) {
     std::thread::sleep(duration);
 }
 
-/// A client's own events go to the log of the program.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct ToLog;
+/// The client's own word for a connection that failed; it tells the same once more as an error.
+const FAILED_CONNECTION: &str = "FAIL";
+/// The kind of complaint that all clients of a queue share: each of them notices that its broker is gone.
+const UNREACHABLE: &str = "unreachable";
+
+/// The events of a queue's clients go to the log of the program, what repeats itself no more than once in a while.
+#[derive(Debug, Clone)]
+pub(super) struct ToLog {
+    queue: String,
+    complaints: Arc<Complaints>,
+}
+
+impl ToLog {
+    pub(super) fn of(queue: &str) -> Self {
+        Self { queue: queue.to_owned(), complaints: Arc::default() }
+    }
+
+    /// What failed again and again, of a kind, in words of the program.
+    pub(super) fn complain(&self, kind: &str, error: &dyn std::fmt::Display, what: &str) {
+        if let Some(kept_back) = self.complaints.due(kind) {
+            tracing::warn!(queue = self.queue, %error, kept_back, "kafka: {what}");
+        }
+    }
+
+    /// An error of a client, with what it said of it.
+    pub(super) fn failed(&self, error: &KafkaError, reason: &str) {
+        let said = if reason.is_empty() { error.to_string() } else { format!("{error}: {reason}") };
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure) => {
+                self.complain(UNREACHABLE, &said, "a broker cannot be reached, trying again");
+            }
+            code => self.complain(&format!("{code:?}"), &said, "the client tells an error"),
+        }
+    }
+}
 
 impl ClientContext for ToLog {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(level, facility, text);
+        match level {
+            _ if facility == FAILED_CONNECTION => tracing::debug!(queue = self.queue, facility, "kafka: {text}"),
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => self.complain(facility, &text, "the client warns"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(queue = self.queue, facility, "kafka: {text}");
+            }
+            RDKafkaLogLevel::Debug => tracing::debug!(queue = self.queue, facility, "kafka: {text}"),
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        complain(&error, reason);
+        self.failed(&error, reason);
     }
 }
 
 impl ConsumerContext for ToLog {}
-
-pub(super) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg
-        | RDKafkaLogLevel::Alert
-        | RDKafkaLogLevel::Critical
-        | RDKafkaLogLevel::Error
-        | RDKafkaLogLevel::Warning => tracing::warn!(facility, "kafka: {text}"),
-        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, "kafka: {text}"),
-        RDKafkaLogLevel::Debug => tracing::debug!(facility, "kafka: {text}"),
-    }
-}
-
-pub(super) fn complain(error: &KafkaError, reason: &str) {
-    tracing::warn!(%error, "kafka: {reason}");
-}
 
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()

@@ -34,7 +34,7 @@ impl Asker {
         let consumer = match held.take() {
             Some(consumer) => consumer,
             None => client::reader(&shared.settings)
-                .create_with_context(ToLog)
+                .create_with_context(shared.to_log.clone())
                 .map_err(|error| shared.unavailable(super::topic::client_error(&error)))?,
         };
         let answer = ask(&consumer);

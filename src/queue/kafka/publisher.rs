@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rdkafka::ClientContext;
@@ -15,6 +16,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedPro
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{DeadLetter, Message, Publisher, QueueError, Tag};
+use super::client::ToLog;
 use super::topic::{OpenError, client_error};
 use super::{Settings, client, record};
 
@@ -73,6 +75,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 struct Told {
     queue: String,
     limit: usize,
+    delivery_timeout: Duration,
+    to_log: ToLog,
 }
 
 impl Told {
@@ -80,17 +84,25 @@ impl Told {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
             return QueueError::TooLarge { queue: self.queue.clone(), size, limit: self.limit.min(size) };
         }
-        QueueError::Unavailable { queue: self.queue.clone(), reason: format!("kafka: {error}") }
+        let reason = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::MessageTimedOut) => format!(
+                "kafka: not confirmed within {:?} (queue.kafka.delivery_timeout); are the brokers up, and has the topic as many \
+                 replicas in sync as its min.insync.replicas asks for?",
+                self.delivery_timeout
+            ),
+            _ => format!("kafka: {error}"),
+        };
+        QueueError::Unavailable { queue: self.queue.clone(), reason }
     }
 }
 
 impl ClientContext for Told {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        client::log(level, facility, text);
+        self.to_log.log(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        client::complain(&error, reason);
+        self.to_log.error(error, reason);
     }
 }
 
@@ -113,8 +125,15 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    pub(super) fn new(settings: &Settings, queue: &str, dead: &str, max_message: usize) -> Result<Self, OpenError> {
-        let told = || Told { queue: queue.to_owned(), limit: max_message };
+    pub(super) fn new(
+        settings: &Settings,
+        queue: &str,
+        dead: &str,
+        max_message: usize,
+        to_log: &ToLog,
+    ) -> Result<Self, OpenError> {
+        let delivery_timeout = settings.delivery_timeout;
+        let told = || Told { queue: queue.to_owned(), limit: max_message, delivery_timeout, to_log: to_log.clone() };
         let inner = client::producer(settings, max_message + ENVELOPE)
             .create_with_context(told())
             .map_err(|error| OpenError::Client(client_error(&error)))?;

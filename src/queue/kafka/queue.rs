@@ -12,6 +12,7 @@ use super::super::delivery::Settlements;
 use super::super::{
     Backoff, DeadLetters, Depth, Publisher, Queue, QueueError, Settlement, Subscription, Tag, Unsettled,
 };
+use super::client::ToLog;
 use super::dead::Dead;
 use super::lanes::Lanes;
 use super::publisher::{Buried, ENVELOPE, KafkaPublisher, Producer, lock};
@@ -33,6 +34,8 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) metrics: Arc<Metrics>,
     pub(super) producer: Arc<Producer>,
+    /// Where what its clients tell goes.
+    pub(super) to_log: ToLog,
     pub(super) lanes: Mutex<Lanes>,
     /// The way of settlements. It outlives the sources, so that what is settled with an old token is seen and counted.
     pub(super) settlements: Settlements,
@@ -79,8 +82,9 @@ impl KafkaQueue {
             // Letters are few and read as a whole.
             Shape { name: &dead, partitions: 1, compacted: true, max_message: max_record + ENVELOPE },
         ];
-        topic::ensure(settings, &shapes)?;
-        let producer = Arc::new(Producer::new(settings, name, &dead, max_message)?);
+        let to_log = ToLog::of(name);
+        topic::ensure(settings, &shapes, &to_log)?;
+        let producer = Arc::new(Producer::new(settings, name, &dead, max_message, &to_log)?);
         let (settlements, settled) = mpsc::unbounded_channel();
         let (buried_sender, buried) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
@@ -90,6 +94,7 @@ impl KafkaQueue {
             settings: settings.clone(),
             metrics,
             producer,
+            to_log,
             lanes: Mutex::new(Lanes::default()),
             settlements,
             settled: Mutex::new(settled),

@@ -32,11 +32,11 @@ pub(super) struct Member {
 
 impl ClientContext for Member {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        client::log(level, facility, text);
+        self.shared.to_log.log(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        client::complain(&error, reason);
+        self.shared.to_log.error(error, reason);
     }
 }
 

@@ -71,7 +71,7 @@ impl Shared {
             Err(error) => {
                 open.refused += 1;
                 let wait = backoff.wait(open.refused, rand::random());
-                tracing::warn!(queue = self.name, %error, ?wait, "a dead letter was not taken, trying again");
+                self.to_log.complain("dead letter", &error, "a dead letter was not taken, trying again");
                 lanes.again_at(tag, Instant::now() + wait);
             }
         }

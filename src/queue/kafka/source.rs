@@ -32,8 +32,6 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const COMMIT_ALL_EVERY: Duration = Duration::from_secs(10);
 /// How long the end of a source waits for the broker to take its position.
 const SETTLE: Duration = Duration::from_secs(4);
-/// How often an error of the client is told.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// What a source is made of.
 pub(super) struct Parts {
@@ -62,7 +60,6 @@ struct Source {
     blocked: Option<Instant>,
     commit_at: Instant,
     commit_all_at: Instant,
-    complained: Option<Instant>,
 }
 
 /// Runs a subscription to its end, after the one before has ended.
@@ -93,7 +90,6 @@ pub(super) fn run(parts: Parts) {
         blocked: None,
         commit_at: now + COMMIT_EVERY,
         commit_all_at: now + COMMIT_ALL_EVERY,
-        complained: None,
     };
     source.run();
     source.end();
@@ -225,18 +221,11 @@ impl Source {
                     }
                 }
                 Some(Err(error)) => {
-                    self.complain(&error);
+                    self.parts.shared.to_log.failed(&error, "");
                     break;
                 }
             }
             wait = Duration::ZERO;
-        }
-    }
-
-    fn complain(&mut self, error: &KafkaError) {
-        if self.complained.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
-            self.complained = Some(Instant::now());
-            tracing::warn!(queue = self.parts.shared.name, %error, "kafka: the source waits");
         }
     }
 

@@ -63,10 +63,11 @@ pub(super) struct Shape<'a> {
 }
 
 /// Waits for a broker, then looks for the topics and makes them where the settings say so. Blocks.
-pub(super) fn ensure(settings: &Settings, shapes: &[Shape<'_>]) -> Result<(), OpenError> {
+pub(super) fn ensure(settings: &Settings, shapes: &[Shape<'_>], to_log: &ToLog) -> Result<(), OpenError> {
     let brokers = settings.brokers.join(",");
-    let looker: BaseConsumer<ToLog> =
-        client::reader(settings).create_with_context(ToLog).map_err(|error| OpenError::Client(client_error(&error)))?;
+    let looker: BaseConsumer<ToLog> = client::reader(settings)
+        .create_with_context(to_log.clone())
+        .map_err(|error| OpenError::Client(client_error(&error)))?;
     let began = Instant::now();
     for shape in shapes {
         while !exists(&looker, shape.name, settings, began)? {
@@ -74,7 +75,7 @@ pub(super) fn ensure(settings: &Settings, shapes: &[Shape<'_>]) -> Result<(), Op
                 let hint = if shape.compacted { " (cleanup.policy=compact)" } else { "" };
                 return Err(OpenError::Missing { topic: shape.name.to_owned(), brokers, hint });
             }
-            create(settings, shape)?;
+            create(settings, shape, to_log)?;
         }
     }
     Ok(())
@@ -125,14 +126,15 @@ fn exists(looker: &BaseConsumer<ToLog>, topic: &str, settings: &Settings, began:
     }
 }
 
-fn create(settings: &Settings, shape: &Shape<'_>) -> Result<(), OpenError> {
+fn create(settings: &Settings, shape: &Shape<'_>, to_log: &ToLog) -> Result<(), OpenError> {
     let not_created = |reason: String| OpenError::NotCreated {
         topic: shape.name.to_owned(),
         brokers: settings.brokers.join(","),
         reason,
     };
-    let admin: AdminClient<ToLog> =
-        client::reader(settings).create_with_context(ToLog).map_err(|error| OpenError::Client(client_error(&error)))?;
+    let admin: AdminClient<ToLog> = client::reader(settings)
+        .create_with_context(to_log.clone())
+        .map_err(|error| OpenError::Client(client_error(&error)))?;
     let largest = shape.max_message.max(1_048_588).to_string();
     let mut topic = NewTopic::new(shape.name, shape.partitions, TopicReplication::Fixed(settings.replication))
         .set("max.message.bytes", &largest);

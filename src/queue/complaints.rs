@@ -1,0 +1,63 @@
+//! What a driver says of a broker that fails again and again: each kind of failure at once, then no more than once in a while, with how
+//! often it was kept back.
+//!
+//! Owns the pace alone. The loss prevented: an outage that writes a line for each try into the log of each process hides what else
+//! happens.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often one kind of failure is said.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// What one queue has said of its broker. The kinds are few and the program's own words, or the client library's.
+#[derive(Debug, Default)]
+pub(super) struct Complaints(Mutex<BTreeMap<String, Said>>);
+
+#[derive(Debug)]
+struct Said {
+    at: Instant,
+    kept_back: u64,
+}
+
+impl Complaints {
+    /// `Some`: it is to be said now; so often it was kept back since the last time.
+    pub(super) fn due(&self, kind: &str) -> Option<u64> {
+        self.due_at(kind, Instant::now())
+    }
+
+    fn due_at(&self, kind: &str, now: Instant) -> Option<u64> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.get_mut(kind) {
+            Some(said) if now.saturating_duration_since(said.at) < EVERY => {
+                said.kept_back += 1;
+                None
+            }
+            Some(said) => {
+                said.at = now;
+                Some(std::mem::take(&mut said.kept_back))
+            }
+            None => {
+                all.insert(kind.to_owned(), Said { at: now, kept_back: 0 });
+                Some(0)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_is_said_at_once_and_then_with_how_often_it_was_kept_back() {
+        let (complaints, now) = (Complaints::default(), Instant::now());
+        assert_eq!(complaints.due_at("connect", now), Some(0));
+        assert_eq!(complaints.due_at("connect", now + Duration::from_secs(1)), None);
+        assert_eq!(complaints.due_at("publish", now + Duration::from_secs(2)), Some(0));
+        assert_eq!(complaints.due_at("connect", now + Duration::from_secs(29)), None);
+        assert_eq!(complaints.due_at("connect", now + Duration::from_secs(30)), Some(2));
+        assert_eq!(complaints.due_at("connect", now + Duration::from_secs(61)), Some(0));
+    }
+}
