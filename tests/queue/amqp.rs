@@ -89,6 +89,7 @@ cases!(Amqp:
     aborted_source_leaves_the_unsettled_to_the_next,
     rejected_is_listed_resent_and_dropped,
     handled_backlog_goes_and_the_rest_is_still_there,
+    receiver_that_goes_while_it_is_handed_to_ends_the_source,
 );
 
 /// Cuts the connection of the source, as soon as the broker's own tools know it.

@@ -78,6 +78,7 @@ cases!(
     aborted_source_leaves_the_unsettled_to_the_next,
     rejected_is_listed_resent_and_dropped,
     handled_backlog_goes_and_the_rest_is_still_there,
+    receiver_that_goes_while_it_is_handed_to_ends_the_source,
 );
 
 /// Deliveries until none has come for so long.
