@@ -136,7 +136,8 @@ metrics! {
 
     // receive
     #[doc = "Reports accepted, by the form in which they came"]
-    received: counters "trackalert_received_reports_total" ["form": "webhook", "kafka_rest", "report", "batch"];
+    received: counters "trackalert_received_reports_total" ["form": "webhook", "kafka_rest", "report", "batch",
+        "rekey"];
     #[doc = "Requests or reports refused, by reason"]
     refused: counters "trackalert_refused_total" ["reason": "malformed", "unauthorized", "signature", "acl", "too_large",
         "time_out", "queue_full", "queue_unavailable", "not_found", "method", "header"];
@@ -148,18 +149,20 @@ metrics! {
     dropped_values: counter "trackalert_dropped_values_total";
     #[doc = "From the end of a request's body to the moment its reports were on disk"]
     publish: histogram "trackalert_publish_duration_seconds";
+    #[doc = "Reports answered 2xx from the spool, because the broker did not confirm them in time"]
+    spooled: counter "trackalert_spooled_reports_total";
 
     // queue
     #[doc = "Messages in a queue that are not done"]
-    queue_messages: gauges "trackalert_queue_messages" ["queue": "reports", "alerts"];
+    queue_messages: gauges "trackalert_queue_messages" ["queue": "reports", "alerts", "spool", "rekey"];
     #[doc = "Bytes of the messages in a queue that are not done"]
-    queue_bytes: gauges "trackalert_queue_bytes" ["queue": "reports", "alerts"];
+    queue_bytes: gauges "trackalert_queue_bytes" ["queue": "reports", "alerts", "spool", "rekey"];
     #[doc = "Age in seconds of the oldest message that is not done"]
-    queue_oldest: gauges "trackalert_queue_oldest_seconds" ["queue": "reports", "alerts"];
+    queue_oldest: gauges "trackalert_queue_oldest_seconds" ["queue": "reports", "alerts", "spool", "rekey"];
     #[doc = "Messages of one partition that are not done, by queue and partition (the first 256)"]
     partition_lag: gauges "trackalert_queue_partition_lag" ["partition": ];
     #[doc = "Dead letters that are kept"]
-    dead_letters: gauges "trackalert_dead_letters" ["queue": "reports", "alerts"];
+    dead_letters: gauges "trackalert_dead_letters" ["queue": "reports", "alerts", "spool", "rekey"];
     #[doc = "Messages that became dead letters, by reason"]
     rejected: counters "trackalert_rejected_total" ["reason": "malformed", "policy", "hung", "channel", "internal"];
     #[doc = "Settlements of a generation that is gone, ignored"]
@@ -186,7 +189,7 @@ metrics! {
     settle: histogram "trackalert_settle_duration_seconds";
     #[doc = "1 while work waits for a dependency; channels stand here by their names"]
     waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy", "vm",
-        "state (notify)"];
+        "state (notify)", "reports", "rekey"];
 
     // policy
     #[doc = "Calls of a policy's report that failed, by what stopped them"]

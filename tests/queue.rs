@@ -413,6 +413,25 @@ async fn message_returned_forty_times_is_still_there(driver: &dyn Driver) {
     until_open("the message that was given back is not taken", &*queue, 0).await;
 }
 
+async fn receiver_that_goes_while_it_is_handed_to_ends_the_source(driver: &dyn Driver) {
+    let queue = driver.open().await;
+    for start in (0..4000).step_by(500) {
+        queue.publisher().publish(numbered(start..start + 500)).await.unwrap();
+    }
+    for _ in 0..10 {
+        let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+        // Looked for without a rest, so that the source is still handing out when the other end goes: what it sends at that moment must
+        // come back to it.
+        let deadline = Instant::now() + DEADLINE;
+        while subscription.deliveries.try_recv().is_err() {
+            assert!(Instant::now() < deadline, "no delivery came");
+            std::hint::spin_loop();
+        }
+        end(subscription).await;
+    }
+    until_open("messages are missing", &*queue, 4000).await;
+}
+
 mod embedded {
     use super::*;
 
@@ -429,6 +448,7 @@ mod embedded {
         rejected_is_listed_resent_and_dropped,
         handled_backlog_goes_and_the_rest_is_still_there,
         message_returned_forty_times_is_still_there,
+        receiver_that_goes_while_it_is_handed_to_ends_the_source,
     );
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Owns the order and the signals. Holds no logic of a role, and nothing is global: what a part needs is handed to it here.
 
+mod late;
 mod stores;
 mod upkeep;
 
@@ -15,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use stores::Bridge;
 pub use stores::Stores;
 
 use crate::config::{Config, Roles};
@@ -26,7 +28,7 @@ use crate::http::{self, HttpError, Server, admin};
 use crate::notify::{self, Notify, NotifyError};
 use crate::perfstats::PerfStats;
 use crate::policy::{self, LoadError, PolicySet};
-use crate::queue::{Backoff, QueueError, Unsettled};
+use crate::queue::{Backoff, Queue, QueueError, Unsettled};
 use crate::receive;
 use crate::schedule;
 use crate::state::{StateError, Tentative};
@@ -100,6 +102,7 @@ pub struct App {
     upkeep: Vec<JoinHandle<()>>,
     stop: CancellationToken,
     stores: Stores,
+    bridge: Bridge,
     health: Arc<Health>,
     drain_timeout: Duration,
 }
@@ -110,10 +113,11 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let opening = {
             let (config, metrics) = (config.clone(), Arc::clone(&metrics));
-            tokio::task::spawn_blocking(move || Stores::open(&config, &metrics))
+            tokio::task::spawn_blocking(move || Stores::open_for(&config, roles, &metrics))
         };
-        let stores = opening.await.map_err(|error| StartError::Settings(error.to_string()))??;
-        Self::assemble(config, roles, stores, metrics).await
+        let (stores, bridge) = opening.await.map_err(|error| StartError::Settings(error.to_string()))??;
+        bridge.wait(config.receive.spool_after).await?;
+        Self::assemble_all(config, roles, stores, bridge, metrics).await
     }
 
     /// Starts the roles on stores that are open.
@@ -123,10 +127,20 @@ impl App {
         stores: Stores,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StartError> {
+        Self::assemble_all(config, roles, stores, Bridge::default(), metrics).await
+    }
+
+    async fn assemble_all(
+        config: Config,
+        roles: Roles,
+        stores: Stores,
+        bridge: Bridge,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StartError> {
         let health = Arc::new(Health::default());
         let perf = Arc::new(PerfStats::default());
         let stop = CancellationToken::new();
-        let mut upkeep = vec![upkeep::queues(&stores, Arc::clone(&metrics), stop.clone())];
+        let mut upkeep = vec![upkeep::queues(named(&stores, &bridge), Arc::clone(&metrics), stop.clone())];
 
         let notify = if roles.notify { Some(start_notify(&config, &stores, &metrics, &health)?) } else { None };
         let detect = if roles.detect {
@@ -147,7 +161,13 @@ impl App {
             detect: tokio::sync::Mutex::new(detect),
             metrics: Arc::clone(&metrics),
         });
-        let server = start_http(&config, &roles, &stores, &metrics, &health, perf, Arc::clone(&reload)).await?;
+        let shared = Shared { config: &config, metrics: &metrics, health: &health };
+        let receiver = if roles.receive {
+            Some(start_receive(&shared, &stores, &bridge, &mut upkeep, &stop).await?)
+        } else {
+            None
+        };
+        let server = start_http(&shared, roles, receiver, &stores, &bridge, perf, Arc::clone(&reload)).await?;
         health.set_started();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -156,7 +176,8 @@ impl App {
             data_dir = %config.data_dir.display(),
             "trackalert runs"
         );
-        Ok(Self { server, reload, notify, upkeep, stop, stores, health, drain_timeout: config.detect.drain_timeout })
+        let drain_timeout = config.detect.drain_timeout;
+        Ok(Self { server, reload, notify, upkeep, stop, stores, bridge, health, drain_timeout })
     }
 
     /// The first address that it listens on.
@@ -176,9 +197,9 @@ impl App {
         self.health.set_draining();
         let deadline = Instant::now() + self.drain_timeout;
         let left = |least: Duration| deadline.saturating_duration_since(Instant::now()).max(least);
-        let mut ended = Ok(());
+        let mut ended = self.bridge.refused().map_or(Ok(()), Err);
         if let Some(detect) = self.reload.detect.lock().await.take() {
-            ended = detect.drain().await.map_err(StartError::from);
+            ended = ended.and(detect.drain().await.map_err(StartError::from));
         }
         // After detect: the last alerts that it raised go out, too.
         if let Some(notify) = self.notify
@@ -231,13 +252,13 @@ impl App {
         }
     }
 
-    /// Resolves when a role has ended by itself.
+    /// Resolves when a role has ended by itself, or never can begin.
     async fn role_ended(&self) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             tick.tick().await;
             let detect = self.reload.detect.lock().await.as_ref().is_some_and(Detect::ended);
-            if detect || self.notify.as_ref().is_some_and(Notify::ended) {
+            if self.bridge.refused().is_some() || detect || self.notify.as_ref().is_some_and(Notify::ended) {
                 return;
             }
         }
@@ -310,22 +331,65 @@ fn start_detect(
     Ok(Detect::start(parts)?)
 }
 
-async fn start_http(
-    config: &Config,
-    roles: &Roles,
+/// What the parts of `receive` share.
+struct Shared<'a> {
+    config: &'a Config,
+    metrics: &'a Arc<Metrics>,
+    health: &'a Arc<Health>,
+}
+
+/// The queues by the names that operators know them by.
+fn named(stores: &Stores, bridge: &Bridge) -> Vec<(&'static str, Arc<dyn Queue>)> {
+    let always = [("reports", Some(&stores.reports)), ("alerts", Some(&stores.alerts))];
+    let some = [("spool", bridge.spool.as_ref()), ("rekey", bridge.rekey.as_ref())];
+    always.into_iter().chain(some).filter_map(|(name, queue)| Some((name, Arc::clone(queue?)))).collect()
+}
+
+async fn start_receive(
+    shared: &Shared<'_>,
     stores: &Stores,
-    metrics: &Arc<Metrics>,
-    health: &Arc<Health>,
+    bridge: &Bridge,
+    upkeep: &mut Vec<JoinHandle<()>>,
+    stop: &CancellationToken,
+) -> Result<Arc<receive::Receiver>, StartError> {
+    let Shared { config, metrics, health } = *shared;
+    let (settings, retry_first) = (&config.receive, config.queue.retry_first);
+    let mut publisher = stores.reports.publisher();
+    if let Some(from) = &bridge.rekey {
+        let (from, target) = (Arc::clone(from), Arc::clone(&publisher));
+        let (metrics, health) = (Arc::clone(metrics), Arc::clone(health));
+        let parts = receive::rekey::Parts { settings, retry_first, from, target, metrics, health };
+        upkeep.push(receive::rekey::start(parts, stop.clone()));
+    }
+    if let Some(store) = &bridge.spool {
+        let parts = receive::spool::Parts {
+            settings,
+            retry_first,
+            target: publisher,
+            store: Arc::clone(store),
+            takes: stores::spools(config),
+            metrics: Arc::clone(metrics),
+            health: Arc::clone(health),
+        };
+        let (spool, task) = receive::spool::Spool::start(parts, stop.clone()).await?;
+        upkeep.push(task);
+        publisher = spool;
+    }
+    Ok(Arc::new(receive::Receiver::new(settings, publisher, Arc::clone(metrics), Arc::clone(health))))
+}
+
+async fn start_http(
+    shared: &Shared<'_>,
+    roles: Roles,
+    receiver: Option<Arc<receive::Receiver>>,
+    stores: &Stores,
+    bridge: &Bridge,
     perf: Arc<PerfStats>,
     reload: Arc<Reload>,
 ) -> Result<Server, StartError> {
-    let receiver = roles.receive.then(|| {
-        let publisher = stores.reports.publisher();
-        Arc::new(receive::Receiver::new(&config.receive, publisher, Arc::clone(metrics), Arc::clone(health)))
-    });
+    let Shared { config, metrics, health } = *shared;
     let operators = admin::Services {
-        reports: Arc::clone(&stores.reports),
-        alerts: Arc::clone(&stores.alerts),
+        queues: named(stores, bridge),
         history: Arc::clone(&stores.history),
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),

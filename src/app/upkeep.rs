@@ -32,9 +32,12 @@ fn clock(period: Duration) -> Interval {
     clock
 }
 
-/// Keeps the gauges of both queues.
-pub(super) fn queues(stores: &Stores, metrics: Arc<Metrics>, stop: CancellationToken) -> JoinHandle<()> {
-    let queues = [("reports", Arc::clone(&stores.reports)), ("alerts", Arc::clone(&stores.alerts))];
+/// Keeps the gauges of the queues.
+pub(super) fn queues(
+    queues: Vec<(&'static str, Arc<dyn Queue>)>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut clock = clock(DEPTH_EVERY);
         while due(&mut clock, &stop).await {

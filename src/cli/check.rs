@@ -13,7 +13,7 @@ use super::{Common, Failure, output};
 use crate::config::{Config, Error, Errors, Roles};
 use crate::geoip::GeoIp;
 use crate::policy::PolicySet;
-use crate::{http, notify};
+use crate::{http, notify, queue};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -96,6 +96,12 @@ impl Findings {
         findings.add("listen", format!("{scheme}://{}", value("http.listen")));
         findings
             .add("queue", format!("{} ({}, {})", value("queue.kind"), value("queue.reports"), value("queue.alerts")));
+        if roles.receive {
+            findings.add("spool", spool(config, &value("receive.spool_max_bytes")));
+            if !config.receive.rekey_from.is_empty() {
+                findings.add("rekey", format!("from topic {}", config.receive.rekey_from));
+            }
+        }
         findings.add("history", format!("{}, {} days", value("history.kind"), value("history.retention_days")));
         findings.add("state", value("state.kind"));
         if roles.detect {
@@ -245,6 +251,15 @@ impl Findings {
         if config.http.admin_password.is_empty() {
             self.warn("http.admin_password", "is not set: operators' commands work on this machine only");
         }
+    }
+}
+
+/// What becomes of reports that the queue does not take.
+fn spool(config: &Config, most: &str) -> String {
+    match (config.queue.kind, config.receive.spool) {
+        (queue::Kind::Embedded, _) => "none: the queue is in the data folder".to_owned(),
+        (_, true) => format!("in the data folder, {most} at most"),
+        (_, false) => "none: reports are refused while the broker is down".to_owned(),
     }
 }
 

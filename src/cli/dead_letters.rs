@@ -116,6 +116,10 @@ struct Filter {
 enum Queue {
     Reports,
     Alerts,
+    /// What the broker will never take, of what was kept while it was down
+    Spool,
+    /// What is no report in the topic of receive.rekey_from
+    Rekey,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

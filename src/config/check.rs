@@ -21,11 +21,14 @@ const KINDS: [(&str, &[&str], &[&str]); 4] = [
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
 
+const REKEY: &str = "receive.rekey_from";
+
 /// Key, least, most, and why.
-const WHOLE: [(&str, i64, i64, &str); 24] = [
+const WHOLE: [(&str, i64, i64, &str); 25] = [
     ("http.max_connections", 1, 1_000_000, ""),
     ("http.max_headers", 8, 10_000, ""),
     ("receive.max_attrs", 1, 100_000, ""),
+    ("receive.spool_logins", 1, 10_000_000, ""),
     ("queue.embedded.max_batch", 1, 1_000_000, ""),
     ("queue.embedded.segment_messages", 100, 100_000_000, ""),
     ("queue.kafka.partitions", 1, 100_000, ""),
@@ -53,13 +56,14 @@ const WHOLE: [(&str, i64, i64, &str); 24] = [
 const MAY_BE_ZERO: [&str; 3] = ["receive.max_skew", "queue.embedded.linger", "notify.suppress"];
 
 /// Key and least size in bytes, and why.
-const SIZES: [(&str, u64, &str); 12] = [
+const SIZES: [(&str, u64, &str); 13] = [
     ("http.max_body", 1 << 10, ""),
     ("http.max_bodies", 1 << 10, ""),
     ("policy.max_alert", 1 << 10, ""),
     ("http.max_head", 8 << 10, "a browser's cookies alone may have that"),
     ("receive.max_report", 256, ""),
     ("receive.max_field", 16, ""),
+    ("receive.spool_max_bytes", 1 << 20, ""),
     ("queue.embedded.max_bytes", 1 << 20, ""),
     ("queue.embedded.cache", 1 << 20, ""),
     ("detect.unsettled_bytes", 64 << 10, ""),
@@ -69,12 +73,13 @@ const SIZES: [(&str, u64, &str); 12] = [
 ];
 
 /// Key, key that must not be smaller.
-const ORDERED: [(&str, &str); 11] = [
+const ORDERED: [(&str, &str); 12] = [
     ("http.max_body", "http.max_bodies"),
     ("history.search_timeout", "policy.time_limit"),
     ("receive.max_field", "receive.max_report"),
     ("receive.max_report", "http.max_body"),
     ("receive.max_report", "detect.unsettled_bytes"),
+    ("receive.spool_after", "receive.publish_timeout"),
     ("queue.retry_first", "queue.retry_most"),
     ("policy.retry_first", "policy.retry_most"),
     ("notify.retry_first", "notify.retry_most"),
@@ -261,7 +266,8 @@ fn http(merged: &mut Merged) {
 }
 
 fn names(merged: &mut Merged) {
-    for key in ["queue.reports", "queue.alerts"] {
+    let rekey = merged.text(REKEY).filter(|topic| !topic.is_empty()).map(|_| REKEY);
+    for key in ["queue.reports", "queue.alerts"].into_iter().chain(rekey) {
         if let Some(name) = merged.text(key) {
             let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             if name.is_empty() || name.len() > 200 || !name.chars().all(fits) {
@@ -271,6 +277,18 @@ fn names(merged: &mut Merged) {
     }
     if merged.get("queue.reports") == merged.get("queue.alerts") {
         merged.complain("queue.alerts", "is the same as queue.reports; reports and alerts need a queue each");
+    }
+    if rekey.is_none() {
+        return;
+    }
+    if merged.text("queue.kind").is_some_and(|kind| kind != "kafka") {
+        merged.complain(REKEY, "moves reports from topic to topic; it needs queue.kind = \"kafka\"");
+    }
+    for key in ["queue.reports", "queue.alerts"] {
+        if merged.get(REKEY) == merged.get(key) {
+            let text = format!("is the same as {key}; name the topic whose reports are to be moved into queue.reports");
+            merged.complain(REKEY, text);
+        }
     }
 }
 

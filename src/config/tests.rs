@@ -401,6 +401,12 @@ fn values_that_do_not_fit_together_are_told() {
         ("state.handled_for=5", "\"5\" is no duration, such as \"10s\" or \"5m\""),
         ("notify.timeout=99999999999999999999y", "is no duration, such as"),
         ("history.writer_memory=lots", "\"lots\" is no size, such as \"64 KiB\" or \"2 GiB\""),
+        ("receive.spool_logins=0", "0 is out of range: 1 to 10000000"),
+        ("receive.spool_max_bytes=1", "is too small: at least 1.0 MiB"),
+        ("receive.spool_after=1m", "must not be larger than receive.publish_timeout"),
+        ("receive.rekey_from=wforce", "it needs queue.kind = \"kafka\""),
+        ("receive.rekey_from=a b", "\"a b\" is no name of a queue"),
+        ("receive.rekey_from=trackalert-reports", "is the same as queue.reports"),
         ("http.metrics_password=yes", "\"yes\" is neither true nor false"),
         ("detect.workers=-1", "-1 is out of range: 0 to 1024"),
     ] {

@@ -33,10 +33,8 @@ pub type ReloadFn = Arc<dyn Fn() -> BoxFuture<'static, Result<String, String>> +
 /// What the routes work on.
 #[derive(Clone)]
 pub struct Services {
-    /// The reports queue.
-    pub reports: Arc<dyn Queue>,
-    /// The alerts queue.
-    pub alerts: Arc<dyn Queue>,
+    /// The queues, by the names that operators know them by.
+    pub queues: Vec<(&'static str, Arc<dyn Queue>)>,
     /// The history.
     pub history: Arc<dyn History>,
     /// The metrics.
@@ -72,7 +70,7 @@ pub(super) fn router(services: Services, passwords: Arc<Passwords>) -> Router {
 async fn status(State(admin): State<Arc<Admin>>) -> Response {
     let services = &admin.services;
     let mut queues = serde_json::Map::new();
-    for (label, queue) in [("reports", &services.reports), ("alerts", &services.alerts)] {
+    for (label, queue) in &services.queues {
         let depth = match queue.depth().await {
             Ok(depth) => json!({
                 "name": queue.name(), "messages": depth.messages, "bytes": depth.bytes, "dead_letters": depth.dead,
@@ -80,7 +78,7 @@ async fn status(State(admin): State<Arc<Admin>>) -> Response {
             }),
             Err(error) => json!({ "name": queue.name(), "error": error.to_string() }),
         };
-        queues.insert(label.to_owned(), depth);
+        queues.insert((*label).to_owned(), depth);
     }
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -129,11 +127,12 @@ struct Selection {
 
 impl Admin {
     fn queue(&self, name: &str) -> Result<&Arc<dyn Queue>, Box<Response>> {
-        match name {
-            "reports" => Ok(&self.services.reports),
-            "alerts" => Ok(&self.services.alerts),
-            _ => Err(Box::new(answer::failure(StatusCode::NOT_FOUND, "there are two queues: `reports` and `alerts`"))),
-        }
+        let queues = &self.services.queues;
+        queues.iter().find(|(label, _)| *label == name).map(|(_, queue)| queue).ok_or_else(|| {
+            let names: Vec<&str> = queues.iter().map(|(label, _)| *label).collect();
+            let text = format!("there is no such queue here; there are {}", names.join(", "));
+            Box::new(answer::failure(StatusCode::NOT_FOUND, &text))
+        })
     }
 }
 

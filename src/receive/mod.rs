@@ -2,17 +2,23 @@
 //!
 //! ```text
 //! body ─▶ decode (400 names the field) ─▶ stamp t and id, once ─▶ reports queue, keyed by login ─▶ 2xx
-//!                                                                     │ full, or out
+//!                                                                     │ full, or out: `spool`
 //!                                                                     └─▶ 503 with Retry-After
 //! ```
+//!
+//! On its own it is the bridge from wforce to a broker. `spool` stands between it and a broker that is down, `rekey` moves reports that
+//! came to Kafka another way; both `carry` messages from one queue into another.
 //!
 //! Owns what each form of request means. Never looks at a password (the HTTP server says whether it was right) and never runs a policy.
 
 pub mod answer;
 mod batch;
+mod carry;
 mod kafka_rest;
 mod readiness;
+pub mod rekey;
 mod signature;
+pub mod spool;
 mod wforce;
 
 use std::path::PathBuf;
@@ -47,6 +53,14 @@ pub struct Settings {
     pub max_skew: Duration,
     #[serde(with = "humantime_serde")]
     pub publish_timeout: Duration,
+    pub spool: bool,
+    #[serde(with = "humantime_serde")]
+    pub spool_after: Duration,
+    pub spool_max_bytes: ByteSize,
+    pub spool_logins: usize,
+    #[serde(with = "humantime_serde")]
+    pub spool_retry_most: Duration,
+    pub rekey_from: String,
 }
 
 impl Settings {
@@ -61,11 +75,39 @@ impl Settings {
 #[derive(Debug, Clone, Copy)]
 pub struct Authenticated(pub bool);
 
+/// Makes the message for the reports queue out of what a sender wrote, whichever way it came.
+struct Stamper {
+    limits: Limits,
+    max_skew: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Stamper {
+    fn new(settings: &Settings, metrics: Arc<Metrics>) -> Self {
+        Self { limits: settings.limits(), max_skew: settings.max_skew, metrics }
+    }
+
+    /// Decodes and stamps one report that was received at this time.
+    fn message(&self, body: &[u8], received: Time) -> Result<Message, Malformed> {
+        let decoded: Decoded = decode(body, &self.limits)?;
+        let dropped = decoded.dropped;
+        let stamped = decoded.stamp(received, self.max_skew);
+        let (size, most) = (stamped.body.len(), self.limits.max_report);
+        // The queue's reader has the same limit: what only just fits here would be answered 2xx and then be a dead letter.
+        if size > most {
+            let reason = format!("{size} bytes with every field written out; receive.max_report is {most}");
+            return Err(Malformed { field: String::new(), reason });
+        }
+        self.metrics.dropped_values.inc_by(u64::from(dropped));
+        self.metrics.skewed.inc_by(u64::from(stamped.skewed));
+        Ok(Message::new(stamped.report.login, stamped.body))
+    }
+}
+
 /// What every form shares.
 pub struct Receiver {
     webhook_secrets: Vec<Secret>,
-    limits: Limits,
-    max_skew: Duration,
+    stamper: Stamper,
     publish_timeout: Duration,
     publisher: Arc<dyn Publisher>,
     metrics: Arc<Metrics>,
@@ -77,8 +119,7 @@ impl Receiver {
     pub fn new(settings: &Settings, publisher: Arc<dyn Publisher>, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
         Self {
             webhook_secrets: settings.webhook_secrets.clone(),
-            limits: settings.limits(),
-            max_skew: settings.max_skew,
+            stamper: Stamper::new(settings, Arc::clone(&metrics)),
             publish_timeout: settings.publish_timeout,
             publisher,
             metrics,
@@ -88,19 +129,7 @@ impl Receiver {
 
     /// Decodes and stamps one report: the message for the queue.
     fn message(&self, body: &[u8], received: Time) -> Result<Message, Malformed> {
-        let decoded: Decoded = decode(body, &self.limits).inspect_err(|_| self.refused("malformed"))?;
-        let dropped = decoded.dropped;
-        let stamped = decoded.stamp(received, self.max_skew);
-        let (size, most) = (stamped.body.len(), self.limits.max_report);
-        // The queue's reader has the same limit: what only just fits here would be answered 2xx and then be a dead letter.
-        if size > most {
-            self.refused("malformed");
-            let reason = format!("{size} bytes with every field written out; receive.max_report is {most}");
-            return Err(Malformed { field: String::new(), reason });
-        }
-        self.metrics.dropped_values.inc_by(u64::from(dropped));
-        self.metrics.skewed.inc_by(u64::from(stamped.skewed));
-        Ok(Message::new(stamped.report.login, stamped.body))
+        self.stamper.message(body, received).inspect_err(|_| self.refused("malformed"))
     }
 
     /// Resolves when the messages are on disk. An error is the answer for the client.

@@ -90,6 +90,7 @@ cases!(Amqp:
     rejected_is_listed_resent_and_dropped,
     handled_backlog_goes_and_the_rest_is_still_there,
     message_returned_forty_times_is_still_there,
+    receiver_that_goes_while_it_is_handed_to_ends_the_source,
 );
 
 /// Cuts the connection of the source, as soon as the broker's own tools know it.

@@ -13,6 +13,7 @@ use fjall::{Keyspace, KeyspaceCreateOptions};
 use tokio::sync::watch;
 
 use super::super::QueueError;
+use super::Bound;
 use super::room::{Disk, MIN_FREE, Progress, Tail};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
@@ -38,7 +39,7 @@ pub(super) struct Log {
     pub(super) end: watch::Sender<u64>,
     /// Bytes that are not handled, and bytes on their way to the log.
     pub(super) unhandled: AtomicU64,
-    pub(super) max_bytes: u64,
+    pub(super) bound: Bound,
     /// Free bytes on the disk below which nothing more is taken.
     pub(super) min_free: u64,
     pub(super) disk: Mutex<Disk>,
@@ -53,6 +54,7 @@ impl Log {
         store: &Store,
         name: &str,
         settings: &super::Settings,
+        bound: Bound,
         metrics: Arc<Metrics>,
         label: &'static str,
     ) -> Result<(Self, Tail), QueueError> {
@@ -60,7 +62,7 @@ impl Log {
         if name.is_empty() || name.len() > 128 {
             return Err(failed("its name must have 1 to 128 bytes (queue.reports, queue.alerts)".to_owned()));
         }
-        let meta = store.keyspace(&format!("queue.{name}.meta")).map_err(|e| failed(e.to_string()))?;
+        let meta = store.keyspace(&meta_name(name)).map_err(|e| failed(e.to_string()))?;
         let dead = store.keyspace(&format!("queue.{name}.dead")).map_err(|e| failed(e.to_string()))?;
         let read = |key: &str| meta.get(key).map_err(|e| failed(store::explain(&e)));
         let (next, appended) = pair(read(TAIL)?.as_deref()).unwrap_or_default();
@@ -88,7 +90,7 @@ impl Log {
             progress: Mutex::new(Progress { position, handled: handled.min(appended) }),
             end: watch::Sender::new(next),
             unhandled: AtomicU64::new(appended.saturating_sub(handled)),
-            max_bytes: settings.max_bytes.as_u64(),
+            bound,
             min_free: MIN_FREE,
             disk: Mutex::new(Disk::default()),
             retry_after: settings.retry_after,
@@ -164,6 +166,10 @@ impl Log {
         set(&self.metrics.queue_bytes, self.unhandled());
         set(&self.metrics.dead_letters, self.dead_count.load(Ordering::Relaxed));
     }
+}
+
+pub(super) fn meta_name(name: &str) -> String {
+    format!("queue.{name}.meta")
 }
 
 fn segment_prefix(name: &str) -> String {

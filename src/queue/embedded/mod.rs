@@ -61,6 +61,15 @@ pub struct Settings {
     pub cache: ByteSize,
 }
 
+/// How many bytes of un-handled messages a queue takes, and the setting that says so, for people.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound {
+    /// The bytes.
+    pub bytes: ByteSize,
+    /// The name of the setting.
+    pub setting: &'static str,
+}
+
 /// One embedded queue. The thread behind it ends when the queue, its publishers, dead-letter places and sources are gone.
 pub struct EmbeddedQueue {
     log: Arc<Log>,
@@ -82,7 +91,21 @@ impl EmbeddedQueue {
         metrics: Arc<Metrics>,
         metrics_label: &'static str,
     ) -> Result<Arc<Self>, QueueError> {
-        let (log, tail) = Log::open(store, name, settings, metrics, metrics_label)?;
+        let bound = Bound { bytes: settings.max_bytes, setting: "queue.embedded.max_bytes" };
+        Self::open_bounded(store, name, settings, bound, max_message, metrics, metrics_label)
+    }
+
+    /// As [`EmbeddedQueue::open`], with a bound of its own instead of that of the settings.
+    pub fn open_bounded(
+        store: &Store,
+        name: &str,
+        settings: &Settings,
+        bound: Bound,
+        max_message: usize,
+        metrics: Arc<Metrics>,
+        metrics_label: &'static str,
+    ) -> Result<Arc<Self>, QueueError> {
+        let (log, tail) = Log::open(store, name, settings, bound, metrics, metrics_label)?;
         let log = Arc::new(log);
         log.show();
         let (commands, waiting) = mpsc::channel(COMMANDS);
@@ -96,6 +119,11 @@ impl EmbeddedQueue {
             .map_err(|error| log.unavailable(error))?;
         let newest = Arc::new(watch::Sender::new(0));
         Ok(Arc::new(Self { log, commands, moved, way: Arc::new(Way::new()), newest, max_message }))
+    }
+
+    /// Whether the store has a queue of this name. Makes none.
+    pub fn exists(store: &Store, name: &str) -> bool {
+        store.database().keyspace_exists(&log::meta_name(name))
     }
 
     /// How many segments the log has on disk.

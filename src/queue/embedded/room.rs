@@ -49,10 +49,10 @@ impl Log {
         }
         let take = |used: u64| {
             let sum = used.saturating_add(bytes);
-            (used == 0 || sum <= self.max_bytes).then_some(sum)
+            (used == 0 || sum <= self.bound.bytes.as_u64()).then_some(sum)
         };
         let taken = self.unhandled.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
-        let limit = || format!("queue.embedded.max_bytes = {}", bytesize::ByteSize(self.max_bytes));
+        let limit = || format!("{} = {}", self.bound.setting, self.bound.bytes);
         taken.map(|_| ()).map_err(|_| self.full(limit()))
     }
 

@@ -98,6 +98,10 @@ impl Source {
             self.skip_what_is_missing();
             self.start_read();
             let nobody_takes = self.parts.out.is_closed();
+            if nobody_takes {
+                // What was sent while the other end went lies in the channel until that goes: its tokens would never come back.
+                self.parts.out = mpsc::channel(1).0;
+            }
             if nobody_takes && self.flights.out() == 0 && self.burying == 0 {
                 return;
             }

@@ -165,7 +165,8 @@ fn nothing_is_taken_when_the_disk_is_short() {
     let store = store(temp.path());
     assert!(store.free_bytes().is_some());
     let metrics = Arc::new(Metrics::new());
-    let (mut log, _) = Log::open(&store, "reports", &settings(100), metrics, "reports").unwrap();
+    let bound = super::Bound { bytes: ByteSize::gib(2), setting: "queue.embedded.max_bytes" };
+    let (mut log, _) = Log::open(&store, "reports", &settings(100), bound, metrics, "reports").unwrap();
     log.min_free = 0;
     assert!(log.reserve(1).is_ok());
     (log.min_free, log.disk) = (u64::MAX, Default::default());

@@ -117,6 +117,10 @@ impl Source {
             }
             let settled = self.parts.shared.settle_pending(self.parts.backoff);
             let nobody_takes = self.parts.out.is_closed();
+            if nobody_takes {
+                // What was sent while the other end went lies in the channel until that goes: its tokens would never come back.
+                self.parts.out = mpsc::channel(1).0;
+            }
             if nobody_takes && lock(&self.parts.shared.lanes).at_rest() {
                 return;
             }
