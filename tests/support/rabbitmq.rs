@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 pub(crate) struct Rabbit {
     pub(crate) port: u16,
     folder: PathBuf,
+    plugins: &'static str,
 }
 
 /// The broker of this binary; started with the first question for it. `None`: it cannot run here, which was printed.
@@ -34,17 +35,60 @@ fn usable<T>(started: Result<T, &String>) -> Option<T> {
 
 impl Rabbit {
     fn start() -> Result<Self, String> {
-        let folder = tempfile::tempdir().map_err(|error| error.to_string())?.keep();
-        let rabbit = Self { port: free_ports(), folder };
-        rabbit.script("install")?;
-        rabbit.stop_with_this_process()?;
+        let rabbit = Self::prepare("rabbitmq_management,rabbitmq_consistent_hash_exchange")?;
         rabbit.script("start")?;
         Ok(rabbit)
     }
 
+    /// One that does not run yet.
+    pub(crate) fn prepare(plugins: &'static str) -> Result<Self, String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?.keep();
+        let rabbit = Self { port: free_ports(), folder, plugins };
+        rabbit.script("install")?;
+        rabbit.write_certificates().map_err(|error| error.to_string())?;
+        rabbit.stop_with_this_process()?;
+        Ok(rabbit)
+    }
+
+    /// An authority with the broker's certificate (`ca`, `cert`, `key`) and a client's (`client`, `client-key`), and another authority
+    /// (`other`).
+    fn write_certificates(&self) -> Result<(), Box<dyn std::error::Error>> {
+        use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+        let write = |name: &str, pem: String| std::fs::write(self.tls(name), pem);
+        let authority = || -> Result<_, rcgen::Error> {
+            let mut params = CertificateParams::new(Vec::new())?;
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.distinguished_name.push(DnType::CommonName, "tests");
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+            let key = KeyPair::generate()?;
+            let pem = params.self_signed(&key)?.pem();
+            Ok((Issuer::new(params, key), pem))
+        };
+        std::fs::create_dir_all(self.folder.join("data/tls"))?;
+        let (issuer, pem) = authority()?;
+        write("ca", pem)?;
+        write("other", authority()?.1)?;
+        for (certificate, name) in [("cert", "key"), ("client", "client-key")] {
+            let key = KeyPair::generate()?;
+            let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+            params.distinguished_name.push(DnType::CommonName, certificate);
+            write(certificate, params.signed_by(&key, &issuer)?.pem())?;
+            write(name, key.serialize_pem())?;
+        }
+        Ok(())
+    }
+
+    /// Where a certificate or a key lies.
+    pub(crate) fn tls(&self, name: &str) -> PathBuf {
+        self.folder.join("data/tls").join(format!("{name}.pem"))
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env("DATA_DIR", self.folder.join("data")).env("PORT", self.port.to_string());
+        command
+            .env("DATA_DIR", self.folder.join("data"))
+            .env("PORT", self.port.to_string())
+            .env("PLUGINS", self.plugins);
         command
     }
 
@@ -126,11 +170,11 @@ impl Rabbit {
     }
 }
 
-/// The first of four ports in a row (AMQP, management, the node's own two) that were free a moment ago. Below the range from which the
+/// The first of five ports in a row (AMQP, management, the node's own two, AMQP with TLS) that were free a moment ago. Below the range from which the
 /// kernel takes the ports of outgoing connections.
 fn free_ports() -> u16 {
     let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let start = 20_000 + u16::try_from(std::process::id() % 2_500).unwrap() * 4;
-    let mut candidates = (start..31_990).step_by(4).chain((20_000..start).step_by(4));
-    candidates.find(|port| (*port..port + 4).all(free)).unwrap()
+    let start = 20_000 + u16::try_from(std::process::id() % 2_390).unwrap() * 5;
+    let mut candidates = (start..31_990).step_by(5).chain((20_000..start).step_by(5));
+    candidates.find(|port| (*port..port + 5).all(free)).unwrap()
 }
