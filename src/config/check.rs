@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use super::kafka;
 use super::merged::Merged;
 use super::unknown::{CHANNEL_KEYS, nearest};
+use super::{amqp, kafka};
 
 /// Key, kinds of this program, kinds to come.
 const KINDS: [(&str, &[&str], &[&str]); 4] = [
@@ -34,6 +34,7 @@ const WHOLE: [(&str, i64, i64, &str); 25] = [
     ("queue.kafka.partitions", 1, 100_000, ""),
     ("queue.kafka.replication", 1, 1000, ""),
     ("queue.amqp.ack_batch", 1, 10_000, ""),
+    ("queue.amqp.shards", 0, 1000, ""),
     ("detect.workers", 0, 1024, ""),
     ("detect.in_flight", 1, 1_000_000, ""),
     ("detect.unsettled", 1, 10_000_000, ""),
@@ -91,7 +92,7 @@ const ORDERED: [(&str, &str); 12] = [
 /// Checks everything; mistakes are noted in `merged`.
 pub(super) fn all(merged: &mut Merged) {
     kinds(merged);
-    amqp(merged);
+    amqp::all(merged);
     ranges(merged);
     order(merged);
     http(merged);
@@ -136,31 +137,6 @@ fn kinds(merged: &mut Merged) {
         } else {
             merged.refuse(key, format!("\"{kind}\" is no kind; use {words}"));
         }
-    }
-}
-
-/// What the queues on AMQP need, where they are on AMQP.
-fn amqp(merged: &mut Merged) {
-    if merged.text("queue.kind").is_none_or(|kind| kind != "amqp") {
-        return;
-    }
-    if !cfg!(feature = "amqp") {
-        let text =
-            "\"amqp\" was left out of this program; build it with the cargo feature \"amqp\", or use \"embedded\"";
-        return merged.refuse("queue.kind", text);
-    }
-    // What it holds is not shown: it may have a password.
-    let url = merged.text("queue.amqp.url").unwrap_or_default();
-    let parsed = url.parse::<reqwest::Url>().ok();
-    let fits = parsed.as_ref().is_some_and(|url| matches!(url.scheme(), "amqp" | "amqps") && url.has_host());
-    if url.is_empty() {
-        merged.complain("queue.amqp.url", "is not set; queue.kind = \"amqp\" needs the address of the broker");
-    } else if !fits {
-        merged.complain("queue.amqp.url", "is no address such as \"amqp://user@host:5672/vhost\" or \"amqps://…\"");
-    } else if parsed.is_some_and(|url| url.password().is_some())
-        && merged.text("queue.amqp.password").is_some_and(|password| !password.is_empty())
-    {
-        merged.complain("queue.amqp.password", "queue.amqp.url has a password too; set one of the two");
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! Owns reading, merging and checking. Never opens anything that a setting names, but for the files of secrets.
 
+mod amqp;
 mod check;
 mod error;
 mod expected;

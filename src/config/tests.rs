@@ -480,6 +480,18 @@ fn queues_on_amqp_need_an_address_and_nothing_shows_it() {
     }
     let text = told(&["queue.amqp.url=amqp://ann:s3cret@host", "queue.amqp.password=other"]);
     assert!(text.contains("set one of the two") && !text.contains("s3cret"), "{text}");
+    let url = "queue.amqp.url=amqp://ann@host";
+    for (set, said) in [
+        ("queue.amqp.client_cert=/c.pem", "needs queue.amqp.client_key as well"),
+        ("queue.amqp.ca_file=/ca.pem", "write amqps:// in queue.amqp.url"),
+        ("queue.amqp.management_url=host:15672", "is no address such as"),
+        ("queue.amqp.management_url=http://ann:s3cret@host", "are those of queue.amqp.url"),
+        ("queue.amqp.member_timeout=900ms", "is too short: 1s at least"),
+        ("queue.amqp.shards=1001", "1001 is out of range: 0 to 1000"),
+    ] {
+        let text = told(&[url, set]);
+        assert!(text.contains(said) && !text.contains("s3cret"), "{text}");
+    }
     let folder = Folder::new();
     let file = format!("queue.amqp.url_file={}", folder.write("url", "amqp://ann:s3cret@host/mail\n").display());
     let config = load(None, &[], &["queue.kind=amqp", &file]).unwrap();

@@ -1,6 +1,7 @@
 //! One RabbitMQ for a test binary, started when a test first asks for it, and its management API.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use super::server::{Server, usable};
@@ -17,9 +18,57 @@ pub(crate) fn shared() -> Option<&'static Rabbit> {
 }
 
 impl Rabbit {
-    /// It takes four ports: AMQP, management, the node's own two.
     fn start() -> Result<Self, String> {
-        Ok(Self { server: Server::start("rabbitmq", 4)? })
+        let rabbit = Self::prepare("rabbitmq_management,rabbitmq_consistent_hash_exchange")?;
+        rabbit.server.script("start")?;
+        Ok(rabbit)
+    }
+
+    /// One that does not run yet. It takes five ports: AMQP, management, the node's own two, AMQP with TLS.
+    pub(crate) fn prepare(plugins: &str) -> Result<Self, String> {
+        let server = Server::prepare("rabbitmq", 5, |_| vec![("PLUGINS", plugins.to_owned())])?;
+        let rabbit = Self { server };
+        rabbit.write_certificates().map_err(|error| error.to_string())?;
+        Ok(rabbit)
+    }
+
+    /// An authority with the broker's certificate (`ca`, `cert`, `key`) and a client's (`client`, `client-key`), and another authority
+    /// (`other`).
+    fn write_certificates(&self) -> Result<(), Box<dyn std::error::Error>> {
+        use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+        let write = |name: &str, pem: String| std::fs::write(self.tls(name), pem);
+        let authority = || -> Result<_, rcgen::Error> {
+            let mut params = CertificateParams::new(Vec::new())?;
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.distinguished_name.push(DnType::CommonName, "tests");
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+            let key = KeyPair::generate()?;
+            let pem = params.self_signed(&key)?.pem();
+            Ok((Issuer::new(params, key), pem))
+        };
+        std::fs::create_dir_all(self.server.folder.join("data/tls"))?;
+        let (issuer, pem) = authority()?;
+        write("ca", pem)?;
+        write("other", authority()?.1)?;
+        for (certificate, name) in [("cert", "key"), ("client", "client-key")] {
+            let key = KeyPair::generate()?;
+            let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+            params.distinguished_name.push(DnType::CommonName, certificate);
+            write(certificate, params.signed_by(&key, &issuer)?.pem())?;
+            write(name, key.serialize_pem())?;
+        }
+        Ok(())
+    }
+
+    /// Where a certificate or a key lies.
+    pub(crate) fn tls(&self, name: &str) -> PathBuf {
+        self.server.folder.join("data/tls").join(format!("{name}.pem"))
+    }
+
+    /// Stops the broker and starts it on the same port and folder.
+    pub(crate) fn restart(&self) {
+        self.server.script("stop").unwrap();
+        self.server.script("start").unwrap();
     }
 
     /// The address for `queue.amqp.url`.

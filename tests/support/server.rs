@@ -12,7 +12,7 @@ pub(crate) struct Server {
     name: &'static str,
     /// The first of its ports.
     pub(crate) port: u16,
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// Further settings of its script.
     settings: Vec<(&'static str, String)>,
 }
@@ -41,12 +41,22 @@ impl Server {
         ports: u16,
         settings: impl FnOnce(u16) -> Vec<(&'static str, String)>,
     ) -> Result<Self, String> {
+        let server = Self::prepare(name, ports, settings)?;
+        server.script("start")?;
+        Ok(server)
+    }
+
+    /// One that does not run yet.
+    pub(crate) fn prepare(
+        name: &'static str,
+        ports: u16,
+        settings: impl FnOnce(u16) -> Vec<(&'static str, String)>,
+    ) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?.keep();
         let port = free_ports(ports);
         let server = Self { name, port, folder, settings: settings(port) };
         server.stop_with_this_process()?;
         server.script("install")?;
-        server.script("start")?;
         Ok(server)
     }
 

@@ -2,11 +2,15 @@
 //!
 //! Owns the address with its password. Never shows either: messages name host, port and virtual host only.
 
+use std::path::{Path, PathBuf};
+
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
-use lapin::uri::AMQPUri;
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Error, ErrorKind};
 
 use super::Settings;
+use super::topology::EXCHANGE_TYPE;
 
 /// A broker that is silent for twice as many seconds is gone, where the address says nothing else.
 const HEARTBEAT: u16 = 10;
@@ -15,6 +19,9 @@ const HEARTBEAT: u16 = 10;
 #[derive(Clone)]
 pub(super) struct Address {
     uri: AMQPUri,
+    ca_file: PathBuf,
+    client_cert: PathBuf,
+    client_key: PathBuf,
 }
 
 impl Address {
@@ -28,7 +35,54 @@ impl Address {
             settings.password.expose().clone_into(&mut uri.authority.userinfo.password);
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Self { uri })
+        let (ca_file, client_cert) = (settings.ca_file.clone(), settings.client_cert.clone());
+        Ok(Self { uri, ca_file, client_cert, client_key: settings.client_key.clone() })
+    }
+
+    /// Whom to trust and who we are. The files are read for each connection: certificates are renewed while the program runs.
+    pub(super) fn tls(&self) -> Result<OwnedTLSConfig, String> {
+        if self.uri.scheme != AMQPScheme::AMQPS {
+            return Ok(OwnedTLSConfig::default());
+        }
+        let chain = read(&self.ca_file, "ca_file")?.map(|pem| String::from_utf8_lossy(&pem).into_owned());
+        if chain.as_ref().is_some_and(|pem| !pem.contains("BEGIN CERTIFICATE")) {
+            return Err("queue.amqp.ca_file holds no certificate in PEM form".to_owned());
+        }
+        let pair = (read(&self.client_cert, "client_cert")?, read(&self.client_key, "client_key")?);
+        let identity = match pair {
+            (Some(pem), Some(key)) => Some(OwnedIdentity::PKCS8 { pem, key }),
+            _ => None,
+        };
+        Ok(OwnedTLSConfig { identity, cert_chain: chain })
+    }
+
+    /// The authority's certificate for a client of the management API.
+    pub(super) fn certificates(&self, wanted: bool) -> Result<Vec<reqwest::Certificate>, String> {
+        let Some(pem) = read(&self.ca_file, "ca_file")?.filter(|_| wanted) else { return Ok(Vec::new()) };
+        reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| format!("queue.amqp.ca_file: {error}"))
+    }
+
+    /// Name, password and virtual host, for the broker's management API.
+    pub(super) fn login(&self) -> (&str, &str, &str) {
+        let user = &self.uri.authority.userinfo;
+        (&user.username, &user.password, &self.uri.vhost)
+    }
+
+    /// Whether a broker that says this will say it again: what is wrong is a setting, here or there.
+    pub(super) fn lasting(error: &Error) -> bool {
+        match error.kind() {
+            ErrorKind::ProtocolError(error) => match error.kind() {
+                AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED | AMQPSoftError::PRECONDITIONFAILED) => true,
+                // A quorum queue whose replicas are still starting is "not found", too; so is a virtual host "not allowed".
+                AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => !error.get_message().as_str().contains("inaccessible"),
+                AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => !error.get_message().as_str().contains("down"),
+                AMQPErrorKind::Hard(AMQPHardError::COMMANDINVALID) => true,
+                _ => false,
+            },
+            ErrorKind::IOError(error) => is_of_tls(error),
+            ErrorKind::AuthProviderError(_) => true,
+            _ => false,
+        }
     }
 
     /// For the client library alone.
@@ -46,6 +100,17 @@ impl Address {
         let shown = self.shown();
         let (kind, said) = match error.kind() {
             ErrorKind::ProtocolError(error) => (error.kind().clone(), error.get_message().to_string()),
+            ErrorKind::IOError(error) if is_of_tls(error) => {
+                return if error.to_string().contains("received") {
+                    format!(
+                        "{shown} wants a certificate of this program that it trusts ({error}); set queue.amqp.client_cert and client_key"
+                    )
+                } else {
+                    format!(
+                        "{shown}: its certificate is not trusted ({error}); set queue.amqp.ca_file to the certificate of the authority that signed it"
+                    )
+                };
+            }
             ErrorKind::IOError(error) => {
                 return format!("{shown} cannot be reached ({error}); is the broker up, and queue.amqp.url right?");
             }
@@ -70,9 +135,26 @@ impl Address {
             AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => format!(
                 "{shown}: {said}; where the queue exists in another form, set queue.amqp.declare = false to take it as it is, or delete it"
             ),
+            AMQPErrorKind::Hard(AMQPHardError::COMMANDINVALID) if said.contains(EXCHANGE_TYPE) => format!(
+                "{shown} has no exchanges of the type {EXCHANGE_TYPE}, which queue.amqp.shards needs; enable the plugin on each of its nodes: rabbitmq-plugins enable rabbitmq_consistent_hash_exchange"
+            ),
             _ => format!("{shown}: {said}"),
         }
     }
+}
+
+/// Not of the way to the broker.
+fn is_of_tls(error: &std::io::Error) -> bool {
+    let said = error.to_string();
+    said.contains("certificate") || said.contains("fatal alert")
+}
+
+fn read(path: &Path, key: &str) -> Result<Option<Vec<u8>>, String> {
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let read = std::fs::read(path);
+    read.map(Some).map_err(|error| format!("queue.amqp.{key}: {} cannot be read: {error}", path.display()))
 }
 
 fn one_line(text: &str) -> String {

@@ -1,6 +1,7 @@
-//! The connection that publishes and looks, made again where it was lost, and the declaration of the queues.
+//! What the parts of one queue know of the broker: where it is, what it is asked and how long it may take.
 //!
-//! Owns the form in which queues are declared. Runs on the link's runtime alone.
+//! Owns the start: waiting for a broker that does not answer yet, and no longer where what it says will not change. Runs on the link's
+//! runtime and on the source's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,21 +9,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::io::{AsyncReadExt, AsyncWriteExt};
 use lapin::options::QueueDeclareOptions;
 use lapin::tcp::AMQPUriTcpExt;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::sync::{Mutex, OnceCell};
-use tokio::time::timeout;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::complaints::Complaints;
 use super::super::{Backoff, QueueError};
 use super::Settings;
 use super::address::Address;
+use super::publisher::RECONNECT_MOST;
+use super::wire::Wire;
 use crate::telemetry::Metrics;
 
-/// The first release that limits the returns of a quorum queue where nothing is said, and takes "no limit" for an answer.
-const LIMITS_RETURNS: u64 = 4;
 /// The broker's greeting is no longer.
 const GREETING: usize = 64 * 1024;
+
+/// Why the broker did not do something.
+pub(super) struct Failure {
+    pub(super) error: QueueError,
+    /// Asked again it would say the same.
+    pub(super) lasting: bool,
+}
+
+impl From<Failure> for QueueError {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
 
 /// What the parts of one queue know of the broker.
 pub(super) struct Broker {
@@ -33,9 +47,14 @@ pub(super) struct Broker {
     pub(super) name: String,
     pub(super) dead: String,
     pub(super) max_message: usize,
-    pub(super) held: Held,
+    /// The queue's own name, or those of its shards.
+    pub(super) queues: Vec<String>,
+    /// The exchange over which the processes that take from shards know of each other.
+    pub(super) members: String,
+    /// What is held of each of `queues`.
+    pub(super) held: Vec<Held>,
     pub(super) complaints: Complaints,
-    connection: Mutex<Option<Connection>>,
+    wire: Wire,
     major: OnceCell<u64>,
 }
 
@@ -65,6 +84,11 @@ impl Broker {
         name: &str,
         max_message: usize,
     ) -> Self {
+        let queues: Vec<String> = if settings.shards > 1 {
+            (0..settings.shards).map(|shard| format!("{name}-{shard}")).collect()
+        } else {
+            vec![name.to_owned()]
+        };
         Self {
             address,
             settings,
@@ -73,9 +97,11 @@ impl Broker {
             name: name.to_owned(),
             dead: format!("{name}.dead"),
             max_message,
-            held: Held::default(),
+            members: format!("{name}.members"),
+            held: queues.iter().map(|_| Held::default()).collect(),
+            queues,
             complaints: Complaints::default(),
-            connection: Mutex::default(),
+            wire: Wire::new("publisher"),
             major: OnceCell::new(),
         }
     }
@@ -88,72 +114,86 @@ impl Broker {
         self.unavailable(self.address.explain(error))
     }
 
+    /// Whether the queue is several.
+    pub(super) const fn sharded(&self) -> bool {
+        self.settings.shards > 1
+    }
+
     /// Waits for the broker no longer than is set.
     pub(super) async fn within<T>(
         &self,
         what: &str,
         answer: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<T, QueueError> {
+    ) -> Result<T, Failure> {
         match timeout(self.settings.connect_timeout, answer).await {
-            Ok(answer) => answer.map_err(|error| self.failed(&error)),
+            Ok(answer) => {
+                answer.map_err(|error| Failure { error: self.failed(&error), lasting: Address::lasting(&error) })
+            }
             Err(_) => {
                 let (shown, wait) = (self.address.shown(), self.settings.connect_timeout);
-                Err(self.unavailable(format!("{shown} did not answer within {wait:?} ({what})")))
+                let error = self.unavailable(format!("{shown} did not answer within {wait:?} ({what})"));
+                Err(Failure { error, lasting: false })
             }
         }
     }
 
-    /// A new connection, with a name that shows in the broker's tools.
-    pub(super) async fn connect(&self, role: &str) -> Result<Connection, QueueError> {
-        let name = format!("trackalert {} {role}", self.name);
-        let properties = ConnectionProperties::default().with_connection_name(name.into());
-        self.within("connect", Connection::connect_uri(self.address.uri().clone(), properties)).await
-    }
-
-    /// A channel on the connection that is there, or on a new one, after the queues were declared.
-    pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
-        let mut held = self.connection.lock().await;
-        if let Some(connection) = held.as_ref().filter(|connection| connection.status().connected())
-            && let Ok(channel) = self.within("channel", connection.create_channel()).await
-        {
-            return Ok(channel);
-        }
-        *held = None;
-        let connection = self.connect("publisher").await?;
-        self.declare(&connection).await?;
-        let channel = self.within("channel", connection.create_channel()).await?;
-        *held = Some(connection);
-        Ok(channel)
-    }
-
-    /// Makes both queues, or looks that they are there. A channel each: a refusal closes it.
-    async fn declare(&self, connection: &Connection) -> Result<(), QueueError> {
-        let passive = !self.settings.declare;
-        let mut arguments = FieldTable::default();
-        if !passive {
-            let mut set = |name: &str, value| arguments.insert(name.into(), value).contains_key(name);
-            set("x-queue-type", AMQPValue::LongString("quorum".into()));
-            // 20 returns by default would turn an outage into dead letters, or into nothing. Before that release there is no limit
-            // where none is declared, and -1 is taken for one that is reached at the first return.
-            if self.major().await? >= LIMITS_RETURNS {
-                set("x-delivery-limit", AMQPValue::LongInt(-1));
+    /// Waits for the broker, makes what must be there, and looks for what would do harm.
+    pub(super) async fn start(&self) -> Result<(), QueueError> {
+        let (began, most) = (Instant::now(), self.settings.start_timeout);
+        let mut tries = 0;
+        loop {
+            let Failure { error, lasting } = match self.first().await {
+                Ok(()) => break,
+                Err(failure) => failure,
+            };
+            tries += 1;
+            let wait = self.reconnect().wait(tries, rand::random());
+            if lasting {
+                return Err(error);
             }
+            if began.elapsed() + wait >= most {
+                let QueueError::Unavailable { reason, .. } = error else { return Err(error) };
+                return Err(self.unavailable(format!("{reason} It was tried for {most:?} (queue.amqp.start_timeout).")));
+            }
+            tracing::warn!(queue = self.name, %error, ?wait, "the broker is not there yet, trying again");
+            sleep(wait).await;
         }
-        // The dead letters lie in a quorum queue without a limit, too: replicated as the originals are, and however often somebody
-        // looks (takes them and gives them back), none is dropped. A stream would be read without that, but forgets nothing singly.
-        for name in [&self.name, &self.dead] {
-            let channel = self.within("channel", connection.create_channel()).await?;
-            let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-            let name = self.queue(name)?;
-            self.within("declare", channel.queue_declare(name, options, arguments.clone())).await?;
-            let _ = self.within("close", channel.close(200, "done".into())).await;
-        }
+        self.look_for_limits().await;
         Ok(())
     }
 
+    async fn first(&self) -> Result<(), Failure> {
+        let (connection, channel) = self.wire.channel(self, false).await?;
+        self.look_for_left(&connection).await?;
+        self.declare(&connection).await?;
+        self.done(&channel).await;
+        Ok(())
+    }
+
+    /// The waits between two connections.
+    pub(super) fn reconnect(&self) -> Backoff {
+        Backoff { most: self.backoff.most.min(RECONNECT_MOST), ..self.backoff }
+    }
+
+    /// A new connection, with a name that shows in the broker's tools.
+    pub(super) async fn connect(&self, role: &str) -> Result<Connection, Failure> {
+        let name = format!("trackalert {} {role}", self.name);
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let lasting = |reason| Failure { error: self.unavailable(reason), lasting: true };
+        let tls = self.address.tls().map_err(lasting)?;
+        let runtime = lapin::runtime::default_runtime().map_err(|error| lasting(error.to_string()))?;
+        let uri = self.address.uri().clone();
+        self.within("connect", Connection::connect_uri_with_config(uri, properties, tls, runtime)).await
+    }
+
+    /// A channel of the connection that publishes and looks, after the queues were declared where it is a new one.
+    pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
+        Ok(self.wire.channel(self, true).await?.1)
+    }
+
     /// A name as the wire has it.
-    pub(super) fn queue(&self, name: &str) -> Result<ShortString, QueueError> {
-        ShortString::try_new(name).map_err(|error| self.unavailable(error))
+    pub(super) fn queue(&self, name: &str) -> Result<ShortString, Failure> {
+        ShortString::try_new(name).map_err(|error| Failure { error: self.unavailable(error), lasting: true })
     }
 
     /// How many messages a queue has that are not handed out.
@@ -164,15 +204,17 @@ impl Broker {
     }
 
     /// The first number of the broker's version.
-    async fn major(&self) -> Result<u64, QueueError> {
+    pub(super) async fn major(&self) -> Result<u64, Failure> {
         self.major.get_or_try_init(|| self.greeted()).await.copied()
     }
 
     /// Reads the broker's greeting on a connection of its own, because the client library keeps it to itself: once a process.
-    async fn greeted(&self) -> Result<u64, QueueError> {
-        let runtime = lapin::runtime::default_runtime().map_err(|error| self.failed(&error))?;
+    async fn greeted(&self) -> Result<u64, Failure> {
+        let lasting = |reason| Failure { error: self.unavailable(reason), lasting: true };
+        let runtime = lapin::runtime::default_runtime().map_err(|error| lasting(error.to_string()))?;
+        let tls = self.address.tls().map_err(lasting)?;
         let read = async {
-            let mut stream = self.address.uri().connect_async(&runtime).await?;
+            let mut stream = self.address.uri().connect_with_config_async(tls.as_ref(), &runtime).await?;
             stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
             stream.flush().await?;
             let mut head = [0; 7];
@@ -190,16 +232,12 @@ impl Broker {
 
     /// The next channel comes with a new connection, after the queues were declared again.
     pub(super) fn forget(&self) {
-        if let Ok(mut held) = self.connection.try_lock() {
-            *held = None;
-        }
+        self.wire.forget();
     }
 
     /// Closes the connection in an orderly way.
     pub(super) async fn close(&self) {
-        if let Some(connection) = self.connection.lock().await.take() {
-            let _ = self.within("close", connection.close(200, "done".into())).await;
-        }
+        self.wire.close(self).await;
     }
 }
 

@@ -19,6 +19,7 @@ use super::super::{DeadLetter, DeadLetters, Filter, QueueError};
 use super::broker::Broker;
 use super::form;
 use super::link::Link;
+use super::publisher::To;
 
 /// How long the next of the letters that the broker has counted may take.
 const NEXT: Duration = Duration::from_secs(2);
@@ -75,7 +76,7 @@ impl Look {
         while broker.ready(&channel, &broker.dead).await? < rest as u64 && Instant::now() < deadline {
             sleep(Duration::from_millis(5)).await;
         }
-        broker.within("close", channel.close(200, "done".into())).await
+        Ok(broker.within("close", channel.close(200, "done".into())).await?)
     }
 
     fn find(&self, id: &str) -> Option<(u64, DeadLetter)> {
@@ -126,7 +127,7 @@ impl DeadLetters for Dead {
                 let Some((tag, letter)) = found else { return Ok((false, None)) };
                 let copy = letter.into_copy();
                 let copy = form::outgoing(&copy).map_err(|_| link.broker.unavailable("the letter is too large"))?;
-                link.publish(&link.broker.name, vec![copy]).await?;
+                link.publish(To::Queue, vec![copy]).await?;
                 Ok((true, Some(tag)))
             }
         })

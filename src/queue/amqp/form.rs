@@ -46,6 +46,8 @@ struct Burial {
 pub(super) struct Outgoing {
     pub(super) properties: BasicProperties,
     pub(super) body: Bytes,
+    /// What the exchange before shards goes by.
+    pub(super) route: ShortString,
 }
 
 /// The wire form of a message. `Err`: the bytes of its headers, which are too many.
@@ -80,7 +82,20 @@ fn finish(message: &Message, table: FieldTable) -> Result<Outgoing, usize> {
     let seconds = u64::try_from(message.published.micros().div_euclid(1_000_000)).unwrap_or(0);
     let properties =
         BasicProperties::default().with_delivery_mode(PERSISTENT).with_timestamp(seconds).with_headers(table);
-    Ok(Outgoing { properties, body: message.body.clone() })
+    Ok(Outgoing { properties, body: message.body.clone(), route: route(&message.key) })
+}
+
+/// The key as it is: other publishers can do the same. One that is longer than the wire takes goes by its hash.
+fn route(key: &str) -> ShortString {
+    ShortString::try_new(key).unwrap_or_else(|_| {
+        let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+        ShortString::from(hash)
+    })
+}
+
+/// How often the broker says that a message was given back.
+pub(super) fn returns(properties: &BasicProperties) -> i64 {
+    properties.headers().as_ref().and_then(|table| number_of(table, "x-delivery-count")).unwrap_or(0)
 }
 
 fn length(value: &AMQPValue) -> usize {
@@ -220,6 +235,14 @@ mod tests {
         assert_eq!((read.key.as_str(), read.published.micros()), ("", 1_700_000_000_000_000));
         let first = letter("reports", &properties, Bytes::from_static(b"b"));
         assert_eq!(first.id, letter("reports", &properties, Bytes::from_static(b"b")).id, "its id changes");
+    }
+
+    #[test]
+    fn key_is_the_route_however_long_it_is() {
+        assert_eq!(route("anna").as_str(), "anna");
+        let long = "ä".repeat(200);
+        assert_eq!(route(&long), route(&long));
+        assert_ne!(route(&long), route(&format!("{long}x")));
     }
 
     #[test]

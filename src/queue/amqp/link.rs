@@ -4,7 +4,7 @@
 //! client library, and no busy role of the program can keep it from answering the broker's heartbeats.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
 use tokio::runtime::{Builder, Handle};
@@ -19,8 +19,9 @@ use super::address::Address;
 use super::broker::Broker;
 use super::dead::Dead;
 use super::form::{self, MAX_HEADERS, Outgoing};
-use super::publisher::{self, Request};
+use super::publisher::{self, Request, To};
 use super::source;
+use super::wire::Wire;
 use crate::report::Time;
 use crate::telemetry::Metrics;
 
@@ -60,14 +61,14 @@ impl Link {
     }
 
     /// Resolves when all of the messages are confirmed.
-    pub(super) async fn publish(&self, queue: &str, messages: Vec<Outgoing>) -> Result<(), QueueError> {
+    pub(super) async fn publish(&self, to: To, messages: Vec<Outgoing>) -> Result<(), QueueError> {
         if messages.is_empty() {
             return Ok(());
         }
         let closed = || QueueError::Closed(self.broker.name.clone());
         let (answer, answered) = oneshot::channel();
         let confirmed = async {
-            let request = Request { queue: queue.to_owned(), messages, answer };
+            let request = Request { to, messages, answer };
             self.requests.send(request).await.map_err(|_| closed())?;
             answered.await.map_err(|_| closed())?
         };
@@ -93,8 +94,8 @@ pub struct AmqpQueue {
 }
 
 impl AmqpQueue {
-    /// Connects and declares (or looks for) the queue `name` and its dead letters. `max_message` bounds the body of one message;
-    /// `label` is the value of the label `queue`. Blocks until the broker has answered.
+    /// Waits for the broker within `queue.amqp.start_timeout`, and declares (or looks for) the queue `name` and its dead letters. `max_message` bounds the body of one message;
+    /// `label` is the value of the label `queue`. Blocks.
     pub fn open(
         name: &str,
         settings: &Settings,
@@ -109,7 +110,7 @@ impl AmqpQueue {
         let link = Link::start(broker, label)?;
         let (answer, answered) = std::sync::mpsc::channel();
         let broker = Arc::clone(&link.broker);
-        link.runtime.spawn(async move { answer.send(broker.channel().await.map(drop)) });
+        link.runtime.spawn(async move { answer.send(broker.start().await) });
         answered.recv().map_err(|_| QueueError::Closed(name.to_owned()))??;
         Ok(Arc::new(Self {
             link,
@@ -150,6 +151,11 @@ impl Queue for AmqpQueue {
             newest: self.newest.subscribe(),
             _newest: Arc::clone(&self.newest),
             generations: Arc::clone(&self.generations),
+            wire: Arc::new(Wire::new("source")),
+            lane: 0,
+            member: format!("{:016x}", rand::random::<u64>()).into(),
+            share: Arc::new(AtomicUsize::new(1)),
+            released: CancellationToken::new(),
             limit,
             backoff,
             out,
@@ -175,17 +181,17 @@ impl Queue for AmqpQueue {
             // While somebody looks at the dead letters they are out of their queue.
             let _nobody_looks = looking.lock().await;
             let channel = broker.channel().await?;
-            let ready = broker.ready(&channel, &broker.name).await?;
-            let dead = broker.ready(&channel, &broker.dead).await?;
-            let _ = broker.within("close", channel.close(200, "done".into())).await;
-            let held = &broker.held;
-            let oldest = i64::try_from(held.oldest.load(Ordering::Relaxed)).unwrap_or(0);
-            Ok(Depth {
-                messages: ready + held.messages.load(Ordering::Relaxed),
-                bytes: held.bytes.load(Ordering::Relaxed),
-                oldest: (oldest > 0).then(|| Time::from_micros(oldest)),
-                dead,
-            })
+            let mut depth = Depth { dead: broker.ready(&channel, &broker.dead).await?, ..Depth::default() };
+            for (name, held) in broker.queues.iter().zip(&broker.held) {
+                let ready = broker.ready(&channel, name).await?;
+                depth.messages += ready + held.messages.load(Ordering::Relaxed);
+                depth.bytes += held.bytes.load(Ordering::Relaxed);
+                let oldest = i64::try_from(held.oldest.load(Ordering::Relaxed)).unwrap_or(0);
+                let oldest = (oldest > 0).then(|| Time::from_micros(oldest));
+                depth.oldest = [depth.oldest, oldest].into_iter().flatten().min();
+            }
+            broker.done(&channel).await;
+            Ok(depth)
         }))
     }
 }
@@ -212,7 +218,7 @@ impl Publisher for AmqpPublisher {
     fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Result<(), QueueError>> {
         Box::pin(async move {
             let messages = self.encode(&messages)?;
-            self.link.publish(&self.link.broker.name, messages).await
+            self.link.publish(To::Queue, messages).await
         })
     }
 }

@@ -6,10 +6,14 @@
 //!                  └─────────────────── dead letters ─────────────────────────┘
 //! ```
 //!
-//! `address` knows where the broker is and what its refusals mean, `broker` connects and declares, `link` is the thread that
-//! publishes and looks (`publisher`, `dead`), `form` is how a message looks on the wire. `source` owns one subscription and its
-//! thread, `session` one channel of it, `settling` what becomes of deliveries there. What the broker hands out on a channel that is
-//! gone it hands out again: none is lost, some come twice.
+//! With `queue.amqp.shards` the queue is several: `<name>-0`, `<name>-1`, …, behind an exchange that keeps a key on one of them, and each
+//! is taken from by one process at a time.
+//!
+//! `address` knows where the broker is and what its refusals mean, `broker` and `wire` connect, `topology` declares, `policies` looks for
+//! limits that the broker's policies set, `link` is the thread that publishes and looks (`publisher`, `dead`), `form` is how a message
+//! looks on the wire. `source` owns one subscription and its thread, `session` one channel of it, `settling` what becomes of deliveries
+//! there. `shards` runs one channel for each shard of ours, `members` says which those are. What the broker hands out on a channel that
+//! is gone it hands out again: none is lost, some come twice.
 
 #[cfg(feature = "amqp")]
 mod address;
@@ -22,13 +26,23 @@ mod form;
 #[cfg(feature = "amqp")]
 mod link;
 #[cfg(feature = "amqp")]
+mod members;
+#[cfg(feature = "amqp")]
+mod policies;
+#[cfg(feature = "amqp")]
 mod publisher;
 #[cfg(feature = "amqp")]
 mod session;
 #[cfg(feature = "amqp")]
 mod settling;
 #[cfg(feature = "amqp")]
+mod shards;
+#[cfg(feature = "amqp")]
 mod source;
+#[cfg(feature = "amqp")]
+mod topology;
+#[cfg(feature = "amqp")]
+mod wire;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,7 +63,18 @@ pub struct Settings {
     pub url_file: PathBuf,
     pub password: Secret,
     pub password_file: PathBuf,
+    pub ca_file: PathBuf,
+    pub client_cert: PathBuf,
+    pub client_key: PathBuf,
     pub declare: bool,
+    pub shards: u32,
+    #[serde(with = "humantime_serde")]
+    pub member_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub release_timeout: Duration,
+    pub management_url: String,
+    #[serde(with = "humantime_serde")]
+    pub start_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
     #[serde(with = "humantime_serde")]
@@ -71,7 +96,15 @@ mod tests {
             url_file: PathBuf::new(),
             password: Secret::default(),
             password_file: PathBuf::new(),
+            ca_file: PathBuf::new(),
+            client_cert: PathBuf::new(),
+            client_key: PathBuf::new(),
             declare: true,
+            shards: 0,
+            member_timeout: Duration::from_secs(10),
+            release_timeout: Duration::from_secs(5),
+            management_url: String::new(),
+            start_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(5),
             confirm_timeout: Duration::from_secs(5),
             ack_batch: 256,

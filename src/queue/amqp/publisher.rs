@@ -3,7 +3,7 @@
 //! Owns the channel and every confirm that is outstanding on it. A message counts as published only when the broker has confirmed it
 //! and has not returned it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::super::{Backoff, QueueError};
+use super::super::QueueError;
 use super::broker::Broker;
 use super::form::Outgoing;
 
@@ -28,9 +28,18 @@ const REFUSED: std::time::Duration = std::time::Duration::from_secs(5);
 /// The longest wait before the broker is tried again: a connection attempt costs it nothing.
 pub(super) const RECONNECT_MOST: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Messages for one queue, and who waits for them.
+/// Where messages go.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum To {
+    /// The queue, or the exchange before its shards.
+    Queue,
+    /// The dead letters.
+    Dead,
+}
+
+/// Messages for one place, and who waits for them.
 pub(super) struct Request {
-    pub(super) queue: String,
+    pub(super) to: To,
     pub(super) messages: Vec<Outgoing>,
     pub(super) answer: oneshot::Sender<Result<(), QueueError>>,
 }
@@ -92,7 +101,13 @@ pub(super) async fn run(broker: Arc<Broker>, mut requests: mpsc::Receiver<Reques
 
 impl Publishing {
     async fn take(&mut self, request: Request) {
-        let Request { queue, messages, answer } = request;
+        let Request { to, messages, answer } = request;
+        let broker = Arc::clone(&self.broker);
+        let (exchange, queue) = match to {
+            To::Queue if broker.sharded() => (broker.name.as_str(), None),
+            To::Queue => ("", Some(broker.name.as_str())),
+            To::Dead => ("", Some(broker.dead.as_str())),
+        };
         let channel = match self.channel().await {
             Ok(channel) => channel,
             Err(error) => return drop(answer.send(Err(error))),
@@ -104,7 +119,8 @@ impl Publishing {
             let first = self.next_number;
             self.next_number += chunk.len() as u64;
             let wait = self.broker.settings.confirm_timeout;
-            let sent = timeout(wait, join_all(chunk.iter().zip(first..).map(|(m, n)| send(&channel, &queue, m, n))));
+            let sent =
+                timeout(wait, join_all(chunk.iter().zip(first..).map(|(m, n)| send(&channel, exchange, queue, m, n))));
             let Ok(sent) = sent.await else {
                 let shown = self.broker.address.shown();
                 let error = self.broker.unavailable(format!("{shown} takes nothing; has it a memory or disk alarm?"));
@@ -164,8 +180,7 @@ impl Publishing {
             }
             Err(error) => {
                 self.failures += 1;
-                let backoff = Backoff { most: self.broker.backoff.most.min(RECONNECT_MOST), ..self.broker.backoff };
-                let wait = backoff.wait(self.failures, rand::random());
+                let wait = self.broker.reconnect().wait(self.failures, rand::random());
                 if let Some(kept_back) = self.broker.complaints.due("publisher") {
                     let queue = &self.broker.name;
                     tracing::warn!(queue, %error, kept_back, "the broker cannot be published to, trying again");
@@ -182,6 +197,24 @@ impl Publishing {
         Ok(channel)
     }
 
+    /// Why a message came back.
+    fn nowhere(&self, exchange: &str, route: &str) -> String {
+        let then = if self.broker.settings.declare {
+            "it is made again with the next try"
+        } else {
+            "make it (queue.amqp.declare is false)"
+        };
+        if exchange.is_empty() {
+            format!("a message was returned as not to be routed: the queue {route} is gone from the broker; {then}")
+        } else {
+            let (first, last) = (self.broker.queues.first(), self.broker.queues.last());
+            let (first, last) = (first.map_or("", |name| name), last.map_or("", |name| name));
+            format!(
+                "a message was returned as not to be routed: nothing is bound to the exchange {exchange}, which needs the queues {first} to {last}, each bound with the key 1; {then}"
+            )
+        }
+    }
+
     /// The broker returns a message before it confirms it, and the library hands the returned one to the next confirm, whichever that
     /// is. So all that is there is looked at first: the returned one tells its own number.
     fn confirmed(&mut self, first: Confirmed) {
@@ -189,13 +222,14 @@ impl Publishing {
         while let Some(Some(next)) = self.confirms.next().now_or_never() {
             batch.push(next);
         }
-        let mut returned = HashSet::new();
+        let mut returned = HashMap::new();
         for confirmed in &mut batch {
             if let Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) = &mut confirmed.outcome
                 && let Some(message) = message.take()
             {
                 let number = message.properties.message_id().as_ref().and_then(|id| id.as_str().parse::<u64>().ok());
-                returned.extend(number);
+                let (exchange, route) = (message.exchange.as_str(), message.routing_key.as_str());
+                returned.extend(number.map(|number| (number, self.nowhere(exchange, route))));
             }
         }
         if !returned.is_empty() {
@@ -205,9 +239,7 @@ impl Publishing {
         for Confirmed { request, number, outcome } in batch {
             let broker = &self.broker;
             let failed = match outcome {
-                _ if returned.contains(&number) => {
-                    Some("the queue is gone from the broker: a message was returned as not to be routed".to_owned())
-                }
+                _ if returned.contains_key(&number) => returned.remove(&number),
                 Ok(Confirmation::Ack(_)) => {
                     self.refused = None;
                     None
@@ -234,11 +266,13 @@ impl Publishing {
 
 async fn send(
     channel: &Channel,
-    queue: &str,
+    exchange: &str,
+    queue: Option<&str>,
     message: &Outgoing,
     number: u64,
 ) -> lapin::Result<lapin::PublisherConfirm> {
     let properties = message.properties.clone().with_message_id(number.to_string().into());
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    channel.basic_publish("".into(), queue.into(), options, &message.body, properties).await
+    let route = queue.map_or_else(|| message.route.clone(), Into::into);
+    channel.basic_publish(exchange.into(), route, options, &message.body, properties).await
 }

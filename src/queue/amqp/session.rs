@@ -51,7 +51,7 @@ pub(super) struct Ahead {
 
 pub(super) struct Session<'a> {
     pub(super) parts: &'a mut Parts,
-    connection: Connection,
+    connection: Arc<Connection>,
     pub(super) channel: Channel,
     consumer: Option<Consumer>,
     consumers: u32,
@@ -61,7 +61,7 @@ pub(super) struct Session<'a> {
     /// A consumer was cancelled here. A quorum queue may still hand something out after that, which the library drops without a word.
     cancelled: bool,
     /// The highest tag that came.
-    last: u64,
+    pub(super) last: u64,
     /// Tags that were passed over: their deliveries came to nobody.
     pub(super) missed: Vec<u64>,
     pub(super) prefetch: usize,
@@ -82,20 +82,21 @@ pub(super) struct Session<'a> {
     buried: mpsc::UnboundedReceiver<(u64, Result<(), QueueError>)>,
     pub(super) burying: usize,
     pause_gone: bool,
+    /// When the shard goes to another process, finished or not.
+    release_at: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
     pub(super) async fn open(parts: &'a mut Parts) -> Result<Self, QueueError> {
         let broker = Arc::clone(&parts.link.broker);
-        let connection = broker.connect("source").await?;
-        let channel = broker.within("channel", connection.create_channel()).await?;
-        let prefetch = parts.limit.messages.clamp(1, MOST_PREFETCH);
+        let (connection, channel) = parts.wire.channel(&broker, false).await?;
+        let prefetch = parts.limit().messages.clamp(1, MOST_PREFETCH);
         let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
         broker.within("prefetch", channel.basic_qos(count, BasicQosOptions::default())).await?;
         let generation = parts.generations.fetch_add(1, Ordering::Relaxed);
         let (buried_sender, buried) = mpsc::unbounded_channel();
         let mut session = Self {
-            place: format!("{}/{:x}.{generation}", broker.name, Time::now().micros()),
+            place: format!("{}/{:x}.{generation}", parts.queue(), Time::now().micros()),
             parts,
             connection,
             channel,
@@ -119,6 +120,7 @@ impl<'a> Session<'a> {
             buried,
             burying: 0,
             pause_gone: false,
+            release_at: None,
         };
         session.pause_or_resume().await?;
         Ok(session)
@@ -133,6 +135,14 @@ impl<'a> Session<'a> {
             }
             if let Err(error) = self.look().await {
                 return End::Lost(error);
+            }
+            let at_rest = self.flights.out() == 0 && self.burying == 0;
+            if at_rest && self.parts.sharded() && self.held_for_long() {
+                // One by one they would come back behind what was taken after them: all go back with the channel.
+                return End::Renew;
+            }
+            if self.is_released(at_rest) {
+                return End::Over;
             }
             if self.cancelled && self.open == 0 && self.flights.out() == 0 && self.burying == 0 {
                 // What was handed out to a cancelled consumer goes back now, and stays with nobody.
@@ -176,15 +186,41 @@ impl<'a> Session<'a> {
         self.flush(false).await
     }
 
-    /// A paused source has no consumer, so that the broker hands out to others; nor has one that nobody takes from.
+    /// Whether the oldest delivery has waited here for as long as one may.
+    fn held_for_long(&self) -> bool {
+        let hold = self.parts.link.broker.settings.hold;
+        self.taken.front().is_some_and(|(at, _)| *at + hold <= Instant::now())
+    }
+
+    /// Whether the shard is to go to another process, and what was handed out of it is done, or has had its time.
+    fn is_released(&mut self, at_rest: bool) -> bool {
+        if !self.parts.released.is_cancelled() {
+            return false;
+        }
+        let wait = self.parts.link.broker.settings.release_timeout;
+        let late = *self.release_at.get_or_insert_with(|| Instant::now() + wait) <= Instant::now();
+        if late && !at_rest {
+            let (queue, out) = (self.parts.queue(), self.flights.out());
+            tracing::warn!(
+                queue,
+                out,
+                "a shard goes to another process before all of it is handled: the rest is handled twice (queue.amqp.release_timeout)"
+            );
+        }
+        at_rest || late
+    }
+
+    /// A paused source has no consumer, so that the broker hands out to others; nor has one that nobody takes from. A shard's stays:
+    /// without it the next process would get what follows before this one is done, and nobody else waits there.
     async fn pause_or_resume(&mut self) -> Result<(), QueueError> {
-        let wanted = !*self.parts.paused.borrow() && !self.parts.out.is_closed();
+        let keep = self.parts.sharded() && self.consumer.is_some();
+        let wanted = keep || !*self.parts.paused.borrow() && !self.parts.out.is_closed();
         let broker = Arc::clone(&self.parts.link.broker);
         match (wanted, self.consumer.take()) {
             (true, None) => {
                 self.consumers += 1;
-                let name = format!("trackalert-{}", self.consumers).into();
-                let queue = broker.queue(&broker.name)?;
+                let name = format!("trackalert-{}-{}", self.parts.member, self.consumers).into();
+                let queue = broker.queue(self.parts.queue())?;
                 let options = BasicConsumeOptions::default();
                 let consume = self.channel.basic_consume(queue, name, options, FieldTable::default());
                 self.consumer = Some(broker.within("consume", consume).await?);
@@ -206,6 +242,7 @@ impl<'a> Session<'a> {
     fn take(&mut self, delivery: lapin::message::Delivery) {
         let lapin::message::Delivery { delivery_tag, properties, data, .. } = delivery;
         let message = form::message(&properties, Bytes::from(data));
+        self.parts.link.broker.tell_returns(self.parts.queue(), form::returns(&properties));
         // An ack for many would ack what never came: it is a gap in the window, and goes back by itself.
         let missed = self.last + 1..delivery_tag;
         self.singly.extend(missed.clone());
@@ -218,7 +255,7 @@ impl<'a> Session<'a> {
 
     /// Hands out what is due and what is new. `true`: there is more, and no place for it.
     fn hand_out(&mut self) -> bool {
-        if *self.parts.paused.borrow() {
+        if *self.parts.paused.borrow() || self.parts.released.is_cancelled() {
             return false;
         }
         let now = Instant::now();
@@ -236,8 +273,9 @@ impl<'a> Session<'a> {
                 Some(Stage::Out) | None => {}
             }
         }
+        let limit = self.parts.limit();
         while let Some(next) = self.ahead.front() {
-            if !self.flights.room(next.message.body.len(), self.parts.limit) {
+            if !self.flights.room(next.message.body.len(), limit) {
                 return false;
             }
             let Ok(place) = out.try_reserve() else { return true };
@@ -251,7 +289,7 @@ impl<'a> Session<'a> {
     }
 
     fn delivery(&self, tag: u64, message: Arc<Message>, redelivered: u32) -> Delivery {
-        let token = Tag { lane: 0, generation: self.generation, sequence: tag };
+        let token = Tag { lane: self.parts.lane, generation: self.generation, sequence: tag };
         let token = AckToken::new(token, self.parts.way.sender.clone());
         Delivery { message, redelivered, coordinates: self.coordinates(tag), token }
     }
@@ -264,7 +302,7 @@ impl<'a> Session<'a> {
     fn show(&self) {
         let oldest = self.flights.oldest().or_else(|| self.ahead.front().map(|ahead| &ahead.message));
         let oldest = oldest.map_or(0, |message| u64::try_from(message.published.micros()).unwrap_or(0));
-        self.parts.link.broker.held.set(self.open, self.flights.bytes(), oldest);
+        self.parts.held().set(self.open, self.flights.bytes(), oldest);
     }
 
     /// Waits for whatever comes first. `full`: there is something to hand out and no place for it. `Some`: the channel is lost.
@@ -275,12 +313,16 @@ impl<'a> Session<'a> {
         full: bool,
         nobody_takes: bool,
     ) -> Option<String> {
-        let idle = full || nobody_takes || *self.parts.paused.borrow();
+        let released = self.parts.released.is_cancelled();
+        let idle = full || nobody_takes || released || *self.parts.paused.borrow();
         let due = self.flights.next_due().filter(|_| !idle);
         let hold = self.parts.link.broker.settings.hold;
-        let held = self.taken.front().map(|(at, _)| *at + hold);
+        // A shard's go back only when nothing of it is out.
+        let held =
+            self.taken.front().map(|(at, _)| *at + hold).filter(|_| !self.held_for_long() || !self.parts.sharded());
         let tick = Some(Instant::now() + TICK);
-        let wake = [due, held, self.flush_at, tick].into_iter().flatten().min().unwrap_or_else(Instant::now);
+        let wake =
+            [due, held, self.flush_at, self.release_at, tick].into_iter().flatten().min().unwrap_or_else(Instant::now);
         let parts = &mut *self.parts;
         let came = tokio::select! {
             _ = settlements.recv_many(settled, BATCH) => None,
@@ -292,6 +334,7 @@ impl<'a> Session<'a> {
             () = place(&parts.out), if full => None,
             () = parts.out.closed(), if !nobody_takes => None,
             () = parts.stop.cancelled() => None,
+            () = parts.released.cancelled(), if !released => None,
             _ = parts.newest.changed() => None,
             changed = parts.paused.changed(), if !self.pause_gone => {
                 self.pause_gone = changed.is_err();
@@ -322,15 +365,20 @@ impl<'a> Session<'a> {
     pub(super) async fn close(&mut self, orderly: bool) {
         let closing = async {
             if orderly {
-                let done = self.flush(true).await;
-                if let Err(error) = done.and(self.ack_the_rest().await) {
+                let done = match self.flush(true).await {
+                    Ok(()) => self.ack_the_rest().await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = done {
                     tracing::warn!(%error, "the last acks were not sent: what they cover comes again");
                 }
-                let _ = self.channel.close(200, "done".into()).await;
             }
-            let _ = self.connection.close(200, "done".into()).await;
+            let _ = self.channel.close(200, "done".into()).await;
         };
-        let _ = timeout(CLOSE, closing).await;
+        if timeout(CLOSE, closing).await.is_err() && orderly {
+            let queue = self.parts.queue();
+            tracing::warn!(queue, "the broker did not take the last acks in time: what they cover comes again");
+        }
     }
 }
 

@@ -5,17 +5,17 @@
 
 use tokio::time::Instant;
 
-use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::FieldTable;
 
 use super::super::flights::Stage;
 use super::super::{DeadLetter, QueueError, Settlement};
 use super::form;
+use super::publisher::To;
 use super::session::Session;
 
-/// Answers of the queue that the last acks get to reach it, and time where they are so many that the broker keeps some back.
-const ANSWERS: usize = 3;
-const MANY: usize = 16;
-const GRACE: std::time::Duration = std::time::Duration::from_millis(500);
+/// How often the queue is asked something that goes the way of the acks, before a channel is closed.
+const ANSWERS: usize = 2;
 
 impl Session<'_> {
     pub(super) fn settle(&mut self, tag: u64, settlement: Settlement) {
@@ -68,7 +68,7 @@ impl Session<'_> {
 
     async fn ack(&mut self, tag: u64, multiple: bool) -> Result<(), QueueError> {
         let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple });
-        self.parts.link.broker.within("ack", acked).await
+        Ok(self.parts.link.broker.within("ack", acked).await?)
     }
 
     /// What is finished behind something unfinished counts for the broker's prefetch. Where that leaves little of it, they are acked
@@ -90,13 +90,14 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// At the end: acks all that is finished, with as few commands as it takes. The broker's side of a channel keeps back what comes
-    /// while 32 commands are on their way to a quorum queue, and forgets it when the channel is closed.
+    /// At the end: acks all that is finished, with as few commands as it takes, and waits until the queue has done so.
     pub(super) async fn ack_the_rest(&mut self) -> Result<(), QueueError> {
         let last = self.flights.finished().filter(|tag| !self.singly.contains(tag)).last();
         let (finished, span) = (self.flights.finished_count(), self.flights.span());
         if let Some(last) = last
             && span - finished <= finished
+            // What is given back to a shard comes to us once more, behind what was taken after it.
+            && !self.parts.sharded()
         {
             for tag in self.flights.unfinished().filter(|tag| *tag < last).collect::<Vec<_>>() {
                 self.nack(tag).await?;
@@ -105,12 +106,24 @@ impl Session<'_> {
         } else {
             self.ack_singly().await?;
         }
-        if finished.min(span - finished) > MANY {
-            tokio::time::sleep(GRACE).await;
-        }
+        if self.last > 0 { self.applied().await } else { Ok(()) }
+    }
+
+    /// Waits until the queue has done all that was sent on this channel. The broker's side of a channel sends acks on without waiting,
+    /// keeps them back while 32 commands are on their way, and forgets those when the channel is closed: what they cover would be
+    /// handled twice. To subscribe and to cancel are commands on the same way which it answers only when the queue has done them. After
+    /// the first pair nothing is on its way, so that it sends what it kept back; after the second that is done, too.
+    async fn applied(&mut self) -> Result<(), QueueError> {
         let broker = std::sync::Arc::clone(&self.parts.link.broker);
-        for _ in 0..ANSWERS {
-            broker.ready(&self.channel, &broker.name).await?;
+        broker.within("prefetch", self.channel.basic_qos(1, BasicQosOptions::default())).await?;
+        for number in 0..ANSWERS {
+            let tag = lapin::types::ShortString::from(format!("trackalert-end-{number}"));
+            let (queue, options) = (broker.queue(self.parts.queue())?, BasicConsumeOptions::default());
+            let consume = self.channel.basic_consume(queue, tag.clone(), options, FieldTable::default());
+            // What comes to it goes back with all the rest when the channel is closed.
+            let consumer = broker.within("last acks", consume).await?;
+            broker.within("last acks", self.channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
+            drop(consumer);
         }
         Ok(())
     }
@@ -130,12 +143,16 @@ impl Session<'_> {
 
     async fn nack(&mut self, tag: u64) -> Result<(), QueueError> {
         let nacked = self.channel.basic_nack(tag, BasicNackOptions { requeue: true, ..BasicNackOptions::default() });
-        self.parts.link.broker.within("nack", nacked).await
+        Ok(self.parts.link.broker.within("nack", nacked).await?)
     }
 
     /// What has waited here for `queue.amqp.hold` goes back to the broker, before that loses its patience and closes the channel. What
     /// a role works on stays with it.
     pub(super) async fn give_back(&mut self) -> Result<(), QueueError> {
+        if self.parts.sharded() {
+            // All of it goes back at once, in order: see `Session::run`.
+            return Ok(());
+        }
         let hold = self.parts.link.broker.settings.hold;
         let now = Instant::now();
         while let Some((at, tag)) = self.taken.front().copied()
@@ -178,7 +195,7 @@ impl Session<'_> {
         self.burying += 1;
         tokio::spawn(async move {
             let done = match outgoing {
-                Ok(outgoing) => link.publish(&link.broker.dead, vec![outgoing]).await,
+                Ok(outgoing) => link.publish(To::Dead, vec![outgoing]).await,
                 Err(size) => Err(link.broker.unavailable(format!("{size} bytes of headers"))),
             };
             let _ = answer.send((tag, done));

@@ -1,0 +1,130 @@
+//! What must be there on the broker, and making it.
+//!
+//! Owns the form in which queues and exchanges are declared, and the look for messages that another number of shards left behind.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ExchangeKind};
+
+use super::broker::{Broker, Failure};
+
+/// Keeps a routing key on one queue. A plugin of the broker.
+pub(super) const EXCHANGE_TYPE: &str = "x-consistent-hash";
+/// The first release that limits the returns of a quorum queue where nothing is said, and takes "no limit" for an answer.
+const LIMITS_RETURNS: u64 = 4;
+
+impl Broker {
+    /// Makes all queues and exchanges, or looks that they are there. A channel each: a refusal closes it.
+    pub(super) async fn declare(&self, connection: &Connection) -> Result<(), Failure> {
+        let passive = !self.settings.declare;
+        let mut arguments = FieldTable::default();
+        if !passive {
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+            // 20 returns by default would turn an outage into dead letters, or into nothing. Before that release there is no limit
+            // where none is declared, and -1 is taken for one that is reached at the first return.
+            if self.major().await? >= LIMITS_RETURNS {
+                arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(-1));
+            }
+        }
+        // The dead letters lie in a quorum queue without a limit, too: replicated as the originals are, and however often somebody
+        // looks (takes them and gives them back), none is dropped. A stream would be read without that, but forgets nothing singly.
+        self.declare_queue(connection, &self.dead, passive, arguments.clone()).await?;
+        if self.sharded() && !passive {
+            // Before the last message of one process is settled, none is handed out to another.
+            arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+        }
+        for name in &self.queues {
+            self.declare_queue(connection, name, passive, arguments.clone()).await?;
+        }
+        if self.sharded() { self.declare_exchanges(connection, passive).await } else { Ok(()) }
+    }
+
+    async fn declare_queue(
+        &self,
+        connection: &Connection,
+        name: &str,
+        passive: bool,
+        arguments: FieldTable,
+    ) -> Result<(), Failure> {
+        let channel = self.within("channel", connection.create_channel()).await?;
+        let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
+        self.within("declare", channel.queue_declare(self.queue(name)?, options, arguments)).await?;
+        self.done(&channel).await;
+        Ok(())
+    }
+
+    async fn declare_exchanges(&self, connection: &Connection, passive: bool) -> Result<(), Failure> {
+        let kinds =
+            [(&self.name, ExchangeKind::Custom(EXCHANGE_TYPE.to_owned())), (&self.members, ExchangeKind::Fanout)];
+        for (name, kind) in kinds {
+            let channel = self.within("channel", connection.create_channel()).await?;
+            let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
+            let declared = channel.exchange_declare(self.queue(name)?, kind, options, FieldTable::default());
+            self.within("declare", declared).await?;
+            self.done(&channel).await;
+        }
+        if passive {
+            return Ok(());
+        }
+        let channel = self.within("channel", connection.create_channel()).await?;
+        for name in &self.queues {
+            let (queue, exchange) = (self.queue(name)?, self.queue(&self.name)?);
+            // The binding's key is the queue's weight.
+            let bound =
+                channel.queue_bind(queue, exchange, "1".into(), QueueBindOptions::default(), FieldTable::default());
+            self.within("bind", bound).await?;
+        }
+        self.done(&channel).await;
+        Ok(())
+    }
+
+    /// Messages in queues that nobody takes from with this number of shards would stay for ever, and without a word.
+    pub(super) async fn look_for_left(&self, connection: &Connection) -> Result<(), Failure> {
+        let refuse = |reason: String| Err(Failure { error: self.unavailable(reason), lasting: true });
+        let shards = self.settings.shards;
+        if !self.sharded() {
+            let first = format!("{}-0", self.name);
+            return match self.count(connection, &first).await? {
+                Some(count) if count > 0 => refuse(format!(
+                    "{first} holds {count} messages, of a time when queue.amqp.shards was set; set it again until they are handled, or delete the queues {}-…",
+                    self.name
+                )),
+                _ => Ok(()),
+            };
+        }
+        if let Some(count) = self.count(connection, &self.name).await?
+            && count > 0
+        {
+            return refuse(format!(
+                "{} holds {count} messages, of a time when queue.amqp.shards was not set; run with queue.amqp.shards = 0 until they are handled",
+                self.name
+            ));
+        }
+        let beyond = format!("{}-{shards}", self.name);
+        if self.count(connection, &beyond).await?.is_some() {
+            return refuse(format!(
+                "{beyond} is there: queue.amqp.shards was more than {shards}; set what it was, or stop all processes, let one with the old number handle the rest and delete the queues from {beyond} on"
+            ));
+        }
+        Ok(())
+    }
+
+    /// How many messages lie ready in a queue. `None`: there is no such queue, or it is not ours to see.
+    async fn count(&self, connection: &Connection, name: &str) -> Result<Option<u32>, Failure> {
+        let channel = self.within("channel", connection.create_channel()).await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(self.queue(name)?, options, FieldTable::default());
+        match self.within("look", declared).await {
+            Ok(queue) => {
+                self.done(&channel).await;
+                Ok(Some(queue.message_count()))
+            }
+            Err(failure) if failure.lasting => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    pub(super) async fn done(&self, channel: &Channel) {
+        let _ = self.within("close", channel.close(200, "done".into())).await;
+    }
+}

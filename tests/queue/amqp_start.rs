@@ -1,0 +1,143 @@
+//! Starts against a broker that is down, wants TLS, lacks a plugin or has a policy that would lose messages.
+
+use std::io::Write;
+use std::sync::{Mutex, Once, PoisonError};
+
+use super::*;
+
+/// What the program has logged in this process.
+static LOGGED: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOGGED.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn keep_the_log() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let log = tracing_subscriber::fmt().with_env_filter("off,trackalert=info").with_ansi(false);
+        log.with_writer(|| Log).init();
+    });
+}
+
+/// Whether one line of the log has all of these.
+fn logged(parts: &[&str]) -> bool {
+    let log = String::from_utf8_lossy(&LOGGED.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
+    log.lines().any(|line| parts.iter().all(|part| line.contains(part)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn start_waits_for_the_broker_and_says_which_plugin_is_missing() {
+    let Some(mut driver) = Amqp::start() else { return };
+    keep_the_log();
+    let rabbit = Rabbit::prepare("rabbitmq_management").unwrap();
+    driver.settings = settings(&rabbit.url());
+    driver.settings.start_timeout = Duration::from_secs(300);
+    let (name, waiting) = (driver.name.clone(), driver.settings.clone());
+    let metrics = Arc::clone(&driver.metrics);
+    let open = move || AmqpQueue::open(&name, &waiting, BACKOFF, 10_000, metrics, "reports");
+    let opening = tokio::task::spawn_blocking(open);
+    let (port, name) = (rabbit.port.to_string(), driver.name.clone());
+    until("no try is told", async || logged(&[&name, &port, "cannot be reached", "trying again"])).await;
+    assert!(!opening.is_finished(), "the start did not wait");
+    let rabbit = tokio::task::spawn_blocking(move || rabbit.script("start").map(|()| rabbit)).await.unwrap().unwrap();
+    let queue = timeout(Duration::from_secs(60), opening).await.unwrap().unwrap().unwrap();
+    queue.publisher().publish(numbered(0..1)).await.unwrap();
+    drop(queue);
+
+    driver.name.push_str("-sharded");
+    driver.settings.shards = 4;
+    let began = Instant::now();
+    let missing = driver.refused().await;
+    assert!(missing.contains("rabbitmq-plugins enable rabbitmq_consistent_hash_exchange"), "{missing}");
+    assert!(began.elapsed() < Duration::from_secs(60), "it went on trying");
+    tokio::task::spawn_blocking(move || rabbit.script("stop")).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_goes_by_the_authority_and_the_certificate_that_are_set() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let rabbit = driver.rabbit;
+    assert_eq!(rabbit.manage("PUT", "vhosts/mail", "").0 / 100, 2);
+    assert_eq!(rabbit.manage("PUT", "users/ann", r#"{"password":"s3cret of a file","tags":""}"#).0 / 100, 2);
+    let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+    assert_eq!(rabbit.manage("PUT", "permissions/mail/ann", all).0 / 100, 2);
+    driver.settings = settings(&format!("amqps://ann@localhost:{}/mail", rabbit.port + 4));
+    driver.settings.password = Secret::from("s3cret of a file".to_owned());
+
+    let unknown = driver.refused().await;
+    assert!(unknown.contains("is not trusted") && unknown.contains("queue.amqp.ca_file"), "{unknown}");
+    driver.settings.ca_file = rabbit.tls("other");
+    let wrong = driver.refused().await;
+    assert!(wrong.contains("is not trusted") && wrong.contains("queue.amqp.ca_file"), "{wrong}");
+    driver.settings.ca_file = rabbit.tls("key");
+    assert!(driver.refused().await.contains("queue.amqp.ca_file holds no certificate"));
+    driver.settings.ca_file = rabbit.tls("nowhere");
+    assert!(driver.refused().await.contains("nowhere.pem cannot be read"));
+    driver.settings.ca_file = rabbit.tls("ca");
+    let nobody = driver.refused().await;
+    assert!(nobody.contains("client_cert"), "{nobody}");
+
+    driver.settings.client_cert = rabbit.tls("client");
+    driver.settings.client_key = rabbit.tls("client-key");
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..100)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    assert!(take(&mut subscription, 100).await.iter().map(number).eq(0..100));
+    let there = rabbit.manage("GET", &format!("queues/mail/{}", driver.name), "").1;
+    assert_eq!(there["type"], "quorum", "{there}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limit_of_returns_in_a_policy_is_a_warning() {
+    let Some(mut driver) = Amqp::start() else { return };
+    keep_the_log();
+    driver.settings.management_url = format!("http://127.0.0.1:{}/", driver.rabbit.port + 1);
+    let told =
+        |name: &str, policy: &str| logged(&[name, policy, "a policy of the broker sets delivery-limit on this queue"]);
+    drop(driver.open().await);
+    assert!(!told(&driver.name, ""), "there is none yet");
+    for (kind, limit) in [("policies", 7), ("operator-policies", 6)] {
+        let policy = format!(
+            r#"{{"pattern":"^{}$","apply-to":"queues","definition":{{"delivery-limit":{limit}}}}}"#,
+            driver.name
+        );
+        let path = format!("{kind}/%2F/{kind}-of-{}", driver.name);
+        assert_eq!(driver.rabbit.manage("PUT", &path, &policy).0, 201);
+        // The queue sees it a moment later.
+        until("no warning", async || {
+            drop(driver.open().await);
+            told(&driver.name, &format!("{kind}-of-{}", driver.name))
+        })
+        .await;
+        assert!(logged(&[&driver.name, &format!("limit={limit}")]));
+        assert_eq!(driver.rabbit.manage("DELETE", &path, "").0, 204);
+    }
+    driver.settings.management_url = "http://127.0.0.1:1/".to_owned();
+    drop(driver.open().await);
+    assert!(logged(&[&driver.name, "management_url does not answer"]), "its silence is not told");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_that_comes_back_again_and_again_is_told_without_the_management_api() {
+    let Some(driver) = Amqp::start() else { return };
+    keep_the_log();
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..1)).await.unwrap();
+    for times in 0..7 {
+        let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+        next(&mut subscription).await;
+        end(subscription).await;
+        assert!(times > 3 || !logged(&[&driver.name, "came back many times"]), "told after {times}");
+    }
+    assert!(logged(&[&driver.name, "came back many times", "management_url"]));
+}
