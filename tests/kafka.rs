@@ -207,8 +207,8 @@ fn drained_under_load_exits_0_and_the_next_start_handles_nothing_twice() {
     let mut random = StdRng::seed_from_u64(seed);
     let (inbox, receiver) = Inbox::start();
     let site = site(broker, receiver);
-    // One report a login, so that none waits for its turn: all in hand is running, and finished.
-    let mut load = load(3000, 3000, 1, &mut random);
+    // A hundred reports a login: most of what is in hand waits for its turn.
+    let mut load = load(3000, 30, 1, &mut random);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let progress = Arc::new(Progress::default());
     let program = site.start();

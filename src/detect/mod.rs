@@ -124,7 +124,7 @@ impl Detect {
         self.task.is_finished()
     }
 
-    /// Finishes what runs within `detect.drain_timeout`; the rest is handed out again later. The source's position is stored when
+    /// Finishes what was taken within `detect.drain_timeout`; the rest is handed out again later. The source's position is stored when
     /// this resolves.
     pub async fn drain(self) -> Result<(), DetectError> {
         let _ = self.control.send(Control::Drain).await;

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::delivery::{Reason, ReasonKind};
-use super::{Message, QueueError};
+use super::{Message, QueueError, headers};
 use crate::report::Time;
 
 /// A message that will not be handled as it is, with all that is needed to understand it and to send it again.
@@ -22,6 +22,37 @@ pub struct DeadLetter {
     pub rejected_micros: i64,
     /// Where the original stood.
     pub coordinates: String,
+}
+
+impl DeadLetter {
+    /// The letter of a message that is rejected now; `unique` tells it from others of the same microsecond. One that was a dead letter
+    /// before goes on counting its attempts: who looks at it sees that sending it again did not help.
+    pub(super) fn of(message: &Message, mut reason: Reason, coordinates: String, unique: &str) -> Self {
+        let now = Time::now().micros();
+        let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
+        reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
+        Self { id: letter_id(now, unique), message: message.clone(), reason, rejected_micros: now, coordinates }
+    }
+
+    /// The copy that goes back into the queue.
+    pub(super) fn into_copy(self) -> Message {
+        let Self { mut message, reason, .. } = self;
+        let mut set = |name: &str, value: String| {
+            message.headers.retain(|(header, _)| header != name);
+            message.headers.push((name.to_owned(), value));
+        };
+        // A letter that was limited before and now failed as a whole stays limited.
+        if !reason.only.is_empty() {
+            set(headers::ONLY, reason.only.join(","));
+        }
+        set(headers::ATTEMPTS, reason.attempts.to_string());
+        message
+    }
+}
+
+/// An id that sorts by the time of rejection.
+pub(super) fn letter_id(micros: i64, unique: &str) -> String {
+    format!("{:016x}-{unique}", u64::try_from(micros).unwrap_or(0))
 }
 
 /// Which dead letters are meant. Empty means all.
@@ -127,6 +158,18 @@ mod tests {
         ] {
             assert_eq!(filter(text).matches(&letter()), meant, "{text}");
         }
+    }
+
+    #[test]
+    fn message_rejected_again_goes_on_counting_and_stays_limited_to_what_failed() {
+        let copy = letter().into_copy();
+        assert_eq!((copy.header(headers::ONLY), copy.header(headers::ATTEMPTS)), (Some("spray"), Some("3")));
+        let reason = Reason { only: Vec::new(), attempts: 2, ..letter().reason };
+        let again = DeadLetter::of(&copy, reason, "reports/0/9".to_owned(), "9");
+        assert_eq!(again.reason.attempts, 5);
+        let copy = again.into_copy();
+        assert_eq!((copy.header(headers::ONLY), copy.header(headers::ATTEMPTS)), (Some("spray"), Some("5")));
+        assert_eq!(copy.headers.len(), 2, "a header came twice");
     }
 
     #[test]

@@ -125,56 +125,113 @@ impl Detector {
 
     /// Runs until it is told to drain or fails (the end of its source is a failure); what it holds is finished or handed back.
     pub(super) async fn run(mut self, control: mpsc::Receiver<Control>) -> Result<(), DetectError> {
-        let ended = self.serve(control).await;
-        self.drain().await;
+        let mut deadline = None;
+        let ended = self.serve(control, &mut deadline).await;
+        self.hand_back(deadline.unwrap_or_else(tokio::time::Instant::now)).await;
         ended
     }
 
-    async fn serve(&mut self, mut control: mpsc::Receiver<Control>) -> Result<(), DetectError> {
+    /// Serves until the drain that `until` gets the end of has nothing more to wait for.
+    async fn serve(
+        &mut self,
+        mut control: mpsc::Receiver<Control>,
+        until: &mut Option<tokio::time::Instant>,
+    ) -> Result<(), DetectError> {
+        let mut ended = Ok(());
         let beat = self.parts.health.beat("detect");
         let mut heart = tokio::time::interval(Duration::from_secs(1));
         let mut deliveries = Vec::with_capacity(AT_ONCE);
         let mut outcomes = Vec::with_capacity(AT_ONCE);
-        loop {
-            self.start_ready();
-            let held = self.held();
+        while until.is_none_or(|deadline| self.can_finish_more(deadline)) {
+            if until.is_none() || !self.is_stuck() {
+                self.start_ready();
+            }
+            let held = until.is_some() || self.held();
             self.parts.reports.pause.send_if_modified(|paused| std::mem::replace(paused, held) != held);
-            let wake = self.next_timer();
-            tokio::select! {
+            let timer = tokio::time::Instant::from(self.next_timer());
+            let wake = until.map_or(timer, |deadline| deadline.min(timer));
+            let step = tokio::select! {
                 biased;
-                order = control.recv() => match order {
+                order = control.recv(), if until.is_none() => match order {
                     Some(Control::Load(policies, done)) => {
                         self.load(policies);
                         let _ = done.send(());
+                        Ok(())
                     }
-                    Some(Control::Drain) | None => break,
+                    Some(Control::Drain) | None => {
+                        *until = Some(self.take_no_more().await);
+                        Ok(())
+                    }
                 },
-                Some(event) = self.hangs.recv() => self.on_watchdog(event)?,
+                Some(event) = self.hangs.recv() => self.on_watchdog(event),
                 _ = self.outcomes.recv_many(&mut outcomes, AT_ONCE) => {
                     for outcome in outcomes.drain(..) {
                         self.on_outcome(outcome);
                     }
+                    Ok(())
                 }
-                Some(settled) = self.settled.recv() => self.on_settled(settled),
-                () = tokio::time::sleep_until(wake.into()) => self.on_timer()?,
-                _ = heart.tick() => beat.beat(),
-                changed = self.any_circuit.changed() => drop(changed),
-                changed = self.recoveries.changed() => {
-                    drop(changed);
+                Some(settled) = self.settled.recv() => {
+                    self.on_settled(settled);
+                    Ok(())
+                }
+                () = tokio::time::sleep_until(wake) => self.on_timer(),
+                _ = heart.tick() => {
+                    beat.beat();
+                    Ok(())
+                }
+                _ = self.any_circuit.changed() => Ok(()),
+                _ = self.recoveries.changed() => {
                     self.hurry();
+                    Ok(())
                 }
                 taken = self.parts.reports.deliveries.recv_many(&mut deliveries, AT_ONCE), if !held => {
-                    if taken == 0 {
-                        return Err(DetectError::Source);
-                    }
                     for delivery in deliveries.drain(..) {
                         self.on_delivery(delivery);
                     }
+                    if taken == 0 { Err(DetectError::Source) } else { Ok(()) }
+                }
+            };
+            if let Err(error) = step {
+                ended = ended.and(Err(error));
+                if until.is_none() {
+                    *until = Some(self.take_no_more().await);
                 }
             }
         }
         beat.done();
-        Ok(())
+        ended
+    }
+
+    /// A dependency is out, or a policy is so broken that the reports wait.
+    fn is_stuck(&self) -> bool {
+        *self.any_circuit.borrow() || self.breaker_opens().is_some()
+    }
+
+    /// Begins a drain: what was not looked at yet goes back. Gives its end.
+    async fn take_no_more(&mut self) -> tokio::time::Instant {
+        self.parts.reports.pause.send_replace(true);
+        self.parts.reports.deliveries.close();
+        while self.parts.reports.deliveries.recv().await.is_some() {}
+        tokio::time::Instant::now() + self.parts.settings.drain_timeout
+    }
+
+    /// Whether a drain goes on. All that was taken is finished, whether it runs or waits for its turn: where a queue stores one position
+    /// a partition, a report that is handed back brings all that was handled behind it again. What waits for a dependency or for a
+    /// broken policy is not waited for.
+    fn can_finish_more(&self, deadline: tokio::time::Instant) -> bool {
+        let more = if self.is_stuck() {
+            self.slots.values().any(|slot| slot.phase != Phase::Waiting)
+        } else {
+            !self.slots.is_empty()
+        };
+        let late = deadline <= tokio::time::Instant::now();
+        if more && late {
+            tracing::warn!(
+                reports = self.slots.len(),
+                "detect.drain_timeout is over; the rest is handed out again later"
+            );
+        }
+        more && !late
     }
 
     /// Nothing more is taken: a dependency is out, or a policy is so broken that the reports wait. Then some are still taken where none
@@ -330,8 +387,9 @@ impl Detector {
 
     fn on_timer(&mut self) -> Result<(), DetectError> {
         let now = Instant::now();
-        if let Some((_, call)) = self.hanging.iter().find(|(at, _)| *at <= now) {
-            return Err(DetectError::Hung { policy: call.policy.clone(), report: call.report });
+        if let Some(over) = self.hanging.iter().position(|(at, _)| *at <= now) {
+            let (_, call) = self.hanging.swap_remove(over);
+            return Err(DetectError::Hung { policy: call.policy, report: call.report });
         }
         while let Some(Reverse((at, number))) = self.retries.peek().copied()
             && at <= now
@@ -345,23 +403,8 @@ impl Detector {
         Ok(())
     }
 
-    /// Finishes what runs and settles, within the time set; everything else is dropped, and so handed out again later.
-    async fn drain(mut self) {
-        self.parts.reports.pause.send_replace(true);
-        self.parts.reports.deliveries.close();
-        while self.parts.reports.deliveries.recv().await.is_some() {}
-        self.slots.retain(|_, slot| matches!(slot.phase, Phase::Running(_) | Phase::Applying));
-        let deadline = tokio::time::Instant::now() + self.parts.settings.drain_timeout;
-        while self.slots.values().any(|slot| slot.phase != Phase::Waiting) {
-            tokio::select! {
-                Some(outcome) = self.outcomes.recv() => self.on_outcome(outcome),
-                Some(settled) = self.settled.recv() => self.on_settled(settled),
-                () = tokio::time::sleep_until(deadline) => {
-                    tracing::warn!(reports = self.slots.len(), "detect.drain_timeout is over; the rest is handed out again later");
-                    break;
-                }
-            }
-        }
+    /// Lets what is decided settle until the end of the drain; everything else is dropped, and so handed out again later.
+    async fn hand_back(mut self, deadline: tokio::time::Instant) {
         self.slots.clear();
         self.tasks.close();
         if tokio::time::timeout_at(deadline, self.tasks.wait()).await.is_err() {

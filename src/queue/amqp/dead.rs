@@ -124,7 +124,7 @@ impl DeadLetters for Dead {
             let found = look.find(&id);
             async move {
                 let Some((tag, letter)) = found else { return Ok((false, None)) };
-                let copy = form::copy(letter);
+                let copy = letter.into_copy();
                 let copy = form::outgoing(&copy).map_err(|_| link.broker.unavailable("the letter is too large"))?;
                 link.publish(&link.broker.name, vec![copy]).await?;
                 Ok((true, Some(tag)))

@@ -9,8 +9,9 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::super::dead_letter::letter_id;
 use super::super::delivery::ReasonKind;
-use super::super::{DeadLetter, Message, Reason, headers};
+use super::super::{DeadLetter, Message, Reason};
 use crate::report::Time;
 
 /// What keeps its order.
@@ -144,41 +145,13 @@ pub(super) fn letter(queue: &str, properties: &BasicProperties, body: Bytes) -> 
         let micros = message.published.micros();
         let text = "it was put here by somebody else, such as the broker's own dead-lettering".to_owned();
         Burial {
-            id: id(micros, &hash),
+            id: letter_id(micros, &hash),
             reason: Reason { kind: ReasonKind::Internal, text, only: Vec::new(), attempts: 0 },
             rejected_micros: micros,
             coordinates: format!("{queue}/unknown"),
         }
     });
     DeadLetter { id, message, reason, rejected_micros, coordinates }
-}
-
-/// An id that sorts by the time of rejection.
-pub(super) fn id(micros: i64, unique: &str) -> String {
-    format!("{:016x}-{unique}", u64::try_from(micros).unwrap_or(0))
-}
-
-/// The letter of a message that is rejected now. One that was a dead letter before goes on counting its attempts.
-pub(super) fn bury(message: &Message, mut reason: Reason, coordinates: String, unique: &str) -> DeadLetter {
-    let now = Time::now().micros();
-    let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
-    reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
-    DeadLetter { id: id(now, unique), message: message.clone(), reason, rejected_micros: now, coordinates }
-}
-
-/// The copy that goes back into the queue.
-pub(super) fn copy(letter: DeadLetter) -> Message {
-    let DeadLetter { mut message, reason, .. } = letter;
-    let mut set = |name: &str, value: String| {
-        message.headers.retain(|(header, _)| header != name);
-        message.headers.push((name.to_owned(), value));
-    };
-    // A letter that was limited before and now failed as a whole stays limited.
-    if !reason.only.is_empty() {
-        set(headers::ONLY, reason.only.join(","));
-    }
-    set(headers::ATTEMPTS, reason.attempts.to_string());
-    message
 }
 
 fn text_of(table: &FieldTable, name: &str) -> Option<String> {
@@ -229,7 +202,7 @@ mod tests {
             let out = outgoing(&message).unwrap();
             prop_assert_eq!(super::message(&out.properties, out.body), message.clone());
             let reason = Reason { kind: ReasonKind::Policy, text: "t".into(), only: vec!["a".into()], attempts: 2 };
-            let letter = bury(&message, reason, "reports/1/2".into(), "2");
+            let letter = DeadLetter::of(&message, reason, "reports/1/2".into(), "2");
             let out = buried(&letter).unwrap();
             prop_assert_eq!(super::letter("reports", &out.properties, out.body), letter);
         }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 
 use super::super::flights::Stage;
-use super::super::{QueueError, Settlement};
+use super::super::{DeadLetter, QueueError, Settlement};
 use super::form;
 use super::session::Session;
 
@@ -168,7 +168,7 @@ impl Session<'_> {
         let Some(open) = self.flights.get(tag) else { return };
         let Stage::Rejected(reason) = &open.stage else { return };
         let unique = coordinates.rsplit('/').take(2).collect::<Vec<_>>().join("-");
-        let mut letter = form::bury(&open.message, reason.clone(), coordinates, &unique);
+        let mut letter = DeadLetter::of(&open.message, reason.clone(), coordinates, &unique);
         let outgoing = form::buried(&letter).or_else(|_| {
             letter.message.headers.clear();
             letter.reason.text.push_str(" (its headers were too large to be kept)");

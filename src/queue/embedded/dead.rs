@@ -1,6 +1,6 @@
 //! The dead letters of an embedded queue: a keyspace whose keys sort by the time of rejection.
 //!
-//! Owns their ids. Reading changes nothing; every change goes through the writer's thread.
+//! Reading changes nothing; every change goes through the writer's thread.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -8,41 +8,18 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::{DeadLetter, DeadLetters, Filter, Message, QueueError, Reason, headers};
+use super::super::dead_letter::letter_id;
+use super::super::{DeadLetter, DeadLetters, Filter, Message, QueueError, Reason};
 use super::command::{Command, Room};
 use super::log::Log;
 use super::record;
-use crate::report::Time;
 
-/// The key and the bytes of a letter that is rejected now. A message that was a dead letter before goes on counting its attempts: who
-/// looks at it sees that sending it again did not help.
-pub(super) fn letter(sequence: u64, message: &Message, mut reason: Reason, coordinates: String) -> (String, Vec<u8>) {
-    let now = Time::now().micros();
-    let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
-    reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
-    let id = id(now, sequence);
-    let letter = DeadLetter { id: id.clone(), message: message.clone(), reason, rejected_micros: now, coordinates };
+/// The key and the bytes of the letter of a message that is rejected now.
+pub(super) fn letter(sequence: u64, message: &Message, reason: Reason, coordinates: String) -> (String, Vec<u8>) {
+    let letter = DeadLetter::of(message, reason, coordinates, &format!("{sequence:x}"));
     // A message that came out of this log goes back into it: none of its lengths is over the format's.
-    (id, record::encode_letter(&letter).unwrap_or_default())
-}
-
-fn id(micros: i64, sequence: u64) -> String {
-    format!("{:016x}-{sequence:x}", u64::try_from(micros).unwrap_or(0))
-}
-
-/// The copy that goes back into the queue.
-fn copy(letter: DeadLetter) -> Message {
-    let DeadLetter { mut message, reason, .. } = letter;
-    let mut set = |name: &str, value: String| {
-        message.headers.retain(|(header, _)| header != name);
-        message.headers.push((name.to_owned(), value));
-    };
-    // A letter that was limited before and now failed as a whole stays limited.
-    if !reason.only.is_empty() {
-        set(headers::ONLY, reason.only.join(","));
-    }
-    set(headers::ATTEMPTS, reason.attempts.to_string());
-    message
+    let bytes = record::encode_letter(&letter).unwrap_or_default();
+    (letter.id, bytes)
 }
 
 /// The dead-letter place of one embedded queue.
@@ -85,7 +62,7 @@ impl DeadLetters for Dead {
         let log = Arc::clone(&self.log);
         Box::pin(async move {
             let read = move || {
-                let since = filter.since.map(|since| id(since.micros(), 0));
+                let since = filter.since.map(|since| letter_id(since.micros(), "0"));
                 let from = match (after, since) {
                     (Some(after), Some(since)) if since > after => Bound::Included(since),
                     (Some(after), _) => Bound::Excluded(after),
@@ -117,7 +94,7 @@ impl DeadLetters for Dead {
         Box::pin(async move {
             let Some(letter) = self.read(&id).await? else { return Ok(false) };
             let record =
-                record::encode(&copy(letter)).ok_or_else(|| self.log.unavailable("the letter is too large"))?;
+                record::encode(&letter.into_copy()).ok_or_else(|| self.log.unavailable("the letter is too large"))?;
             let room = Room::take(&self.log, record.len() as u64)?;
             let (answer, answered) = oneshot::channel();
             self.ask(Command::Resend { key: id, record, room, answer }, answered).await

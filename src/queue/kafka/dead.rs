@@ -197,7 +197,7 @@ impl DeadLetters for Arc<Dead> {
         Box::pin(async move {
             let _one = self.changing.lock().await;
             let Some(letter) = self.one(&id).await? else { return Ok(false) };
-            self.shared.producer.publish(&[record::copy(letter)]).await?;
+            self.shared.producer.publish(&[letter.into_copy()]).await?;
             self.shared.producer.forget(&id).await?;
             Ok(true)
         })

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 
 use super::super::delivery::ReasonKind;
-use super::super::{DeadLetter, Message, Reason, headers};
+use super::super::{DeadLetter, Message, Reason};
 use crate::report::Time;
 
 /// Names of the headers of a dead letter. The original's own follow in their order, each behind [`ORIGINAL`].
@@ -50,21 +50,6 @@ fn texts(record: &impl rdkafka::Message) -> Vec<(String, String)> {
     record.headers().map_or_else(Vec::new, |headers| {
         headers.iter().map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default()))).collect()
     })
-}
-
-/// The letter of a message that is rejected now. One that was a dead letter before goes on counting its attempts: who looks at it
-/// sees that sending it again did not help.
-pub(super) fn letter(lane: u32, sequence: u64, message: &Message, mut reason: Reason, queue: &str) -> DeadLetter {
-    let now = Time::now().micros();
-    let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
-    reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
-    DeadLetter {
-        id: format!("{:016x}-{lane:x}-{sequence:x}", u64::try_from(now).unwrap_or(0)),
-        message: message.clone(),
-        reason,
-        rejected_micros: now,
-        coordinates: format!("{queue}/{lane}/{sequence}"),
-    }
 }
 
 /// The headers of a letter's record; its key is the id, its payload the original's.
@@ -118,23 +103,9 @@ pub(super) fn read_letter(record: &impl rdkafka::Message) -> Option<DeadLetter> 
     Some(DeadLetter { id, message, reason, rejected_micros, coordinates })
 }
 
-/// The copy of a letter that goes back into the queue.
-pub(super) fn copy(letter: DeadLetter) -> Message {
-    let DeadLetter { mut message, reason, .. } = letter;
-    let mut set = |name: &str, value: String| {
-        message.headers.retain(|(header, _)| header != name);
-        message.headers.push((name.to_owned(), value));
-    };
-    // A letter that was limited before and now failed as a whole stays limited.
-    if !reason.only.is_empty() {
-        set(headers::ONLY, reason.only.join(","));
-    }
-    set(headers::ATTEMPTS, reason.attempts.to_string());
-    message
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::super::headers;
     use rdkafka::Timestamp;
     use rdkafka::message::OwnedMessage;
 
@@ -155,13 +126,9 @@ mod tests {
         };
         let only = vec!["spray".to_owned(), "dormant".to_owned()];
         let reason = Reason { kind: ReasonKind::Policy, text: "it failed".to_owned(), only, attempts: 2 };
-        let letter = letter(1, 40, &message, reason, "reports");
-        assert_eq!(letter.reason.attempts, 5);
+        let letter = DeadLetter::of(&message, reason, "reports/1/40".to_owned(), "1-28");
         let record = record(Some(letter.id.as_bytes()), &letter.message.body, Some(letter_headers(&letter)));
         assert_eq!(read_letter(&record).unwrap(), letter);
-        let copy = copy(letter);
-        assert_eq!((copy.header(headers::ONLY), copy.header(headers::ATTEMPTS)), (Some("spray,dormant"), Some("5")));
-        assert_eq!(copy.header("a"), Some("1"));
     }
 
     #[test]

@@ -7,11 +7,10 @@ use std::time::Instant;
 use rdkafka::Offset;
 use rdkafka::TopicPartitionList;
 
-use super::super::{Backoff, QueueError, Settlement, Tag};
+use super::super::{Backoff, DeadLetter, QueueError, Settlement, Tag};
 use super::lanes::{Lanes, Stage};
 use super::publisher::lock;
 use super::queue::Shared;
-use super::record;
 
 impl Shared {
     /// Takes all settlements that wait. `true`: there were some.
@@ -55,7 +54,9 @@ impl Shared {
     pub(super) fn bury(&self, lanes: &mut Lanes, tag: Tag) {
         let Some(open) = lanes.get(tag) else { return };
         let Stage::Rejected(reason) = &open.stage else { return };
-        let letter = record::letter(tag.lane, tag.sequence, &open.message, reason.clone(), &self.name);
+        let Tag { lane, sequence, .. } = tag;
+        let coordinates = format!("{}/{lane}/{sequence}", self.name);
+        let letter = DeadLetter::of(&open.message, reason.clone(), coordinates, &format!("{lane:x}-{sequence:x}"));
         self.producer.bury(tag, &letter, &self.buried_sender);
     }
 
