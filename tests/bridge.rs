@@ -6,9 +6,6 @@
 #![cfg(all(feature = "kafka", feature = "amqp"))]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
 
-#[path = "support/rabbitmq.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod rabbitmq;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,9 +20,9 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use rabbitmq::Rabbit;
 use support::kafka::Broker as KafkaBroker;
 use support::program::{Program, Site};
+use support::rabbitmq::{self, Rabbit};
 use support::sender::{client, query};
 use support::trial;
 use support::wire::{self, post};
@@ -70,15 +67,15 @@ impl Broker {
 
     fn kill(self) {
         match self {
-            Self::Kafka(broker) => broker.kill(),
-            Self::Rabbit(rabbit) => rabbit.script("kill").unwrap(),
+            Self::Kafka(broker) => broker.server.kill(),
+            Self::Rabbit(rabbit) => rabbit.server.kill(),
         }
     }
 
     fn start_again(self) {
         match self {
-            Self::Kafka(broker) => broker.start_again(),
-            Self::Rabbit(rabbit) => rabbit.script("start").unwrap(),
+            Self::Kafka(broker) => broker.server.start_again(),
+            Self::Rabbit(rabbit) => rabbit.server.start_again(),
         }
     }
 }

@@ -260,22 +260,21 @@ fn dead_letters_are_listed_page_after_page() {
 fn letters_that_fit_a_filter_are_sent_again_up_to_now_so_that_one_that_fails_again_does_not_go_round_for_ever() {
     let folder = tempfile::tempdir().unwrap();
     let page = json!({"letters": [letter("1"), letter("2")], "more": false});
-    let found = |found: bool| (200, "", json!({ "found": found }));
-    let server = StandIn::with(vec![(200, "", page), found(true), found(false)]);
+    let server = StandIn::with(vec![(200, "", page), (200, "", json!({ "found": ["1"] }))]);
     let (code, out, err) = server.run(folder.path(), &["dead-letters", "resend", "--policy", "new_country"], "");
     assert_eq!((code, out.as_str()), (1, "1 sent again\n"), "{err}");
     assert!(err.contains("there is no dead letter 2"), "{err}");
     let asked = server.asked();
     assert!(asked[0].line.contains("until=20"), "{}", asked[0].line);
-    assert_eq!(asked[1].line, "POST /v1/admin/dead-letters/reports/1/resend");
-    assert_eq!(asked[2].line, "POST /v1/admin/dead-letters/reports/2/resend");
+    assert_eq!(asked[1].line, "POST /v1/admin/dead-letters/reports/resend");
+    assert_eq!(asked[1].body, r#"{"ids":["1","2"]}"#);
 }
 
 #[test]
-fn a_dry_run_changes_nothing_and_ids_are_dropped_one_by_one() {
+fn a_dry_run_changes_nothing_and_ids_are_dropped_as_they_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let page = json!({"letters": [letter("1")], "more": false});
-    let server = StandIn::with(vec![(200, "", page.clone()), (200, "", json!({"found": true})), (200, "", page)]);
+    let server = StandIn::with(vec![(200, "", page.clone()), (200, "", json!({"found": ["1"]})), (200, "", page)]);
     let (code, out, _) = server.run(folder.path(), &["dead-letters", "drop", "--all", "--dry-run"], "");
     assert!(code == 0 && out.contains("new_country"), "{out}");
     let (code, out, _) = server.run(folder.path(), &["dead-letters", "drop", "1", "--queue", "alerts"], "");
@@ -284,6 +283,6 @@ fn a_dry_run_changes_nothing_and_ids_are_dropped_one_by_one() {
     assert!(code == 0 && out.contains("stood at   reports/0/7") && out.contains("\"login\": \"alice\""), "{out}");
     let lines: Vec<String> = server.asked().into_iter().map(|one| one.line).collect();
     assert_eq!(lines[0], "GET /v1/admin/dead-letters/reports?most=200");
-    assert_eq!(lines[1], "DELETE /v1/admin/dead-letters/alerts/1");
+    assert_eq!(lines[1], "POST /v1/admin/dead-letters/alerts/drop");
     assert_eq!(lines[2], "GET /v1/admin/dead-letters/reports?id=1&most=200");
 }

@@ -108,13 +108,15 @@ fn address_outside_the_acl_is_told_so_and_cut() {
     assert_eq!(program.terminate(), Some(0));
 }
 
-const OPERATORS: [(&str, &str, u16); 6] = [
+const OPERATORS: [(&str, &str, u16); 8] = [
     ("GET", "/v1/admin/status", 200),
     ("POST", "/v1/admin/query", 200),
     ("POST", "/v1/admin/reload", 200),
     ("GET", "/v1/admin/dead-letters/reports", 200),
     ("POST", "/v1/admin/dead-letters/reports/none/resend", 200),
     ("DELETE", "/v1/admin/dead-letters/alerts/none", 200),
+    ("POST", "/v1/admin/dead-letters/reports/resend", 400),
+    ("POST", "/v1/admin/dead-letters/alerts/drop", 400),
 ];
 
 #[test]

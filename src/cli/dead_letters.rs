@@ -1,11 +1,14 @@
 //! `trackalert dead-letters`: what could not be handled, and what to do with it.
+//!
+//! Owns the words and the pages. Never takes a letter away by itself: the running process does, and confirms the copy first.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use reqwest::Method;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::Client;
 use super::session::Session;
@@ -14,7 +17,7 @@ use super::{Common, Failure, output};
 use crate::config::Roles;
 use crate::report::Time;
 
-/// Letters asked for at once.
+/// Letters asked for, and changed, at once. A broker's letters are read as a whole for each page, so small pages would cost more.
 const PAGE: usize = 200;
 
 const EXAMPLES: &str = "\
@@ -84,6 +87,9 @@ struct Change {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+    /// How to print it: a count; one object with the count and what was missing; one line a letter
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -155,7 +161,23 @@ struct Page {
 
 #[derive(Debug, Deserialize)]
 struct Found {
-    found: bool,
+    found: BTreeSet<String>,
+}
+
+impl Verb {
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Resend => "sent again",
+            Self::Drop => "dropped",
+        }
+    }
+
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Resend => "resend",
+            Self::Drop => "drop",
+        }
+    }
 }
 
 fn word<T: ValueEnum>(value: T) -> String {
@@ -191,12 +213,12 @@ fn id_of(letter: &Value) -> String {
     letter.get("id").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// Calls `each` with every letter that matches, page after page.
+/// Calls `each` with the letters that match, page after page.
 async fn pages(
     client: &Client,
     queue: Queue,
     query: &[(&'static str, String)],
-    mut each: impl AsyncFnMut(Value) -> Result<(), Failure>,
+    mut each: impl AsyncFnMut(Vec<Value>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let path = format!("/v1/admin/dead-letters/{}", word(queue));
     let mut after: Option<String> = None;
@@ -206,9 +228,7 @@ async fn pages(
         query.extend(after.take().map(|id| ("after", id)));
         let page: Page = client.admin(Method::GET, &path, &query, None).await?;
         let last = page.letters.last().map(id_of);
-        for letter in page.letters {
-            each(letter).await?;
-        }
+        each(page.letters).await?;
         match last {
             Some(last) if page.more => after = Some(last),
             _ => return Ok(()),
@@ -239,20 +259,17 @@ async fn list(
 ) -> Result<(), Failure> {
     let mut table = output::table(&["id", "rejected", "key", "reason", "failed", "tries", "why"]);
     let mut count = 0_usize;
-    let mut each = async |letter: Value| -> Result<(), Failure> {
-        match format {
-            Format::Ndjson => output::line(&letter)?,
-            Format::Json => output::print(format_args!("{}{letter}", if count == 0 { "[\n" } else { ",\n" }))?,
-            Format::Table => {
-                let paths = ["/id", "/rejected", "/key", "/reason/kind"];
-                let mut row: Vec<String> = paths.iter().map(|path| field(&letter, path)).collect();
-                row.push(only(&letter));
-                row.push(field(&letter, "/reason/attempts"));
-                row.push(field(&letter, "/reason/text"));
-                table.add_row(row);
+    let mut each = async |letters: Vec<Value>| -> Result<(), Failure> {
+        for letter in letters {
+            match format {
+                Format::Ndjson => output::line(&letter)?,
+                Format::Json => output::print(format_args!("{}{letter}", if count == 0 { "[\n" } else { ",\n" }))?,
+                Format::Table => {
+                    table.add_row(row(&letter));
+                }
             }
+            count += 1;
         }
-        count += 1;
         Ok(())
     };
     if ids.is_empty() {
@@ -274,6 +291,15 @@ async fn list(
     }
 }
 
+fn row(letter: &Value) -> Vec<String> {
+    let paths = ["/id", "/rejected", "/key", "/reason/kind"];
+    let mut row: Vec<String> = paths.iter().map(|path| field(letter, path)).collect();
+    row.push(only(letter));
+    row.push(field(letter, "/reason/attempts"));
+    row.push(field(letter, "/reason/text"));
+    row
+}
+
 fn only(letter: &Value) -> String {
     let names = letter.pointer("/reason/only").and_then(Value::as_array);
     let names = names.into_iter().flatten().filter_map(Value::as_str).map(output::clean);
@@ -282,10 +308,8 @@ fn only(letter: &Value) -> String {
 
 async fn show(client: &Client, queue: Queue, id: &str, format: Format) -> Result<(), Failure> {
     let mut found = None;
-    pages(client, queue, &[("id", id.to_owned())], async |letter: Value| {
-        if id_of(&letter) == id {
-            found = Some(letter);
-        }
+    pages(client, queue, &[("id", id.to_owned())], async |letters: Vec<Value>| {
+        found = letters.into_iter().find(|letter| id_of(letter) == id);
         Ok(())
     })
     .await?;
@@ -342,56 +366,85 @@ fn apply(common: &Common, change: &Change, verb: Verb) -> Result<(), Failure> {
     }
     Session::with(common, change.place.offline.then_some(Roles::none()), async |client| {
         if change.dry_run {
-            return list(client, change.place.queue, &change.filter.query(), &ids, Format::Table).await;
+            return list(client, change.place.queue, &change.filter.query(), &ids, change.format).await;
         }
-        let bar = output::bar(None, if verb == Verb::Drop { "dropped" } else { "sent again" });
-        bar.enable_steady_tick(Duration::from_millis(200));
-        let mut done = 0_u64;
-        let mut missing = Vec::new();
-        let mut act = async |id: String| -> Result<(), Failure> {
-            if one(client, change.place.queue, verb, &id).await? {
-                done += 1;
-                bar.inc(1);
-            } else {
-                missing.push(id);
-            }
-            Ok(())
-        };
-        let result = if ids.is_empty() {
-            // A letter that fails again becomes a new letter: without an end this would go on for ever.
-            let mut filter = change.filter.clone();
-            filter.until.get_or_insert(When(Time::now()));
-            pages(client, change.place.queue, &filter.query(), async |letter: Value| act(id_of(&letter)).await).await
-        } else {
-            let mut result = Ok(());
-            for id in ids {
-                result = act(id).await;
-                if result.is_err() {
-                    break;
-                }
-            }
-            result
-        };
-        bar.finish_and_clear();
-        output::line(format_args!("{done} {}", if verb == Verb::Drop { "dropped" } else { "sent again" }))?;
-        for id in &missing {
-            output::say(format_args!("there is no dead letter {}", output::clean(id)));
-        }
-        result?;
-        if missing.is_empty() { Ok(()) } else { Err(Failure::failed("")) }
+        Work::new(client, change, verb).all(ids).await
     })
 }
 
-async fn one(client: &Client, queue: Queue, verb: Verb, id: &str) -> Result<bool, Failure> {
-    // Part of an address: `../..` would be another route.
-    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
-    if id.is_empty() || id.starts_with('.') || !id.chars().all(fits) {
-        return Ok(false);
+/// A change of many letters, and how far it is.
+struct Work<'a> {
+    client: &'a Client,
+    change: &'a Change,
+    verb: Verb,
+    bar: indicatif::ProgressBar,
+    done: u64,
+    missing: Vec<String>,
+}
+
+impl<'a> Work<'a> {
+    fn new(client: &'a Client, change: &'a Change, verb: Verb) -> Self {
+        let bar = output::bar(None, verb.done());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self { client, change, verb, bar, done: 0, missing: Vec::new() }
     }
-    let path = format!("/v1/admin/dead-letters/{}/{id}", word(queue));
-    let found: Found = match verb {
-        Verb::Resend => client.admin(Method::POST, &format!("{path}/resend"), &[], None).await?,
-        Verb::Drop => client.admin(Method::DELETE, &path, &[], None).await?,
-    };
-    Ok(found.found)
+
+    /// These, or those that fit the filter.
+    async fn all(mut self, ids: Vec<String>) -> Result<(), Failure> {
+        let result = self.pages(ids).await;
+        self.bar.finish_and_clear();
+        let done = self.done;
+        match self.change.format {
+            Format::Table => output::line(format_args!("{done} {}", self.verb.done()))?,
+            Format::Json => output::line(format_args!("{:#}", json!({ "done": done, "missing": self.missing })))?,
+            Format::Ndjson => {}
+        }
+        for id in &self.missing {
+            output::say(format_args!("there is no dead letter {}", output::clean(id)));
+        }
+        if result.is_err() {
+            output::say("a part of the next ones may be done, too; the same command goes on with what is left");
+        }
+        result?;
+        if self.missing.is_empty() { Ok(()) } else { Err(Failure::failed("")) }
+    }
+
+    async fn pages(&mut self, ids: Vec<String>) -> Result<(), Failure> {
+        let (client, queue) = (self.client, self.change.place.queue);
+        if !ids.is_empty() {
+            for page in ids.chunks(PAGE) {
+                self.page(page).await?;
+            }
+            return Ok(());
+        }
+        // A letter that fails again becomes a new letter: without an end this would go on for ever.
+        let mut filter = self.change.filter.clone();
+        filter.until.get_or_insert(When(Time::now()));
+        pages(client, queue, &filter.query(), async |letters: Vec<Value>| {
+            self.page(&letters.iter().map(id_of).collect::<Vec<_>>()).await
+        })
+        .await
+    }
+
+    async fn page(&mut self, ids: &[String]) -> Result<(), Failure> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let path = format!("/v1/admin/dead-letters/{}/{}", word(self.change.place.queue), self.verb.path());
+        let body = json!({ "ids": ids }).to_string();
+        let Found { found } = self.client.admin(Method::POST, &path, &[], Some(body)).await?;
+        for id in ids {
+            let was_there = found.contains(id);
+            if self.change.format == Format::Ndjson {
+                output::line(json!({ "id": id, "found": was_there }))?;
+            }
+            if was_there {
+                self.done += 1;
+            } else {
+                self.missing.push(id.clone());
+            }
+        }
+        self.bar.set_position(self.done);
+        Ok(())
+    }
 }

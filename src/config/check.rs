@@ -24,7 +24,7 @@ const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
 const REKEY: &str = "receive.rekey_from";
 
 /// Key, least, most, and why.
-const WHOLE: [(&str, i64, i64, &str); 25] = [
+const WHOLE: [(&str, i64, i64, &str); 26] = [
     ("http.max_connections", 1, 1_000_000, ""),
     ("http.max_headers", 8, 10_000, ""),
     ("receive.max_attrs", 1, 100_000, ""),

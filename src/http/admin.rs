@@ -52,7 +52,7 @@ struct Admin {
     started: Instant,
 }
 
-/// The most letters in one answer.
+/// The most letters in one answer, or named in one request.
 const MOST_LETTERS: usize = 1000;
 
 pub(super) fn router(services: Services, passwords: Arc<Passwords>) -> Router {
@@ -61,6 +61,8 @@ pub(super) fn router(services: Services, passwords: Arc<Passwords>) -> Router {
         .route("/v1/admin/query", post(query))
         .route("/v1/admin/reload", post(reload))
         .route("/v1/admin/dead-letters/{queue}", get(list))
+        .route("/v1/admin/dead-letters/{queue}/resend", post(resend_all))
+        .route("/v1/admin/dead-letters/{queue}/drop", post(drop_all))
         .route("/v1/admin/dead-letters/{queue}/{id}", delete(forget))
         .route("/v1/admin/dead-letters/{queue}/{id}/resend", post(resend))
         .layer(middleware::from_fn_with_state(passwords, auth::operators_only))
@@ -232,6 +234,59 @@ async fn resend(State(admin): State<Arc<Admin>>, letter: Letter) -> Response {
 async fn forget(State(admin): State<Arc<Admin>>, letter: Letter) -> Response {
     match path(letter).and_then(|(queue, id)| Ok((admin.queue(&queue)?, id))) {
         Ok((queue, id)) => found(queue.dead_letters().drop_letter(id).await),
+        Err(refused) => *refused,
+    }
+}
+
+/// Some letters of a queue, as the body of a request names them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Letters {
+    ids: Vec<String>,
+}
+
+type Named<'a> = (&'a Arc<dyn Queue>, Vec<String>);
+
+/// The queue and the ids, or the answer where they are none.
+fn letters<'a>(
+    admin: &'a Admin,
+    queue: Result<Path<String>, PathRejection>,
+    body: &[u8],
+) -> Result<Named<'a>, Box<Response>> {
+    let queue = admin.queue(&path(queue)?)?;
+    let refused = |text: String| Box::new(answer::failure(StatusCode::BAD_REQUEST, &text));
+    let Letters { ids } = serde_json::from_slice(body).map_err(|error| refused(format!("the body: {error}")))?;
+    if ids.len() > MOST_LETTERS {
+        return Err(refused(format!("ids: at most {MOST_LETTERS} at once")));
+    }
+    Ok((queue, ids))
+}
+
+fn found_of(outcome: Result<Vec<String>, QueueError>) -> Response {
+    match outcome {
+        Ok(found) => answer::json(StatusCode::OK, &json!({ "found": found })),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn resend_all(
+    State(admin): State<Arc<Admin>>,
+    queue: Result<Path<String>, PathRejection>,
+    body: Bytes,
+) -> Response {
+    match letters(&admin, queue, &body) {
+        Ok((queue, ids)) => found_of(queue.dead_letters().resend_all(ids).await),
+        Err(refused) => *refused,
+    }
+}
+
+async fn drop_all(
+    State(admin): State<Arc<Admin>>,
+    queue: Result<Path<String>, PathRejection>,
+    body: Bytes,
+) -> Response {
+    match letters(&admin, queue, &body) {
+        Ok((queue, ids)) => found_of(queue.dead_letters().drop_all(ids).await),
         Err(refused) => *refused,
     }
 }

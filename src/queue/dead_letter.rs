@@ -112,6 +112,31 @@ pub trait DeadLetters: Send + Sync {
     fn resend(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>>;
     /// Forgets one. `false`: there is none with this id.
     fn drop_letter(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>>;
+    /// Puts these back, as `resend` does one, and gives those that were there. After an error some of them may be back. A driver that
+    /// reads all letters to find one has its own, which reads them once.
+    fn resend_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
+        Box::pin(async move {
+            let mut found = Vec::new();
+            for id in ids {
+                if self.resend(id.clone()).await? {
+                    found.push(id);
+                }
+            }
+            Ok(found)
+        })
+    }
+    /// Forgets these, as `drop_letter` does one, and gives those that were there.
+    fn drop_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
+        Box::pin(async move {
+            let mut found = Vec::new();
+            for id in ids {
+                if self.drop_letter(id.clone()).await? {
+                    found.push(id);
+                }
+            }
+            Ok(found)
+        })
+    }
 }
 
 #[cfg(test)]

@@ -46,10 +46,11 @@ async fn start_waits_for_the_broker_and_says_which_plugin_is_missing() {
     let metrics = Arc::clone(&driver.metrics);
     let open = move || AmqpQueue::open(&name, &waiting, BACKOFF, 10_000, metrics, "reports");
     let opening = tokio::task::spawn_blocking(open);
-    let (port, name) = (rabbit.port.to_string(), driver.name.clone());
+    let (port, name) = (rabbit.server.port.to_string(), driver.name.clone());
     until("no try is told", async || logged(&[&name, &port, "cannot be reached", "trying again"])).await;
     assert!(!opening.is_finished(), "the start did not wait");
-    let rabbit = tokio::task::spawn_blocking(move || rabbit.script("start").map(|()| rabbit)).await.unwrap().unwrap();
+    let rabbit =
+        tokio::task::spawn_blocking(move || rabbit.server.script("start").map(|()| rabbit)).await.unwrap().unwrap();
     let queue = timeout(Duration::from_secs(60), opening).await.unwrap().unwrap().unwrap();
     queue.publisher().publish(numbered(0..1)).await.unwrap();
     drop(queue);
@@ -71,7 +72,7 @@ async fn tls_goes_by_the_authority_and_the_certificate_that_are_set() {
     assert_eq!(rabbit.manage("PUT", "users/ann", r#"{"password":"s3cret of a file","tags":""}"#).0 / 100, 2);
     let all = r#"{"configure":".*","write":".*","read":".*"}"#;
     assert_eq!(rabbit.manage("PUT", "permissions/mail/ann", all).0 / 100, 2);
-    driver.settings = settings(&format!("amqps://ann@localhost:{}/mail", rabbit.port + 4));
+    driver.settings = settings(&format!("amqps://ann@localhost:{}/mail", rabbit.server.port + 4));
     driver.settings.password = Secret::from("s3cret of a file".to_owned());
 
     let unknown = driver.refused().await;
@@ -101,7 +102,7 @@ async fn tls_goes_by_the_authority_and_the_certificate_that_are_set() {
 async fn limit_of_returns_in_a_policy_is_a_warning() {
     let Some(mut driver) = Amqp::start() else { return };
     keep_the_log();
-    driver.settings.management_url = format!("http://127.0.0.1:{}/", driver.rabbit.port + 1);
+    driver.settings.management_url = format!("http://127.0.0.1:{}/", driver.rabbit.server.port + 1);
     let told =
         |name: &str, policy: &str| logged(&[name, policy, "a policy of the broker sets delivery-limit on this queue"]);
     drop(driver.open().await);

@@ -3,6 +3,8 @@
 # controller on CONTROLLER_PORT.
 # Takes PORT, and PORT+1 for its controller. With ADVERTISED_PORT there is a second way in, PROXIED_PORT (PORT+2), whose clients are told
 # to go to that port: where a proxy stands between them and the broker.
+# With SECURE_DIR (broker.pem with key and certificate, ca.pem) it listens with TLS and SASL (PLAIN and SCRAM-SHA-512, for SASL_USER and
+# SASL_PASSWORD) on PORT+2, and with TLS for clients with a certificate of ca.pem on PORT+3.
 NAME=kafka PORT=${PORT:-19092}
 . "$(dirname "$0")/lib.sh"
 VERSION=${KAFKA_VERSION:-4.4.0}
@@ -19,6 +21,23 @@ do_install() {
 
 # Its own log says it first; a log of the start before is overwritten.
 do_ready() { grep -q 'Kafka Server started' "$LOG"; }
+
+secure() {  # of two lines for one key the later one counts
+  local at=127.0.0.1 module=org.apache.kafka.common.security
+  cat <<P
+listeners=PLAINTEXT://$at:$PORT,CONTROLLER://$at:$CONTROLLER_PORT,SASL_SSL://$at:$((PORT + 2)),SSL://$at:$((PORT + 3))
+advertised.listeners=PLAINTEXT://$at:$PORT,SASL_SSL://$at:$((PORT + 2)),SSL://$at:$((PORT + 3))
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL
+ssl.keystore.type=PEM
+ssl.keystore.location=$SECURE_DIR/broker.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=$SECURE_DIR/ca.pem
+listener.name.ssl.ssl.client.auth=required
+listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+listener.name.sasl_ssl.plain.sasl.jaas.config=$module.plain.PlainLoginModule required user_$SASL_USER="$SASL_PASSWORD";
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=$module.scram.ScramLoginModule required;
+P
+}
 
 do_launch() {
   local listen='' advertise='' roles=broker
@@ -54,6 +73,7 @@ broker.session.timeout.ms=2000
 log.segment.bytes=16777216
 log.index.size.max.bytes=1048576
 P
+  [ -z "${SECURE_DIR:-}" ] || secure >>"$DATA_DIR/server.properties"
   cat >"$DATA_DIR/log4j2.properties" <<'P'
 appender.c.type=Console
 appender.c.name=C
@@ -64,7 +84,8 @@ rootLogger.appenderRef.c.ref=C
 P
   local run=(java $JAVA_FLAGS -Dlog4j2.configurationFile="$DATA_DIR/log4j2.properties" -cp "$LIBS/*")
   [ -e "$DATA_DIR/logs/meta.properties" ] ||
-    "${run[@]}" kafka.tools.StorageTool format -c "$DATA_DIR/server.properties" -t "${CLUSTER_ID:-AAAAAAAAQACAAAAAAAAAAQ}" --ignore-formatted
+    "${run[@]}" kafka.tools.StorageTool format -c "$DATA_DIR/server.properties" -t "${CLUSTER_ID:-AAAAAAAAQACAAAAAAAAAAQ}" --ignore-formatted \
+      ${SECURE_DIR:+--add-scram "SCRAM-SHA-512=[name=$SASL_USER,password=$SASL_PASSWORD]"}
   exec "${run[@]}" kafka.Kafka "$DATA_DIR/server.properties"
 }
 main "$@"

@@ -13,14 +13,26 @@ pub(crate) struct Broker {
 
 /// The broker of this binary. `None`: it cannot run here, which was said.
 pub(crate) fn broker() -> Option<&'static Broker> {
+    broker_with(Vec::new)
+}
+
+/// The same, started with variables for the script: one broker a binary, so always the same ones.
+pub(crate) fn broker_with(variables: impl FnOnce() -> Vec<(&'static str, String)>) -> Option<&'static Broker> {
     static BROKER: OnceLock<Result<Broker, String>> = OnceLock::new();
-    usable("Kafka", BROKER.get_or_init(Broker::start).as_ref())
+    usable("Kafka", BROKER.get_or_init(|| Broker::start(variables())).as_ref())
 }
 
 impl Broker {
-    /// It takes a port for itself, one for its controller, and the two of the way through a proxy.
-    fn start() -> Result<Self, String> {
-        let server = Server::start_with("kafka", 4, |port| vec![("ADVERTISED_PORT", (port + 3).to_string())])?;
+    /// It takes a port for itself, one for its controller, and two for further ways in: through a proxy, or those of the variables.
+    fn start(variables: Vec<(&'static str, String)>) -> Result<Self, String> {
+        let through_a_proxy = |port: u16| vec![("ADVERTISED_PORT", (port + 3).to_string())];
+        let settings = |port| if variables.is_empty() { through_a_proxy(port) } else { variables };
+        let server = Server::start_with("kafka", 4, settings)?;
         Ok(Self { address: format!("127.0.0.1:{}", server.port), server })
+    }
+
+    /// The address of a further listener.
+    pub(crate) fn listener(&self, above: u16) -> String {
+        format!("127.0.0.1:{}", self.server.port + above)
     }
 }

@@ -3,6 +3,7 @@
 //! Owns the rule that a look changes nothing: the queue has no limit of returns, and a look ends when the broker has got back what it
 //! had handed out.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ use super::publisher::To;
 const NEXT: Duration = Duration::from_secs(2);
 /// How long the broker may take to show again what it got back.
 const RETURN: Duration = Duration::from_secs(5);
+
+/// Single acks on one channel before it is closed: a quorum queue that is behind holds back what comes after some thirty, and forgets
+/// it with the channel, so that letters that were taken out would be there again.
+const ACKS: usize = 16;
 
 /// The dead-letter place of one AMQP queue.
 pub(super) struct Dead {
@@ -62,42 +67,55 @@ impl Look {
         Ok(look)
     }
 
-    /// Takes one out for good, and gives the rest back.
-    async fn close(self, without: Option<u64>) -> Result<(), QueueError> {
+    /// Takes those with these ids out for good, and gives the rest back. `true`: some of them may be left, look again.
+    async fn close(self, gone: &BTreeSet<String>) -> Result<bool, QueueError> {
         let Self { broker, channel, letters } = self;
-        if let Some(tag) = without {
-            broker.within("ack", channel.basic_ack(tag, BasicAckOptions::default())).await?;
+        let goes = |(_, letter): &&(u64, DeadLetter)| gone.contains(&letter.id);
+        let front = letters.iter().take_while(goes).count();
+        if let Some((tag, _)) = front.checked_sub(1).and_then(|last| letters.get(last)) {
+            broker.within("ack", channel.basic_ack(*tag, BasicAckOptions { multiple: true })).await?;
+        }
+        let others: Vec<u64> = letters.iter().skip(front).filter(goes).map(|(tag, _)| *tag).collect();
+        let singly = others.len().min(ACKS);
+        for tag in others.iter().take(singly) {
+            broker.within("ack", channel.basic_ack(*tag, BasicAckOptions::default())).await?;
         }
         broker.within("close", channel.close(200, "done".into())).await?;
-        let rest = letters.len() - usize::from(without.is_some());
+        let rest = (letters.len() - front - singly) as u64;
         // The queue gets them back a little later than the channel is closed; whoever looks next must find them.
         let channel = broker.channel().await?;
         let deadline = Instant::now() + RETURN;
-        while broker.ready(&channel, &broker.dead).await? < rest as u64 && Instant::now() < deadline {
+        let mut ready = broker.ready(&channel, &broker.dead).await?;
+        while ready < rest && Instant::now() < deadline {
             sleep(Duration::from_millis(5)).await;
+            ready = broker.ready(&channel, &broker.dead).await?;
         }
-        Ok(broker.within("close", channel.close(200, "done".into())).await?)
+        broker.within("close", channel.close(200, "done".into())).await?;
+        Ok(singly < others.len() || (front + singly > 0 && ready > rest))
     }
 
-    fn find(&self, id: &str) -> Option<(u64, DeadLetter)> {
-        self.letters.iter().find(|(_, letter)| letter.id == id).cloned()
+    fn find(&self, ids: &[String]) -> Vec<DeadLetter> {
+        self.letters.iter().map(|(_, letter)| letter).filter(|letter| ids.contains(&letter.id)).cloned().collect()
     }
 }
 
 impl Dead {
-    /// Looks, and does something with one letter before the look ends; `true`: then it goes.
+    /// Looks, and does something with letters before the look ends; those with the ids that it gives go then.
     fn with<T, F>(&self, work: impl FnOnce(Link, &Look) -> F + Send + 'static) -> BoxFuture<'_, Result<T, QueueError>>
     where
         T: Send + 'static,
-        F: Future<Output = Result<(T, Option<u64>), QueueError>> + Send + 'static,
+        F: Future<Output = Result<(T, Vec<String>), QueueError>> + Send + 'static,
     {
         let (link, looking) = (self.link.clone(), Arc::clone(&self.looking));
         Box::pin(self.link.run(async move {
             let _alone = looking.lock().await;
-            let look = Look::open(Arc::clone(&link.broker)).await?;
+            let broker = Arc::clone(&link.broker);
+            let mut look = Look::open(Arc::clone(&broker)).await?;
             let done = work(link, &look).await;
-            let without = done.as_ref().ok().and_then(|(_, without)| *without);
-            look.close(without).await?;
+            let gone = done.as_ref().map(|(_, gone)| gone.iter().cloned().collect()).unwrap_or_default();
+            while look.close(&gone).await? {
+                look = Look::open(Arc::clone(&broker)).await?;
+            }
             done.map(|(value, _)| value)
         }))
     }
@@ -116,27 +134,40 @@ impl DeadLetters for Dead {
             let mut letters: Vec<_> = look.letters.iter().map(|(_, letter)| letter).filter(meant).cloned().collect();
             letters.sort_by(|a, b| a.id.cmp(&b.id));
             letters.truncate(most);
-            std::future::ready(Ok((letters, None)))
+            std::future::ready(Ok((letters, Vec::new())))
         })
     }
 
     fn resend(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>> {
+        Box::pin(async move { Ok(!self.resend_all(vec![id]).await?.is_empty()) })
+    }
+
+    fn drop_letter(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>> {
+        Box::pin(async move { Ok(!self.drop_all(vec![id]).await?.is_empty()) })
+    }
+
+    fn resend_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
         self.with(move |link, look| {
-            let found = look.find(&id);
+            let letters = look.find(&ids);
             async move {
-                let Some((tag, letter)) = found else { return Ok((false, None)) };
-                let copy = letter.into_copy();
-                let copy = form::outgoing(&copy).map_err(|_| link.broker.unavailable("the letter is too large"))?;
-                link.publish(To::Queue, vec![copy]).await?;
-                Ok((true, Some(tag)))
+                let found: Vec<String> = letters.iter().map(|letter| letter.id.clone()).collect();
+                let mut copies = Vec::new();
+                for letter in letters {
+                    let id = letter.id.clone();
+                    let copy = form::outgoing(&letter.into_copy());
+                    copies.push(copy.map_err(|_| link.broker.unavailable(format!("the letter {id} is too large")))?);
+                }
+                // Every copy is confirmed before the first letter goes.
+                link.publish(To::Queue, copies).await?;
+                Ok((found.clone(), found))
             }
         })
     }
 
-    fn drop_letter(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>> {
+    fn drop_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
         self.with(move |_, look| {
-            let tag = look.find(&id).map(|(tag, _)| tag);
-            std::future::ready(Ok((tag.is_some(), tag)))
+            let found: Vec<String> = look.find(&ids).into_iter().map(|letter| letter.id).collect();
+            std::future::ready(Ok((found.clone(), found)))
         })
     }
 }

@@ -3,8 +3,6 @@
 //!
 //! AMQP itself shows no policy. Owns the two warnings; changes nothing on the broker.
 
-use std::time::Duration;
-
 use serde::Deserialize;
 use serde_json::Value;
 

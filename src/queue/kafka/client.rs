@@ -23,7 +23,7 @@ pub(super) fn rest(duration: Duration) {
 }
 
 /// The client's own word for a connection that failed; it tells the same once more as an error.
-const FAILED_CONNECTION: &str = "FAIL";
+pub(super) const FAILED_CONNECTION: &str = "FAIL";
 /// The kind of complaint that all clients of a queue share: each of them notices that its broker is gone.
 const UNREACHABLE: &str = "unreachable";
 

@@ -104,10 +104,21 @@ impl Dead {
         tokio::task::spawn_blocking(move || work(&this)).await.map_err(|error| self.shared.unavailable(error))?
     }
 
-    async fn one(self: &Arc<Self>, id: &str) -> Result<Option<DeadLetter>, QueueError> {
-        let filter = Filter { ids: vec![id.to_owned()], ..Filter::default() };
-        let found = self.blocking(move |this| this.look(&filter, None, 1)).await?;
-        Ok(found.into_iter().next())
+    /// The letters with these ids that are there; one reading for all of them.
+    async fn these(self: &Arc<Self>, ids: Vec<String>) -> Result<Vec<DeadLetter>, QueueError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let most = ids.len();
+        let filter = Filter { ids, ..Filter::default() };
+        self.blocking(move |this| this.look(&filter, None, most)).await
+    }
+
+    /// Forgets these, all at once, and gives their ids.
+    async fn forget(&self, ids: Vec<String>) -> Result<Vec<String>, QueueError> {
+        let forgotten = futures_util::future::join_all(ids.iter().map(|id| self.shared.producer.forget(id))).await;
+        forgotten.into_iter().collect::<Result<(), QueueError>>()?;
+        Ok(ids)
     }
 }
 
@@ -194,23 +205,30 @@ impl DeadLetters for Arc<Dead> {
     }
 
     fn resend(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>> {
-        Box::pin(async move {
-            let _one = self.changing.lock().await;
-            let Some(letter) = self.one(&id).await? else { return Ok(false) };
-            self.shared.producer.publish(&[letter.into_copy()]).await?;
-            self.shared.producer.forget(&id).await?;
-            Ok(true)
-        })
+        Box::pin(async move { Ok(!self.resend_all(vec![id]).await?.is_empty()) })
     }
 
     fn drop_letter(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>> {
+        Box::pin(async move { Ok(!self.drop_all(vec![id]).await?.is_empty()) })
+    }
+
+    fn resend_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
         Box::pin(async move {
             let _one = self.changing.lock().await;
-            if self.one(&id).await?.is_none() {
-                return Ok(false);
-            }
-            self.shared.producer.forget(&id).await?;
-            Ok(true)
+            let letters = self.these(ids).await?;
+            let found = letters.iter().map(|letter| letter.id.clone()).collect();
+            let copies: Vec<_> = letters.into_iter().map(DeadLetter::into_copy).collect();
+            // Every copy is confirmed before the first letter goes.
+            self.shared.producer.publish(&copies).await?;
+            self.forget(found).await
+        })
+    }
+
+    fn drop_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
+        Box::pin(async move {
+            let _one = self.changing.lock().await;
+            let letters = self.these(ids).await?;
+            self.forget(letters.into_iter().map(|letter| letter.id).collect()).await
         })
     }
 }

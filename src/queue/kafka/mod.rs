@@ -6,10 +6,10 @@
 //!                └──▶ topic.dead ◀──────┘
 //! ```
 //!
-//! `client` makes the clients, `topic` looks for the topics, `record` says how a message stands in one. `publisher` writes, `source` hands
-//! out, `settling` takes back, `rebalance` gives partitions up and takes them, `lanes` knows what is in flight, `dead` reads the dead
-//! letters, `depth` asks what is left. After a crash, messages from the committed offsets on are handed out again: none is lost, some
-//! come twice.
+//! `client` makes the clients, `topic` looks for the topics, `refused` says why no broker can be reached, `record` says how a message
+//! stands in one. `publisher` writes, `source` hands out, `settling` takes back, `rebalance` gives partitions up and takes them, `lanes`
+//! knows what is in flight, `dead` reads the dead letters, `depth` asks what is left. After a crash, messages from the committed offsets
+//! on are handed out again: none is lost, some come twice.
 
 mod settings;
 
@@ -29,6 +29,8 @@ mod queue;
 mod rebalance;
 #[cfg(feature = "kafka")]
 mod record;
+#[cfg(feature = "kafka")]
+mod refused;
 #[cfg(feature = "kafka")]
 mod settling;
 #[cfg(feature = "kafka")]

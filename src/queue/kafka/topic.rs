@@ -10,21 +10,22 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::Settings;
 use super::client::{self, ASK, ToLog};
+use super::refused::Listener;
 
 /// Why a queue on Kafka could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// No broker answered in time.
-    #[error(
-        "kafka: no broker of {brokers} answered within {waited:?} ({reason}); check queue.kafka.brokers, the network and the settings of TLS and SASL"
-    )]
+    #[error("kafka: no broker of {brokers} answered within {waited:?} (queue.kafka.start_timeout): {reason}; {hint}")]
     Unreachable {
         /// The setting.
         brokers: String,
         /// `queue.kafka.start_timeout`.
         waited: Duration,
-        /// What the client said last.
+        /// What the client said of the last try.
         reason: String,
+        /// What to change.
+        hint: &'static str,
     },
     /// A topic is not there.
     #[error(
@@ -65,12 +66,13 @@ pub(super) struct Shape<'a> {
 /// Waits for a broker, then looks for the topics and makes them where the settings say so. Blocks.
 pub(super) fn ensure(settings: &Settings, shapes: &[Shape<'_>], to_log: &ToLog) -> Result<(), OpenError> {
     let brokers = settings.brokers.join(",");
-    let looker: BaseConsumer<ToLog> = client::reader(settings)
-        .create_with_context(to_log.clone())
+    let listener = Listener::new(to_log);
+    let looker: BaseConsumer<Listener> = client::reader(settings)
+        .create_with_context(listener.clone())
         .map_err(|error| OpenError::Client(client_error(&error)))?;
     let began = Instant::now();
     for shape in shapes {
-        while !exists(&looker, shape.name, settings, began)? {
+        while !exists(&looker, &listener, shape.name, settings, began)? {
             if !settings.create_topics {
                 let hint = if shape.compacted { " (cleanup.policy=compact)" } else { "" };
                 return Err(OpenError::Missing { topic: shape.name.to_owned(), brokers, hint });
@@ -91,14 +93,27 @@ pub(super) fn client_error(error: &rdkafka::error::KafkaError) -> String {
                 format!("{name}: {description}")
             }
         }
+        rdkafka::error::KafkaError::ClientCreation(said) if said.contains(".location failed") => {
+            format!("{said}; the file is missing, not for this user to read, or no PEM")
+        }
+        // The password has a setting of its own.
+        rdkafka::error::KafkaError::ClientCreation(said) => said.replace("sasl.password", "queue.kafka.password"),
         other => other.to_string(),
     }
 }
 
 /// Asks until a broker answers.
-fn exists(looker: &BaseConsumer<ToLog>, topic: &str, settings: &Settings, began: Instant) -> Result<bool, OpenError> {
+fn exists(
+    looker: &BaseConsumer<Listener>,
+    listener: &Listener,
+    topic: &str,
+    settings: &Settings,
+    began: Instant,
+) -> Result<bool, OpenError> {
     loop {
-        let reason = match looker.fetch_metadata(Some(topic), ASK) {
+        // The last try is no longer than what is left, and long enough for an answer.
+        let left = settings.start_timeout.saturating_sub(began.elapsed()).clamp(Duration::from_secs(1), ASK);
+        let reason = match looker.fetch_metadata(Some(topic), left) {
             Ok(metadata) => {
                 let found = metadata.topics().iter().find(|found| found.name() == topic);
                 match found.map(|found| (found.error(), found.partitions().len())) {
@@ -117,11 +132,14 @@ fn exists(looker: &BaseConsumer<ToLog>, topic: &str, settings: &Settings, began:
             }
             Err(error) => error.to_string(),
         };
+        // The client tells why only to who asks it for its events.
+        while looker.poll(Duration::from_millis(100)).is_some() {}
+        let (reason, hint) = listener.reason(&reason);
         let brokers = settings.brokers.join(",");
         if began.elapsed() >= settings.start_timeout {
-            return Err(OpenError::Unreachable { brokers, waited: settings.start_timeout, reason });
+            return Err(OpenError::Unreachable { brokers, waited: settings.start_timeout, reason, hint });
         }
-        tracing::warn!(brokers, topic, reason, "kafka does not answer, trying again");
+        tracing::warn!(brokers, topic, reason, "kafka does not answer, trying again; {hint}");
         client::rest(Duration::from_millis(500));
     }
 }
