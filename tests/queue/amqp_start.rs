@@ -61,7 +61,7 @@ async fn start_waits_for_the_broker_and_says_which_plugin_is_missing() {
     let missing = driver.refused().await;
     assert!(missing.contains("rabbitmq-plugins enable rabbitmq_consistent_hash_exchange"), "{missing}");
     assert!(began.elapsed() < Duration::from_secs(60), "it went on trying");
-    tokio::task::spawn_blocking(move || rabbit.script("stop")).await.unwrap().unwrap();
+    tokio::task::spawn_blocking(move || rabbit.server.script("stop")).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
