@@ -22,6 +22,9 @@ use super::trial;
 /// How long something may take before a trial fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
+/// How long a program is idle when what is missing will not come.
+const GIVEN_UP: Duration = Duration::from_secs(15);
+
 const SENDERS: usize = 4;
 
 /// Waits as long as the report says, counts each login's reports in the state, and raises an alert for each `mark`ed report, one with
@@ -190,8 +193,12 @@ impl Rig {
             let body = json!({ "size": 0, "track_total_hits": true, "aggs": { "logins": logins } });
             self.runtime.block_on(query(&site.address, body))
         };
-        program.wait_until("every report in the history", PATIENCE, |_| {
-            history()["hits"]["total"]["value"] == json!(load.total)
+        let mut idle = None;
+        program.wait_until("every report in the history", PATIENCE, |program| {
+            // What is missing when there was nothing left to be done for so long does not come any more.
+            idle = program.idle().then(|| idle.unwrap_or_else(Instant::now));
+            idle.is_some_and(|since: Instant| since.elapsed() > GIVEN_UP)
+                || history()["hits"]["total"]["value"] == json!(load.total)
         });
         program.wait_idle(PATIENCE);
         let history = history();
