@@ -23,6 +23,8 @@ use super::wire::Wire;
 
 /// After a change, how long the list may go on changing before shards move: a rollout changes it several times.
 const CALM: Duration = Duration::from_secs(1);
+/// How long a process that hears nobody waits before it takes all shards. It is no matter of order: where somebody has them, it waits.
+const ALONE: Duration = Duration::from_millis(250);
 /// Signs of life within the time after which silence counts as death.
 const BEATS: u32 = 4;
 /// Signs of life that wait for a process; the oldest go.
@@ -90,7 +92,7 @@ impl Member {
         seen.values_mut().for_each(|at| *at = Instant::now());
         seen.insert(self.me.to_string(), Instant::now());
         self.say(&channel, Word::Hello).await?;
-        let mut calm = Some(Instant::now() + CALM);
+        let mut calm = Some(Instant::now() + ALONE);
         let mut beat = Instant::now() + silence / BEATS;
         *failures = 0;
         loop {
