@@ -163,6 +163,14 @@ impl DeadLetters for Late {
     fn drop_letter(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>> {
         Box::pin(async move { self.queue()?.dead_letters().drop_letter(id).await })
     }
+
+    fn resend_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
+        Box::pin(async move { self.queue()?.dead_letters().resend_all(ids).await })
+    }
+
+    fn drop_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
+        Box::pin(async move { self.queue()?.dead_letters().drop_all(ids).await })
+    }
 }
 
 #[cfg(test)]

@@ -170,7 +170,10 @@ impl Place {
             queue::Kind::Amqp => {
                 let backoff = settings.backoff();
                 let opened = queue::amqp::AmqpQueue::open(name, &settings.amqp, backoff, most, metrics, label);
-                Ok(opened.map_err(|error| Failure::Unreachable(error.to_string()))?)
+                Ok(opened.map_err(|error| match error {
+                    queue::amqp::OpenError::Unreachable(error) => Failure::Unreachable(error.to_string()),
+                    queue::amqp::OpenError::Refused(error) => Failure::Refused(error.to_string()),
+                })?)
             }
             // The configuration's checks have refused it before.
             #[allow(unreachable_patterns, reason = "reached by the drivers that this program was built without")]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use trackalert::queue::amqp::{AmqpQueue, Settings};
+use trackalert::queue::amqp::{AmqpQueue, OpenError, Settings};
 use trackalert::settings::Secret;
 
 use super::support::rabbitmq::{self, Rabbit};
@@ -56,7 +56,7 @@ impl Amqp {
         Some(Self { rabbit, name, settings: settings(&rabbit.url()), metrics })
     }
 
-    async fn try_open(&self) -> Result<Arc<AmqpQueue>, QueueError> {
+    async fn try_open(&self) -> Result<Arc<AmqpQueue>, OpenError> {
         let (name, settings, metrics) = (self.name.clone(), self.settings.clone(), Arc::clone(&self.metrics));
         let open = move || AmqpQueue::open(&name, &settings, BACKOFF, 10_000, metrics, "reports");
         tokio::task::spawn_blocking(open).await.unwrap()

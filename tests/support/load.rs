@@ -180,7 +180,7 @@ impl Rig {
         std::thread::park_timeout(Duration::from_micros(micros));
     }
 
-    /// How many reports are in hand, when there are some.
+    /// Until some reports are in hand.
     pub(crate) fn wait_for_work(&self, program: &Program) {
         program.wait_until("reports in hand", PATIENCE, |program| unsettled(program) > 0.0);
     }

@@ -18,6 +18,7 @@ use super::super::complaints::Complaints;
 use super::super::{Backoff, QueueError};
 use super::Settings;
 use super::address::Address;
+use super::link::OpenError;
 use super::publisher::RECONNECT_MOST;
 use super::wire::Wire;
 use crate::telemetry::Metrics;
@@ -138,7 +139,7 @@ impl Broker {
     }
 
     /// Waits for the broker, makes what must be there, and looks for what would do harm.
-    pub(super) async fn start(&self) -> Result<(), QueueError> {
+    pub(super) async fn start(&self) -> Result<(), OpenError> {
         let (began, most) = (Instant::now(), self.settings.start_timeout);
         let mut tries = 0;
         loop {
@@ -149,11 +150,12 @@ impl Broker {
             tries += 1;
             let wait = self.reconnect().wait(tries, rand::random());
             if lasting {
-                return Err(error);
+                return Err(OpenError::Refused(error));
             }
             if began.elapsed() + wait >= most {
-                let QueueError::Unavailable { reason, .. } = error else { return Err(error) };
-                return Err(self.unavailable(format!("{reason} It was tried for {most:?} (queue.amqp.start_timeout).")));
+                let QueueError::Unavailable { reason, .. } = error else { return Err(OpenError::Unreachable(error)) };
+                let error = self.unavailable(format!("{reason} It was tried for {most:?} (queue.amqp.start_timeout)."));
+                return Err(OpenError::Unreachable(error));
             }
             tracing::warn!(queue = self.name, %error, ?wait, "the broker is not there yet, trying again");
             sleep(wait).await;

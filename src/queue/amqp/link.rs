@@ -82,6 +82,17 @@ impl Link {
     }
 }
 
+/// Why a queue on AMQP could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The broker did not answer within `queue.amqp.start_timeout`; it may later.
+    #[error(transparent)]
+    Unreachable(QueueError),
+    /// The broker refuses until a person mends something, or the settings are wrong.
+    #[error(transparent)]
+    Refused(QueueError),
+}
+
 /// One queue on an AMQP broker.
 pub struct AmqpQueue {
     link: Link,
@@ -103,15 +114,15 @@ impl AmqpQueue {
         max_message: usize,
         metrics: Arc<Metrics>,
         label: &'static str,
-    ) -> Result<Arc<Self>, QueueError> {
-        let refused = |reason| QueueError::Unavailable { queue: name.to_owned(), reason };
+    ) -> Result<Arc<Self>, OpenError> {
+        let refused = |reason| OpenError::Refused(QueueError::Unavailable { queue: name.to_owned(), reason });
         let address = Address::of(settings).map_err(refused)?;
         let broker = Arc::new(Broker::new(address, settings.clone(), backoff, metrics, name, max_message));
-        let link = Link::start(broker, label)?;
+        let link = Link::start(broker, label).map_err(OpenError::Refused)?;
         let (answer, answered) = std::sync::mpsc::channel();
         let broker = Arc::clone(&link.broker);
         link.runtime.spawn(async move { answer.send(broker.start().await) });
-        answered.recv().map_err(|_| QueueError::Closed(name.to_owned()))??;
+        answered.recv().map_err(|_| OpenError::Refused(QueueError::Closed(name.to_owned())))??;
         Ok(Arc::new(Self {
             link,
             label,

@@ -50,7 +50,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "amqp")]
-pub use link::AmqpQueue;
+pub use link::{AmqpQueue, OpenError};
 
 use crate::settings::Secret;
 
