@@ -380,13 +380,15 @@ struct Work<'a> {
     bar: indicatif::ProgressBar,
     done: u64,
     missing: Vec<String>,
+    /// A page was asked for, and not answered yet.
+    asked: bool,
 }
 
 impl<'a> Work<'a> {
     fn new(client: &'a Client, change: &'a Change, verb: Verb) -> Self {
         let bar = output::bar(None, verb.done());
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { client, change, verb, bar, done: 0, missing: Vec::new() }
+        Self { client, change, verb, bar, done: 0, missing: Vec::new(), asked: false }
     }
 
     /// These, or those that fit the filter.
@@ -402,7 +404,7 @@ impl<'a> Work<'a> {
         for id in &self.missing {
             output::say(format_args!("there is no dead letter {}", output::clean(id)));
         }
-        if result.is_err() {
+        if self.asked {
             output::say("a part of the next ones may be done, too; the same command goes on with what is left");
         }
         result?;
@@ -432,7 +434,9 @@ impl<'a> Work<'a> {
         }
         let path = format!("/v1/admin/dead-letters/{}/{}", word(self.change.place.queue), self.verb.path());
         let body = json!({ "ids": ids }).to_string();
+        self.asked = true;
         let Found { found } = self.client.admin(Method::POST, &path, &[], Some(body)).await?;
+        self.asked = false;
         for id in ids {
             let was_there = found.contains(id);
             if self.change.format == Format::Ndjson {

@@ -254,7 +254,8 @@ fn names(merged: &mut Merged) {
     if merged.get("queue.reports") == merged.get("queue.alerts") {
         merged.complain("queue.alerts", "is the same as queue.reports; reports and alerts need a queue each");
     }
-    if rekey.is_none() {
+    // Refused above, it is not set any more.
+    if merged.text(REKEY).is_none_or(|topic| topic.is_empty()) {
         return;
     }
     if merged.text("queue.kind").is_some_and(|kind| kind != "kafka") {

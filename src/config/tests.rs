@@ -406,13 +406,14 @@ fn values_that_do_not_fit_together_are_told() {
         ("receive.spool_after=1m", "must not be larger than receive.publish_timeout"),
         ("receive.rekey_from=wforce", "it needs queue.kind = \"kafka\""),
         ("receive.rekey_from=a b", "\"a b\" is no name of a queue"),
-        ("receive.rekey_from=trackalert-reports", "is the same as queue.reports"),
         ("http.metrics_password=yes", "\"yes\" is neither true nor false"),
         ("detect.workers=-1", "-1 is out of range: 0 to 1024"),
     ] {
         let text = told_set(set);
         assert!(text.starts_with("--set ") && text.contains(expected), "{set}: {text}");
     }
+    let text = load(None, &[], &["queue.kind=kafka", "receive.rekey_from=trackalert-reports"]).unwrap_err().to_string();
+    assert!(text.contains("is the same as queue.reports"), "{text}");
 }
 
 #[test]
