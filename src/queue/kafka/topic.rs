@@ -102,6 +102,9 @@ pub(super) fn client_error(error: &rdkafka::error::KafkaError) -> String {
     }
 }
 
+/// How long a client that did not get through is listened to.
+const LISTEN: Duration = Duration::from_millis(500);
+
 /// Asks until a broker answers.
 fn exists(
     looker: &BaseConsumer<Listener>,
@@ -132,8 +135,10 @@ fn exists(
             }
             Err(error) => error.to_string(),
         };
-        // The client tells why only to who asks it for its events.
-        while looker.poll(Duration::from_millis(100)).is_some() {}
+        // The client tells why only to who asks it for its events. Not until it has no more: a broker that refuses each connection at once
+        // makes new ones for ever.
+        let heard = Instant::now() + LISTEN;
+        while looker.poll(LISTEN / 5).is_some() && Instant::now() < heard {}
         let (reason, hint) = listener.reason(&reason);
         let brokers = settings.brokers.join(",");
         if began.elapsed() >= settings.start_timeout {
