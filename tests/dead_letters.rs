@@ -9,6 +9,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -240,7 +241,7 @@ fn lists_filters_looks_and_drops(driver: &str) {
 fn killed_while_sending_again_loses_none(driver: &str) {
     let seed = trial::seed();
     let mut random = StdRng::seed_from_u64(seed);
-    let mut letters = Letters::make(driver, trial::size(600, 3000), 0);
+    let mut letters = Letters::make(driver, trial::size(1000, 5000), 0);
     let all = letters.marks();
     assert_eq!(all.len(), letters.of_a);
     letters.mend();
@@ -256,14 +257,20 @@ fn killed_while_sending_again_loses_none(driver: &str) {
         let mut command = letters.command(&["resend", "--all", "--format", "ndjson"]);
         let mut resend = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         if !in_peace {
-            // Somewhere within what one page takes.
-            let target = Instant::now() + Duration::from_micros(random.random_range(5_000..400_000));
-            while Instant::now() < target && resend.try_wait().unwrap().is_none() {
-                std::thread::yield_now();
-            }
+            // A little after its first page was sent, or somewhere within that: but the first time in the middle for certain.
+            let mut said = BufReader::new(resend.stdout.take().unwrap());
+            let mut lines = String::new();
+            let pause = if kills == 0 || random.random_bool(0.5) {
+                said.read_line(&mut lines).unwrap();
+                0..5_000
+            } else {
+                10_000..100_000
+            };
+            std::thread::park_timeout(Duration::from_micros(random.random_range(pause)));
             let under_way = resend.try_wait().unwrap().is_none();
             letters.program.take().unwrap().kill();
             kills += 1;
+            said.read_to_string(&mut lines).unwrap();
             let output = resend.wait_with_output().unwrap();
             letters.program = Some(letters.site.start());
             alive += usize::from(under_way);

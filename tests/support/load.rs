@@ -144,7 +144,7 @@ impl Rig {
         let queue = self.driver.settings(self.number, port);
         let receiver = self.receiver;
         let site = Site::new(&format!(
-            "detect.login_backlog = 0\nhistory.commit_every = \"200ms\"\nhistory.max_hits = 1000000\n{queue}{settings}\n\
+            "detect.login_backlog = 0\nhistory.max_hits = 1000000\n{queue}{settings}\n\
              [[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n"
         ));
         site.policy("load", POLICY);
