@@ -131,8 +131,6 @@ pub(super) fn consumer(settings: &Settings) -> ClientConfig {
     config.set("group.id", &settings.group);
     config.set("partition.assignment.strategy", "cooperative-sticky");
     config.set("session.timeout.ms", millis(settings.session_timeout));
-    // Members hear of a new or a lost one by a heartbeat: at the default of 3 s a new process would wait that long for its partitions.
-    default(&mut config, "heartbeat.interval.ms", "1000");
     // The default of a second holds a consumer that fills its buffer to an eighth of what it can do.
     default(&mut config, "fetch.queue.backoff.ms", "5");
     default(&mut config, "queued.max.messages.kbytes", "16384");
