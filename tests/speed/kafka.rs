@@ -146,12 +146,18 @@ fn known_case(broker: &Broker, logins: usize, total: usize, backlog: usize) -> f
 #[test]
 fn known_case_one_partition_and_few_logins() {
     let Some(broker) = broker() else { return };
-    let total = trial::size(500, 10_000);
-    println!("10,000 reports on one partition, 0-5 ms each, 100 at once: seconds by the number of logins");
+    let total = trial::size(2_000, 10_000);
+    println!("{total} reports on one partition, 0-5 ms each, 100 at once: seconds by the number of logins");
     println!("{:<10}{:>20}{:>14}{:>14}", "logins", "parallel-consumer", "unlimited", "default");
+    let mut slower = Vec::new();
     for (logins, theirs) in COLUMNS {
+        // What it took, for so many reports. Below a second the start of the load counts for more than the reports.
+        let theirs = (theirs * total as f64 / 10_000.0).max(1.05);
         let (unlimited, default) = (known_case(broker, logins, total, 0), known_case(broker, logins, total, 64));
         println!("{logins:<10}{theirs:>20.2}{unlimited:>14.2}{default:>14.2}");
-        assert!(unlimited < theirs, "with {logins} logins it is slower than parallel-consumer");
+        if unlimited >= theirs {
+            slower.push(logins);
+        }
     }
+    assert!(slower.is_empty(), "slower than parallel-consumer with these numbers of logins: {slower:?}");
 }
