@@ -304,6 +304,22 @@ async fn what_waits_for_long_goes_back_to_the_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_dead_letters_than_a_queue_shows_by_itself_are_all_listed() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    let count = 2_100;
+    queue.publisher().publish(numbered(0..count)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for delivery in take(&mut subscription, count as usize).await {
+        delivery.token.reject(reason(&[]));
+    }
+    until("dead letters are missing", async || queue.depth().await.unwrap().dead == u64::from(count)).await;
+    let listed = queue.dead_letters().list(Filter::default(), None, 10_000).await.unwrap();
+    assert_eq!(listed.len(), count as usize);
+    end(subscription).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_letters_bear_a_thousand_looks() {
     let Some(driver) = Amqp::start() else { return };
     let queue = driver.open().await;

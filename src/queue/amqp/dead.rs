@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream::StreamExt;
+use futures_util::stream::{SelectAll, StreamExt};
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -30,6 +30,10 @@ const RETURN: Duration = Duration::from_secs(5);
 /// Single acks on one channel before it is closed: a quorum queue that is behind holds back what comes after some thirty, and forgets
 /// it with the channel, so that letters that were taken out would be there again.
 const ACKS: usize = 16;
+
+/// The most letters that one consumer is shown, which is all that the protocol can say. Where it is not said, a quorum queue shows 2,000
+/// and holds the rest back.
+const SHOWN: u16 = u16::MAX;
 
 /// The dead-letter place of one AMQP queue.
 pub(super) struct Dead {
@@ -53,17 +57,24 @@ impl Look {
             return Ok(look);
         }
         let broker = Arc::clone(&look.broker);
-        let options = BasicConsumeOptions::default();
+        broker.within("look", look.channel.basic_qos(SHOWN, BasicQosOptions::default())).await?;
         let queue = broker.queue(&broker.dead)?;
-        let consume = look.channel.basic_consume(queue, "trackalert-look".into(), options, FieldTable::default());
-        let mut consumer = broker.within("look", consume).await?;
+        let mut consumers = SelectAll::new();
+        for number in 0..count.div_ceil(usize::from(SHOWN)) {
+            let name = format!("trackalert-look-{number}");
+            let options = BasicConsumeOptions::default();
+            let consume = look.channel.basic_consume(queue.clone(), name.into(), options, FieldTable::default());
+            consumers.push(broker.within("look", consume).await?);
+        }
         while look.letters.len() < count {
             // Fewer: another process looks at the same time, or has dropped some.
-            let Ok(Some(next)) = timeout(NEXT, consumer.next()).await else { break };
+            let Ok(Some(next)) = timeout(NEXT, consumers.next()).await else { break };
             let next = next.map_err(|error| broker.failed(&error))?;
             let letter = form::letter(&broker.name, &next.properties, Bytes::from(next.data));
             look.letters.push((next.delivery_tag, letter));
         }
+        // An ack for many goes by the tags.
+        look.letters.sort_unstable_by_key(|(tag, _)| *tag);
         Ok(look)
     }
 
