@@ -25,6 +25,7 @@ pub mod embedded;
 mod flights;
 pub mod kafka;
 pub mod offsets;
+mod patience;
 mod way;
 
 use std::sync::Arc;

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::flights::{Flights, Stage};
+use super::super::patience::Patience;
 use super::super::way::Settled;
 use super::super::{AckToken, Delivery, Message, QueueError, Tag};
 use super::form;
@@ -83,7 +84,7 @@ pub(super) struct Session<'a> {
     pub(super) burying: usize,
     pause_gone: bool,
     /// When the shard goes to another process, finished or not.
-    release_at: Option<Instant>,
+    releasing: Option<Patience>,
 }
 
 impl<'a> Session<'a> {
@@ -120,9 +121,14 @@ impl<'a> Session<'a> {
             buried,
             burying: 0,
             pause_gone: false,
-            release_at: None,
+            releasing: None,
         };
-        session.pause_or_resume().await?;
+        if let Err(error) = session.pause_or_resume().await {
+            // A broker that does it all the same, after its time, would hand out to a channel from which nobody takes, and keep that back
+            // from everybody else as long as the connection lasts.
+            session.close(false).await;
+            return Err(error);
+        }
         Ok(session)
     }
 
@@ -197,10 +203,11 @@ impl<'a> Session<'a> {
         if !self.parts.released.is_cancelled() {
             return false;
         }
-        let wait = self.parts.link.broker.settings.release_timeout;
-        let late = *self.release_at.get_or_insert_with(|| Instant::now() + wait) <= Instant::now();
+        let (wait, out) = (self.parts.link.broker.settings.release_timeout, self.flights.out());
+        let now = Instant::now().into_std();
+        let late = self.releasing.get_or_insert_with(|| Patience::new(wait, out, now)).is_over(out, now);
         if late && !at_rest {
-            let (queue, out) = (self.parts.queue(), self.flights.out());
+            let queue = self.parts.queue();
             tracing::warn!(
                 queue,
                 out,
@@ -321,8 +328,7 @@ impl<'a> Session<'a> {
         let held =
             self.taken.front().map(|(at, _)| *at + hold).filter(|_| !self.held_for_long() || !self.parts.sharded());
         let tick = Some(Instant::now() + TICK);
-        let wake =
-            [due, held, self.flush_at, self.release_at, tick].into_iter().flatten().min().unwrap_or_else(Instant::now);
+        let wake = [due, held, self.flush_at, tick].into_iter().flatten().min().unwrap_or_else(Instant::now);
         let parts = &mut *self.parts;
         let came = tokio::select! {
             _ = settlements.recv_many(settled, BATCH) => None,

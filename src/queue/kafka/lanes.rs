@@ -236,11 +236,11 @@ impl Lanes {
         self.lanes.iter().map(|(number, lane)| (*number, position(lane))).collect()
     }
 
-    /// Tokens that are out, and letters on their way, of some partitions.
-    pub(super) fn busy(&self, lanes: &[u32]) -> bool {
+    /// How many tokens are out, and letters on their way, of some partitions.
+    pub(super) fn busy(&self, lanes: &[u32]) -> usize {
         let moves = |flight: &Flight| flight.open.as_ref().is_some_and(|open| !matches!(open.stage, Stage::Waiting));
         let mine = self.lanes.iter().filter(|(number, _)| lanes.contains(number));
-        mine.flat_map(|(_, lane)| &lane.flights).any(moves)
+        mine.flat_map(|(_, lane)| &lane.flights).filter(|flight| moves(flight)).count()
     }
 
     /// Nothing is handed out and no letter is on its way: nothing will be settled any more.
@@ -320,10 +320,10 @@ mod tests {
         let mut lanes = Lanes::default();
         lanes.assign(0, 1);
         let (one, now) = (tag(0, 1, 5), Instant::now());
-        assert!(lanes.add(one, message(1)) && lanes.busy(&[0]) && !lanes.busy(&[1]));
+        assert!(lanes.add(one, message(1)) && lanes.busy(&[0]) == 1 && lanes.busy(&[1]) == 0);
         assert!(lanes.taken_back(one, Stage::Waiting).is_some());
         assert!(lanes.taken_back(one, Stage::Waiting).is_none(), "its token is not out");
-        assert!(lanes.at_rest() && !lanes.is_empty() && !lanes.busy(&[0]));
+        assert!(lanes.at_rest() && !lanes.is_empty() && lanes.busy(&[0]) == 0);
         lanes.again_at(one, now);
         assert!(lanes.is_due(now));
         assert_eq!(lanes.due(now), Some(one));

@@ -13,6 +13,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::{ClientContext, TopicPartitionList};
 
 use super::super::Backoff;
+use super::super::patience::Patience;
 use super::client;
 use super::publisher::lock;
 use super::queue::{Shared, with_lanes};
@@ -28,6 +29,8 @@ pub(super) struct Member {
     pub(super) ending: AtomicBool,
     /// Set while the source takes no messages: what is assigned then is paused, too.
     pub(super) halted: AtomicBool,
+    /// Set while it has its share, be it nothing: only then the client tells the group that it leaves.
+    pub(super) joined: AtomicBool,
 }
 
 impl ClientContext for Member {
@@ -46,22 +49,28 @@ fn partitions(list: &TopicPartitionList) -> Vec<u32> {
 
 impl Member {
     fn give_up(&self, consumer: &BaseConsumer<Self>, lanes: &[u32]) {
-        let deadline = Instant::now() + self.shared.settings.revoke_timeout;
-        loop {
+        let began = Instant::now();
+        let in_flight = || lock(&self.shared.lanes).busy(lanes);
+        let mut patience = Patience::new(self.shared.settings.revoke_timeout, in_flight(), began);
+        let left = loop {
             self.shared.settle_pending(self.backoff);
-            let busy = lock(&self.shared.lanes).busy(lanes);
-            if !busy || self.ending.load(Ordering::Acquire) {
-                break;
-            }
-            if Instant::now() >= deadline {
-                tracing::warn!(
-                    queue = self.shared.name,
-                    partitions = ?lanes,
-                    "partitions go to another member with messages in flight: these are handled twice"
-                );
-                break;
+            let left = in_flight();
+            if left == 0 || self.ending.load(Ordering::Acquire) || patience.is_over(left, Instant::now()) {
+                break left;
             }
             client::rest(LOOK);
+        };
+        let (queue, waited) = (&self.shared.name, began.elapsed());
+        if left > 0 && !self.ending.load(Ordering::Acquire) {
+            tracing::warn!(
+                queue,
+                partitions = ?lanes,
+                in_flight = left,
+                ?waited,
+                "partitions go to another member before all of theirs is handled: the rest is handled twice (queue.kafka.revoke_timeout)"
+            );
+        } else {
+            tracing::info!(queue, partitions = ?lanes, ?waited, "partitions given up");
         }
         // Earlier commits of theirs may not have arrived.
         with_lanes(&self.shared, |all| all.give_again(Some(lanes)));
@@ -76,10 +85,11 @@ impl Member {
 
 impl ConsumerContext for Member {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        // A member that gives something up joins anew.
+        self.joined.store(matches!(rebalance, Rebalance::Assign(_)), Ordering::Release);
         match rebalance {
             Rebalance::Revoke(list) => {
                 let lanes = partitions(list);
-                tracing::info!(queue = self.shared.name, partitions = ?lanes, "partitions given up");
                 self.give_up(consumer, &lanes);
             }
             Rebalance::Assign(list) => {

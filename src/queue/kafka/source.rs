@@ -30,7 +30,7 @@ const IDLE: Duration = Duration::from_millis(25);
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// How often positions are committed that did not move: nobody says whether a commit arrived.
 const COMMIT_ALL_EVERY: Duration = Duration::from_secs(10);
-/// How long the end of a source waits for the broker to take its position.
+/// How long the end of a source waits for the broker to take its position, and for its place in the group that it is about to leave.
 const SETTLE: Duration = Duration::from_secs(4);
 
 /// What a source is made of.
@@ -101,6 +101,7 @@ fn join(parts: &Parts) -> Result<BaseConsumer<Member>, KafkaError> {
         backoff: parts.backoff,
         ending: AtomicBool::new(false),
         halted: AtomicBool::new(false),
+        joined: AtomicBool::new(false),
     };
     let consumer: BaseConsumer<Member> = client::consumer(&parts.shared.settings).create_with_context(member)?;
     consumer.subscribe(&[&parts.shared.name])?;
@@ -260,14 +261,33 @@ impl Source {
         self.consumer.context().ending.store(true, Ordering::Release);
         self.ahead.clear();
         self.set_halted(true);
-        if !self.committed(Instant::now() + SETTLE) {
+        let deadline = Instant::now() + SETTLE;
+        if !self.committed(deadline) {
             let queue = &self.parts.shared.name;
             tracing::warn!(queue, "position not committed at the end of a source; the next one starts earlier");
         }
+        self.leave_empty_handed(deadline);
         let Self { parts, consumer, .. } = self;
-        // Closing tells the group, so that it need not wait for the session to run out.
+        // Closing gives the partitions up and tells the group, so that it need not wait for the session to run out.
         drop(consumer);
         with_lanes(&parts.shared, super::lanes::Lanes::clear);
+    }
+
+    /// Tells the group where there is no partition to give up. The client says nothing then when it is closed (librdkafka 2.12 leaves
+    /// with the last partition revoked, and where there is none it ends): the group would keep the place for `session_timeout`, and
+    /// each change of members in that time would wait for it.
+    fn leave_empty_handed(&self, deadline: Instant) {
+        let joined = &self.consumer.context().joined;
+        // A member that is about to join has to be one before it can leave.
+        while !joined.load(Ordering::Acquire) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            let _ = self.consumer.poll(IDLE);
+        }
+        if self.consumer.assignment().is_ok_and(|mine| mine.count() == 0) {
+            self.consumer.unsubscribe();
+        }
     }
 
     /// Commits until the broker says that it has all positions. `false`: not by the deadline.
