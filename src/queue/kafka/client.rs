@@ -99,6 +99,9 @@ fn base(settings: &Settings) -> ClientConfig {
     if config.get("client.id").is_none() {
         config.set("client.id", "trackalert");
     }
+    // A client that has once heard that a partition has no leader may not ask again before this (librdkafka 2.12, seen where a broker was
+    // fenced for two seconds): at the default of five minutes nothing would be published for so long.
+    default(&mut config, "topic.metadata.refresh.interval.ms", "5000");
     config.set_log_level(RDKafkaLogLevel::Info);
     config
 }

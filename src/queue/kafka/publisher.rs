@@ -3,7 +3,7 @@
 //! Owns the producer. A call resolves when the broker has confirmed all of its records; how long that may take is bounded by
 //! `queue.kafka.delivery_timeout`.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
-use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{DeadLetter, Message, Publisher, QueueError, Tag};
@@ -73,6 +73,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// What the producer's thread tells.
 struct Told {
+    /// A record was given up: see [`Producer::healthy`].
+    gave_up: Arc<AtomicBool>,
     queue: String,
     limit: usize,
     delivery_timeout: Duration,
@@ -110,8 +112,30 @@ impl ProducerContext for Told {
     type DeliveryOpaque = Box<Waiter>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, waiter: Box<Waiter>) {
-        let result = result.as_ref().map(|_| ()).map_err(|(error, message)| self.error(error, message.payload_len()));
+        let result = result.as_ref().map(|_| ()).map_err(|(error, message)| {
+            let given_up = [RDKafkaErrorCode::MessageTimedOut, RDKafkaErrorCode::Fatal];
+            if error.rdkafka_error_code().is_some_and(|code| given_up.contains(&code)) {
+                self.gave_up.store(true, Ordering::Release);
+            }
+            self.error(error, message.payload_len())
+        });
         waiter.done(result);
+    }
+}
+
+impl Client {
+    fn new(settings: &Settings, queue: &str, limit: usize, to_log: &ToLog) -> Result<Self, OpenError> {
+        let (gave_up, delivery_timeout) = (Arc::default(), settings.delivery_timeout);
+        let told = Told {
+            gave_up: Arc::clone(&gave_up),
+            queue: queue.to_owned(),
+            limit,
+            delivery_timeout,
+            to_log: to_log.clone(),
+        };
+        let made = client::producer(settings, limit + ENVELOPE).create_with_context(told);
+        let inner = Arc::new(made.map_err(|error| OpenError::Client(client_error(&error)))?);
+        Ok(Self { inner, gave_up })
     }
 }
 
@@ -120,8 +144,15 @@ pub(super) struct Producer {
     queue: String,
     dead: String,
     max_message: usize,
-    told: Told,
-    inner: ThreadedProducer<Told>,
+    settings: Settings,
+    to_log: ToLog,
+    client: Mutex<Client>,
+}
+
+/// The client, and whether it gave a record up.
+struct Client {
+    inner: Arc<ThreadedProducer<Told>>,
+    gave_up: Arc<AtomicBool>,
 }
 
 impl Producer {
@@ -132,19 +163,47 @@ impl Producer {
         max_message: usize,
         to_log: &ToLog,
     ) -> Result<Self, OpenError> {
-        let delivery_timeout = settings.delivery_timeout;
-        let told = || Told { queue: queue.to_owned(), limit: max_message, delivery_timeout, to_log: to_log.clone() };
-        let inner = client::producer(settings, max_message + ENVELOPE)
-            .create_with_context(told())
-            .map_err(|error| OpenError::Client(client_error(&error)))?;
-        Ok(Self { queue: queue.to_owned(), dead: dead.to_owned(), max_message, told: told(), inner })
+        let client = Client::new(settings, queue, max_message, to_log)?;
+        Ok(Self {
+            queue: queue.to_owned(),
+            dead: dead.to_owned(),
+            max_message,
+            settings: settings.clone(),
+            to_log: to_log.clone(),
+            client: Mutex::new(client),
+        })
+    }
+
+    /// A client that has given nothing up. One that has may never publish again: where a partition was without a leader for a moment, the
+    /// idempotent producer of librdkafka 2.12 was seen to wait for it for ever, with the broker up (a broker that stalls is enough). Its
+    /// callers send again what they did not hear of, under the same ids.
+    fn healthy(&self) -> Arc<ThreadedProducer<Told>> {
+        let mut client = lock(&self.client);
+        if client.gave_up.load(Ordering::Acquire) {
+            match Client::new(&self.settings, &self.queue, self.max_message, &self.to_log) {
+                Ok(new) => {
+                    let old = std::mem::replace(&mut *client, new);
+                    tracing::warn!(
+                        queue = self.queue,
+                        "kafka: the producer gave messages up; a new one takes its place"
+                    );
+                    // Before the new one sends: what is left in the old one must not come behind it. Waiting for its end would hold
+                    // up a worker.
+                    old.inner.purge(PurgeConfig::default().queue().inflight());
+                    std::thread::spawn(move || drop(old));
+                }
+                Err(error) => tracing::error!(queue = self.queue, %error, "kafka: no new producer could be made"),
+            }
+        }
+        Arc::clone(&client.inner)
     }
 
     fn hand_over(&self, record: BaseRecord<'_, str, [u8], Box<Waiter>>, size: usize) -> Result<(), QueueError> {
-        match self.inner.send(record) {
+        let client = self.healthy();
+        match client.send(record) {
             Ok(()) => Ok(()),
             Err((error, record)) => {
-                let error = self.told.error(&error, size);
+                let error = client.context().error(&error, size);
                 record.delivery_opaque.done(Err(error.clone()));
                 Err(error)
             }
