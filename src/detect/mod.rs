@@ -13,6 +13,7 @@ mod circuit;
 mod detector;
 mod dispatch;
 mod hung;
+mod intake;
 mod pool;
 mod retry;
 mod settings;

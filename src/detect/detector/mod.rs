@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::circuit::Circuits;
 use super::dispatch::{Dispatch, Place};
 use super::hung::{HungCall, HungList};
+use super::intake::Intake;
 use super::pool::Pool;
 use super::retry::Breaker;
 use super::settle::{Collected, Settler};
@@ -52,6 +53,7 @@ pub(super) struct Detector {
     any_circuit: watch::Receiver<bool>,
     recoveries: watch::Receiver<u64>,
     dispatch: Dispatch,
+    intake: Intake,
     pool: Pool,
     slots: HashMap<u64, Slot>,
     next_number: u64,
@@ -103,6 +105,7 @@ impl Detector {
             recoveries: circuits.recoveries(),
             circuits,
             dispatch: Dispatch::new(parts.settings.login_backlog),
+            intake: Intake::new(parts.settings.unsettled, parts.settings.drain_timeout, Instant::now()),
             pool: Pool::start(plan, parts.settings.worker_count(), parts.policy.in_flight)?,
             slots: HashMap::new(),
             next_number: 0,
@@ -149,6 +152,8 @@ impl Detector {
             }
             let held = until.is_some() || self.held();
             self.parts.reports.pause.send_if_modified(|paused| std::mem::replace(paused, held) != held);
+            // With a broken policy, reports that it has not failed on are still to come.
+            let full = self.intake.is_full(self.slots.len(), self.running) && self.breaker_opens().is_none();
             let timer = tokio::time::Instant::from(self.next_timer());
             let wake = until.map_or(timer, |deadline| deadline.min(timer));
             let step = tokio::select! {
@@ -178,6 +183,7 @@ impl Detector {
                 () = tokio::time::sleep_until(wake) => self.on_timer(),
                 _ = heart.tick() => {
                     beat.beat();
+                    self.intake.tick(Instant::now());
                     Ok(())
                 }
                 _ = self.any_circuit.changed() => Ok(()),
@@ -185,7 +191,7 @@ impl Detector {
                     self.hurry();
                     Ok(())
                 }
-                taken = self.parts.reports.deliveries.recv_many(&mut deliveries, AT_ONCE), if !held => {
+                taken = self.parts.reports.deliveries.recv_many(&mut deliveries, AT_ONCE), if !held && !full => {
                     for delivery in deliveries.drain(..) {
                         self.on_delivery(delivery);
                     }

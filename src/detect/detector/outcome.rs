@@ -165,6 +165,7 @@ impl Detector {
     /// Every policy is decided: the report settles by itself from here on.
     pub(super) fn finish(&mut self, number: u64, collected: Collected) {
         let Some(slot) = self.slots.remove(&number) else { return };
+        self.intake.decided();
         let mut ending = slot.reason().map_or(Ending::Handled, Ending::Dead);
         if !self.hung.is_empty() {
             self.hung.remove(slot.report.id);
