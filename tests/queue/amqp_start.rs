@@ -142,3 +142,25 @@ async fn message_that_comes_back_again_and_again_is_told_without_the_management_
     }
     assert!(logged(&[&driver.name, "came back many times", "management_url"]));
 }
+
+/// As in rabbitmq/rabbitmq-server#10070: the broker is there, and a queue of it answers nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queue_without_a_leader_is_told_from_a_broker_that_is_away_and_resumes_when_it_has_one() {
+    let Some(mut driver) = Amqp::start() else { return };
+    keep_the_log();
+    driver.settings.connect_timeout = Duration::from_secs(1);
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..1)).await.unwrap();
+    let server = &driver.rabbit.server;
+    let script = async |what: &str| {
+        let what = format!("{what} {}", driver.name);
+        tokio::task::spawn_blocking(move || server.script(&what)).await.unwrap().unwrap();
+    };
+    script("do-silence").await;
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let told = [&driver.name, "(consume)", "may be without a leader", "rabbitmq-queues quorum_status"];
+    until("the silence of the queue is not told", async || logged(&told)).await;
+    script("do-wake").await;
+    // What the broker did too late must not keep the message from the consumer that is there.
+    assert_eq!(number(&next(&mut subscription).await), 0);
+}

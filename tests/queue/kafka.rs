@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::support::kafka::{Broker, broker};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
+use super::support::kafka::{Broker, broker, broker_to_stall};
 use super::*;
 use trackalert::queue::kafka::{KafkaQueue, Settings};
 
@@ -187,6 +190,55 @@ async fn members_that_come_and_go_lose_nothing_and_handle_nothing_twice() {
     let distinct: BTreeSet<u32> = handled.iter().copied().collect();
     assert_eq!(distinct.len(), 4000, "messages are missing");
     assert_eq!(handled.len(), 4000, "messages were handled twice although every member ended in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn member_without_a_partition_leaves_no_place_behind() {
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    let members = async |expected: usize| {
+        let (broker, group) = (broker.address.clone(), driver.name.clone());
+        let ask = move || {
+            let client: BaseConsumer = ClientConfig::new().set("bootstrap.servers", broker).create().unwrap();
+            let groups = client.fetch_group_list(Some(&group), Duration::from_secs(5)).unwrap();
+            groups.groups().iter().map(|group| group.members().len()).sum::<usize>()
+        };
+        tokio::task::spawn_blocking(ask).await.unwrap() == expected
+    };
+    let (first, _) = driver.process().await;
+    first.publisher().publish(numbered(0..1)).await.unwrap();
+    let mut of_first = first.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut of_first).await.token.ack();
+    // There is one partition: this one gets none.
+    let (second, _) = driver.process().await;
+    let of_second = second.subscribe(MANY, BACKOFF).unwrap();
+    until("the second is no member", async || members(2).await).await;
+    end(of_second).await;
+    // The session of a member that says nothing lasts 45 s, more than is waited here.
+    until("the second is still a member", async || members(1).await).await;
+    end(of_first).await;
+    until("the first is still a member", async || members(0).await).await;
+}
+
+/// Its controller takes such a broker for dead, and its partitions have no leader for a moment when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broker_that_stalled_takes_messages_again() {
+    let Some(broker) = broker_to_stall() else { return };
+    let mut driver = Kafka::new(broker);
+    driver.settings.partitions = 8;
+    driver.settings.delivery_timeout = Duration::from_secs(3);
+    let queue = driver.open().await;
+    let publisher = queue.publisher();
+    publisher.publish(numbered(0..100)).await.unwrap();
+    let script = async |what: &'static str| {
+        tokio::task::spawn_blocking(move || broker.server.script(what)).await.unwrap().unwrap();
+    };
+    for _ in 0..3 {
+        script("do-freeze").await;
+        until("a broker that stands still confirms", async || publisher.publish(numbered(0..10)).await.is_err()).await;
+        script("do-thaw").await;
+        until("nothing is published any more", async || publisher.publish(numbered(0..100)).await.is_ok()).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,6 +27,10 @@ fetch() {
       "(is that registry reachable? full log: $INSTALL_LOG)"
 }
 
+# The server stalls, as on a machine that does: its connections stand and nothing answers.
+do_freeze() { kill -STOP -- "-$(cat "$PIDFILE")"; }
+do_thaw() { kill -CONT -- "-$(cat "$PIDFILE")"; }
+
 # mvn_jars DIR "g:a:v ...": copy artifacts and their runtime dependencies into DIR.
 mvn_jars() {
   local dir=$1 work g a v; shift
@@ -105,6 +109,8 @@ main() {
     kill) alive && kill -9 "$(cat "$PIDFILE")"; reap ;;
     status) do_status ;;
     launch) do_launch ;;
+    # What one server alone can do.
+    do-*) local what=${1#do-}; shift; "do_${what//-/_}" "$@" ;;
     *) echo "usage: $0 install|start|stop|kill|status" >&2; exit 2 ;;
   esac
 }

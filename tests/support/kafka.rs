@@ -22,6 +22,13 @@ pub(crate) fn broker_with(variables: impl FnOnce() -> Vec<(&'static str, String)
     usable("Kafka", BROKER.get_or_init(|| Broker::start(variables())).as_ref())
 }
 
+/// A second one, for a test that stalls it.
+pub(crate) fn broker_to_stall() -> Option<&'static Broker> {
+    static BROKER: OnceLock<Result<Broker, String>> = OnceLock::new();
+    let start = || Broker::start(Vec::new());
+    usable("Kafka", BROKER.get_or_init(start).as_ref())
+}
+
 impl Broker {
     /// It takes a port for itself, one for its controller, and two for further ways in: through a proxy, or those of the variables.
     fn start(variables: Vec<(&'static str, String)>) -> Result<Self, String> {

@@ -71,9 +71,14 @@ impl Server {
         format!("{}/tests/servers/{}.sh", env!("CARGO_MANIFEST_DIR"), self.name)
     }
 
-    /// Runs the script; what it said is the error.
+    /// Runs the script with these words; what it said is the error.
     pub(crate) fn script(&self, what: &str) -> Result<(), String> {
-        let said = self.command(&self.path()).arg(what).stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
+        let said = self
+            .command(&self.path())
+            .args(what.split(' '))
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| e.to_string())?;
         if said.status.success() {
             return Ok(());
         }

@@ -26,6 +26,9 @@ use crate::telemetry::Metrics;
 /// The broker's greeting is no longer.
 const GREETING: usize = 64 * 1024;
 
+/// What a broker answers with the leader of the quorum queue alone.
+const LEADER_ANSWERS: [&str; 3] = ["consume", "count", "look"];
+
 /// Why the broker did not do something.
 pub(super) struct Failure {
     pub(super) error: QueueError,
@@ -132,7 +135,14 @@ impl Broker {
             }
             Err(_) => {
                 let (shown, wait) = (self.address.shown(), self.settings.connect_timeout);
-                let error = self.unavailable(format!("{shown} did not answer within {wait:?} ({what})"));
+                let mut reason = format!("{shown} did not answer within {wait:?} ({what})");
+                if LEADER_ANSWERS.contains(&what) {
+                    reason.push_str(
+                        ": the connection stands and the queue is silent, so it may be without a leader; \
+                         `rabbitmq-queues quorum_status` there shows it (docs/deploy.md, \"A queue of RabbitMQ that does not answer\")",
+                    );
+                }
+                let error = self.unavailable(reason);
                 Err(Failure { error, lasting: false })
             }
         }
