@@ -2,12 +2,15 @@
 //!
 //! Whatever it starts it ends, also when a test fails.
 
-use std::net::TcpListener;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+
+use super::server::free_ports;
 
 /// How long a start or a drain may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,9 +30,15 @@ pub(crate) struct Site {
     pub(crate) address: String,
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that no other test of this process was given.
 pub(crate) fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = free_ports(1);
+        if GIVEN.lock().unwrap().insert(port) {
+            return format!("127.0.0.1:{port}");
+        }
+    }
 }
 
 impl Site {
