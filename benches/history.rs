@@ -72,6 +72,7 @@ fn report(n: u64, seconds: f64) -> LoginReport {
         attrs_mv: Vec::new(),
         geo: Geo {
             country: Some(["DE", "NL", "FR", "IT"][(source % 4) as usize].to_owned()),
+            city: Some(format!("City {}", source % 30)),
             location: Some((50.0 + (source % 40) as f64 / 10.0, 8.0 + (source % 30) as f64 / 10.0)),
             asn: Some(64_500 + (source % 30) as u32),
             as_org: Some(format!("Network {}", source % 30)),

@@ -26,6 +26,7 @@ pub mod config;
 pub mod health;
 pub mod perfstats;
 pub mod settings;
+pub mod stamp;
 pub mod telemetry;
 
 pub mod decode;

@@ -200,6 +200,9 @@ pub struct Geo {
     /// ISO 3166-1 alpha-2, upper case.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub country: Option<String>,
+    /// The city's English name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub city: Option<String>,
     /// Latitude and longitude in degrees.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub location: Option<(f64, f64)>,

@@ -191,6 +191,10 @@ metrics! {
     waiting: gauges "trackalert_waiting_for" ["dependency": "history", "state", "alerts", "policy", "vm",
         "state (notify)", "reports", "rekey"];
 
+    // files that are taken again when they change
+    #[doc = "Files read again (GeoIP, regexes of User-Agents), by outcome"]
+    file_reloads: counters "trackalert_file_reloads_total" ["outcome": "taken", "refused"];
+
     // policy
     #[doc = "Calls of a policy's report that failed, by what stopped them"]
     policy_failures: counters "trackalert_policy_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled",

@@ -442,6 +442,7 @@ fn report_has_the_fields_that_are_promised() {
          assert(lt.remote:isIPv4() and not lt.remote:isIPv6() and not lt.remote:isMappedIPv4())
          assert('at ' .. lt.remote .. '!' == 'at 192.0.2.7!' and lt.remote == lt.remote)
          assert(geo.country(lt.remote) == 'NL' and geo.asn(lt.remote) == 64500 and geo.lookup(lt.remote).as_org == 'Example Net')
+         assert(geo.lookup(lt.remote).city == 'Delft' and geo.lookup('198.51.100.1').city == nil)
          assert(geo.country('198.51.100.1') == nil and geo.distance_km(lt.remote, '198.51.100.1') == nil)
          assert(geo.distance_km(lt.remote, {latitude=52.37, longitude=4.9}) < 0.001)
          assert(time.format() == '1970-01-01T00:16:40.000Z' and time.format(0, '%Y/%m') == '1970/01')

@@ -3,6 +3,7 @@
 //!
 //! Owns the order and the signals. Holds no logic of a role, and nothing is global: what a part needs is handed to it here.
 
+mod files;
 mod late;
 mod stores;
 mod upkeep;
@@ -16,12 +17,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use files::Files;
 use stores::Bridge;
 pub use stores::Stores;
 
 use crate::config::{Config, Roles};
 use crate::detect::{self, Detect, DetectError};
-use crate::geoip::{GeoIp, GeoIpError};
+use crate::geoip::GeoIpError;
 use crate::health::Health;
 use crate::history::HistoryError;
 use crate::http::{self, HttpError, Server, admin};
@@ -70,10 +72,27 @@ const LEAST: Duration = Duration::from_secs(2);
 struct Reload {
     paths: Vec<PathBuf>,
     detect: tokio::sync::Mutex<Option<Detect>>,
+    files: Option<Files>,
     metrics: Arc<Metrics>,
 }
 
 impl Reload {
+    /// Policies and files, each by itself: what is wrong with one holds up no other. The text says what became of each, a line each;
+    /// it is an error where anything was refused.
+    async fn all(&self) -> Result<String, String> {
+        let files = async {
+            match &self.files {
+                Some(files) => files.reload().await,
+                None => Vec::new(),
+            }
+        };
+        let (policies, files) = tokio::join!(self.policies(), files);
+        let well = policies.is_ok() && files.iter().all(|file| file.outcome.is_ok());
+        let mut lines = vec![policies.unwrap_or_else(|error| error)];
+        lines.extend(files.iter().map(ToString::to_string));
+        if well { Ok(lines.join("\n")) } else { Err(lines.join("\n")) }
+    }
+
     /// Loads and checks the policies beside the running ones, then exchanges them between two reports. An error leaves the old ones.
     async fn policies(&self) -> Result<String, String> {
         let paths = self.paths.clone();
@@ -143,13 +162,13 @@ impl App {
         let mut upkeep = vec![upkeep::queues(named(&stores, &bridge), Arc::clone(&metrics), stop.clone())];
 
         let notify = if roles.notify { Some(start_notify(&config, &stores, &metrics, &health)?) } else { None };
-        let detect = if roles.detect {
+        let files = if roles.detect { Some(Files::open(&config, &metrics).await?) } else { None };
+        let detect = if let Some(files) = &files {
             let tested = tokio::task::spawn_blocking(policy::watchdog::self_test).await;
             tested.map_err(|error| error.to_string()).and_then(|result| result).map_err(StartError::Settings)?;
-            let geoip = Arc::new(GeoIp::open(&config.geoip)?);
-            upkeep.push(tokio::spawn(Arc::clone(&geoip).watch(config.geoip.check_every, stop.clone())));
+            upkeep.extend(files.watch(&config, &stop));
             upkeep.push(upkeep::sweep(&stores, &config.state, Arc::clone(&metrics), stop.clone()));
-            Some(start_detect(&config, &stores, &metrics, &health, &perf, geoip)?)
+            Some(start_detect(&config, &stores, &metrics, &health, &perf, files)?)
         } else {
             None
         };
@@ -159,6 +178,7 @@ impl App {
         let reload = Arc::new(Reload {
             paths: config.policy.path.clone(),
             detect: tokio::sync::Mutex::new(detect),
+            files,
             metrics: Arc::clone(&metrics),
         });
         let shared = Shared { config: &config, metrics: &metrics, health: &health };
@@ -185,9 +205,9 @@ impl App {
         self.server.address()
     }
 
-    /// Exchanges the policies; gives what to tell a person in either case.
+    /// Exchanges the policies, and reads the files again; gives what to tell a person in either case.
     pub async fn reload(&self) -> Result<String, String> {
-        self.reload.policies().await
+        self.reload.all().await
     }
 
     /// Takes nothing more from the queues, finishes what is in flight within `detect.drain_timeout` over all, stores every position.
@@ -220,7 +240,7 @@ impl App {
     }
 
     /// Runs until SIGTERM or SIGINT (then drains; a second one ends at once, and what was in flight is handed out again at the next
-    /// start), or until a role fails. SIGHUP reloads the policies and the certificates.
+    /// start), or until a role fails. SIGHUP reloads the policies, the GeoIP files and the certificates.
     pub async fn run_until_signal(self) -> Result<(), StartError> {
         let listen = |kind| signal(kind).map_err(StartError::Signals);
         let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
@@ -299,7 +319,7 @@ fn start_detect(
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
     perf: &Arc<PerfStats>,
-    geoip: Arc<GeoIp>,
+    files: &Files,
 ) -> Result<Detect, StartError> {
     let limit = Unsettled {
         messages: config.detect.unsettled,
@@ -309,7 +329,7 @@ fn start_detect(
         history: Arc::clone(&stores.history),
         state: Arc::clone(&stores.state),
         tentative: Arc::new(Tentative::default()),
-        geoip,
+        geoip: Arc::clone(&files.geoip),
         metrics: Arc::clone(metrics),
         state_max_value: config.state.max_value,
         max_alert: config.policy.max_alert,
@@ -396,7 +416,7 @@ async fn start_http(
         roles: roles.names().into_iter().map(str::to_owned).collect(),
         reload: Arc::new(move || {
             let reload = Arc::clone(&reload);
-            Box::pin(async move { reload.policies().await })
+            Box::pin(async move { reload.all().await })
         }),
     };
     let router = http::router(&config.http, receiver.map(receive::router), operators, perf);

@@ -47,6 +47,9 @@ pub fn document(report: &LoginReport) -> Value {
     if let Some(country) = &geo.country {
         geoip.insert("country_code2".to_owned(), text(country));
     }
+    if let Some(city) = &geo.city {
+        geoip.insert("city_name".to_owned(), text(city));
+    }
     if let Some((latitude, longitude)) = geo.location {
         geoip.insert("location".to_owned(), json!({ "lat": latitude, "lon": longitude }));
         geoip.insert("latitude".to_owned(), json!(latitude));

@@ -140,6 +140,7 @@ pub(crate) fn report(login: &str, second: f64) -> Arc<LoginReport> {
         attrs_mv: vec![("groups".into(), vec!["staff".into(), "admin".into()])],
         geo: Geo {
             country: Some("NL".into()),
+            city: Some("Delft".into()),
             location: Some((52.37, 4.9)),
             asn: Some(64500),
             as_org: Some("Example Net".into()),

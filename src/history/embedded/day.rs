@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::civil::Date;
-use tantivy::directory::MmapDirectory;
+use tantivy::directory::{Directory, MmapDirectory};
 use tantivy::schema::Value as _;
 use tantivy::{
-    DocSet, Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, TERMINATED, TantivyDocument,
+    DocSet, Index, IndexReader, IndexSettings, ReloadPolicy, Searcher, TERMINATED, TantivyDocument, TantivyError,
     schema::IndexRecordOption,
 };
 
@@ -24,6 +24,8 @@ use crate::report::ReportId;
 
 /// Microseconds of a day.
 const DAY: i64 = 86_400_000_000;
+/// The file that makes a folder an index.
+const META: &str = "meta.json";
 /// A folder of this beginning is being made or being removed; after a crash it is rubbish.
 const RUBBISH: &str = ".rubbish-";
 
@@ -62,7 +64,7 @@ impl std::fmt::Debug for Day {
 
 impl Day {
     fn open(path: &Path, number: i64, fields: Arc<Fields>) -> tantivy::Result<Self> {
-        let index = Index::open(MmapDirectory::open(path)?)?;
+        let index = grown(MmapDirectory::open(path)?, &fields)?;
         let reader =
             index.reader_builder().reload_policy(ReloadPolicy::Manual).doc_store_cache_num_blocks(16).try_into()?;
         Ok(Self { number, index, reader, fields })
@@ -120,6 +122,18 @@ impl Day {
     }
 }
 
+/// The index in a folder. One that an earlier version of this program wrote gets the fields that came since; its documents have no
+/// value in them, as those of an address that no GeoIP file knows. A day is opened once, before its writer.
+fn grown(directory: MmapDirectory, fields: &Fields) -> tantivy::Result<Index> {
+    let index = Index::open(directory.clone())?;
+    let Some(schema) = fields.grown(&index.schema()).map_err(TantivyError::SchemaError)? else { return Ok(index) };
+    let mut meta = index.load_metas()?;
+    meta.schema = schema;
+    let bytes = serde_json::to_vec(&meta).map_err(|error| TantivyError::InternalError(error.to_string()))?;
+    directory.atomic_write(Path::new(META), &bytes)?;
+    Index::open(directory)
+}
+
 type Slot = Arc<Mutex<Option<Arc<Day>>>>;
 
 /// All days.
@@ -162,7 +176,7 @@ impl Days {
         }
         let path = self.path(number);
         // Without this file no commit was ever made there: a crash came before the folder was ready.
-        if !path.join("meta.json").exists() {
+        if !path.join(META).exists() {
             let making = self.root.join(format!("{RUBBISH}{}", name_of(number)));
             for rubbish in [&making, &path] {
                 if rubbish.exists() {
@@ -193,7 +207,7 @@ impl Days {
             let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
             if slot.is_none() {
                 let path = self.path(number);
-                if !path.join("meta.json").exists() {
+                if !path.join(META).exists() {
                     continue;
                 }
                 let day = Day::open(&path, number, self.fields.clone())

@@ -4,6 +4,7 @@
 //! name then is a term like any other, never a column or a path of its own.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ use tantivy::{TantivyDocument, Term};
 use crate::history::document;
 use crate::history::query::field::{Flag, Group, Number, Text};
 use crate::report::{Geo, LoginReport, ReportId, Time};
+
+/// The text field that came later than the others.
+const CITY: &str = "geoip.city_name";
 
 /// The fields of an index, by what they hold.
 #[derive(Debug, Clone)]
@@ -36,6 +40,7 @@ fn column(name: &'static str) -> &'static str {
     match name {
         "geoip.country_code2" => "country",
         "geoip.as_org" => "as_org",
+        CITY => "city",
         name => name,
     }
 }
@@ -52,8 +57,9 @@ impl Fields {
         let searched = number.clone().set_indexed();
         let mut flag = |name: &str| schema.add_bool_field(name, searched.clone());
         let flags = [flag("success"), flag("policy_reject"), flag("tls")];
-        let texts = crate::history::query::field::TEXTS
+        let mut texts: Vec<_> = crate::history::query::field::TEXTS
             .iter()
+            .filter(|name| **name != CITY)
             .map(|name| (*name, schema.add_text_field(column(name), text.clone())))
             .collect();
         let numbers = [
@@ -61,17 +67,26 @@ impl Fields {
             schema.add_f64_field("latitude", number.clone()),
             schema.add_f64_field("longitude", number.clone()),
         ];
-        Self {
-            kept: schema.add_bytes_field("kept", BytesOptions::default().set_stored()),
-            id: schema.add_u64_field("id", NumericOptions::default().set_indexed()),
-            time: schema.add_i64_field("time", number),
-            texts,
-            attrs: schema.add_text_field("attrs", text.clone()),
-            device_attrs: schema.add_text_field("device_attrs", text),
-            remote: schema.add_ip_addr_field("remote", IpAddrOptions::default().set_indexed().set_fast()),
-            flags,
-            numbers,
-            schema: schema.build(),
+        let kept = schema.add_bytes_field("kept", BytesOptions::default().set_stored());
+        let id = schema.add_u64_field("id", NumericOptions::default().set_indexed());
+        let time = schema.add_i64_field("time", number);
+        let attrs = schema.add_text_field("attrs", text.clone());
+        let device_attrs = schema.add_text_field("device_attrs", text.clone());
+        let remote = schema.add_ip_addr_field("remote", IpAddrOptions::default().set_indexed().set_fast());
+        // What comes later comes last: a field is known by its place, and the days that were written before keep theirs (`grown`).
+        texts.push((CITY, schema.add_text_field(column(CITY), text)));
+        Self { kept, id, time, texts, attrs, device_attrs, remote, flags, numbers, schema: schema.build() }
+    }
+
+    /// The schema that an index of this one is to have from now on: `None` where it has it, an error where it is one of another kind.
+    pub(super) fn grown(&self, old: &Schema) -> Result<Option<Schema>, String> {
+        let (before, now) = (old.num_fields(), self.schema.num_fields());
+        let same = old.fields().zip(self.schema.fields()).all(|((_, old), (_, new))| old == new);
+        match before.cmp(&now) {
+            _ if !same => Err("its fields are those of another program".to_owned()),
+            Ordering::Greater => Err("it was written by a later version of this program".to_owned()),
+            Ordering::Equal => Ok(None),
+            Ordering::Less => Ok(Some(self.schema.clone())),
         }
     }
 
@@ -140,6 +155,7 @@ impl Fields {
                 "device_id" => Some(report.device_id.as_str()),
                 "type" => Some(document::TYPE),
                 "geoip.country_code2" => geo.country.as_deref(),
+                CITY => geo.city.as_deref(),
                 _ => geo.as_org.as_deref(),
             };
             if let Some(value) = value {

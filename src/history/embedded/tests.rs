@@ -197,6 +197,45 @@ async fn a_search_finds_neither_its_own_report_nor_later_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn day_of_an_earlier_version_takes_reports_with_what_came_since() {
+    let dir = TempDir::new().unwrap();
+    let history = open(dir.path(), &settings());
+    let mut bob = report("bob", START + 1.0);
+    bob.geo.city = Some("Berlin".to_owned());
+    bob.stamp();
+    store_all(&history, &[report("ann", START)]).await;
+    history.close().await;
+    drop(history);
+    // The city is the field that came last.
+    let meta = dir.path().join("2026.03.01/meta.json");
+    let mut text: Value = serde_json::from_slice(&std::fs::read(&meta).unwrap()).unwrap();
+    let gone = text["schema"].as_array_mut().unwrap().pop().unwrap();
+    assert_eq!(gone["name"], "city");
+    std::fs::write(&meta, text.to_string()).unwrap();
+
+    let history = open(dir.path(), &settings());
+    let city = json!({"query": {"term": {"geoip.city_name": "Berlin"}}});
+    let cities = json!({"size": 0, "aggs": {"c": {"terms": {"field": "geoip.city_name", "missing": "?"}}}});
+    assert_eq!(ask(&history, city.clone()).await.unwrap()["hits"]["total"]["value"], 0, "before anything is written");
+    assert_eq!(store_all(&history, &[report("ann", START), bob]).await, [Stored::Already, Stored::New]);
+    assert_eq!(ask(&history, city).await.unwrap()["hits"]["total"]["value"], 1);
+    let found = ask(&history, cities).await.unwrap();
+    let found: Vec<_> = found["aggregations"]["c"]["buckets"].as_array().unwrap().iter().map(|b| &b["key"]).collect();
+    assert_eq!(found, ["?", "Berlin"]);
+    assert_eq!(total(&history).await, 2);
+    history.close().await;
+    drop(history);
+
+    // One of another program is not touched.
+    text["schema"][0]["name"] = json!("stranger");
+    std::fs::write(&meta, text.to_string()).unwrap();
+    let history = open(dir.path(), &settings());
+    let refused = ask(&history, json!({})).await.unwrap_err().to_string();
+    assert!(refused.contains("2026.03.01") && refused.contains("another program"), "{refused}");
+    history.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hit_has_the_form_of_elasticsearch() {
     let dir = TempDir::new().unwrap();
     let history = open(dir.path(), &settings());
@@ -208,6 +247,7 @@ async fn a_hit_has_the_form_of_elasticsearch() {
     one.attrs_mv = vec![("lists".to_owned(), vec!["a".to_owned(), "b".to_owned()])];
     one.geo = Geo {
         country: Some("DE".to_owned()),
+        city: Some("Berlin".to_owned()),
         location: Some((52.5, 13.25)),
         asn: Some(3320),
         as_org: Some("DTAG".to_owned()),
@@ -225,6 +265,7 @@ async fn a_hit_has_the_form_of_elasticsearch() {
     assert_eq!(hit["_source"]["@timestamp"], "2026-03-01T00:00:00.123Z");
     assert_eq!(hit["_source"]["device_attrs"]["os"]["major"], "10.12 (16A323)");
     assert_eq!(hit["_source"]["attrs"], json!({"cos": "gold", "lists": ["a", "b"]}));
+    assert_eq!(hit["_source"]["geoip"]["city_name"], "Berlin");
     assert_eq!(hit["_source"]["geoip"]["location"], json!({"lat": 52.5, "lon": 13.25}));
     let body = json!({"_source": ["geoip.*", "login"], "query": {"term": {"remote": "2001:db8::/32"}}});
     let answer = ask(&history, body).await.unwrap();
@@ -235,6 +276,9 @@ async fn a_hit_has_the_form_of_elasticsearch() {
         (json!({"query": {"exists": {"field": "attrs.co"}}}), 0),
         (json!({"query": {"exists": {"field": "device_attrs"}}}), 1),
         (json!({"query": {"exists": {"field": "geoip.location"}}}), 1),
+        (json!({"query": {"exists": {"field": "geoip.city_name"}}}), 1),
+        (json!({"query": {"term": {"geoip.city_name": "Berlin"}}}), 1),
+        (json!({"query": {"prefix": {"geoip.city_name": "Bo"}}}), 0),
         (json!({"query": {"term": {"attrs.lists": "b"}}}), 1),
         (json!({"query": {"prefix": {"attrs.cos": "go"}}}), 1),
         (json!({"query": {"prefix": {"attrs.cos": "x"}}}), 0),

@@ -87,6 +87,7 @@ const NAMES: &[&str] = &[
     "type",
     "geoip.country_code2",
     "geoip.as_org",
+    "geoip.city_name",
     "geoip.asn",
     "geoip.latitude",
     "geoip.longitude",
@@ -106,6 +107,7 @@ pub(crate) const TEXTS: &[&str] = &[
     "type",
     "geoip.country_code2",
     "geoip.as_org",
+    "geoip.city_name",
 ];
 
 impl Group {

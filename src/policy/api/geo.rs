@@ -46,6 +46,7 @@ fn look(call: &Call, value: &Value) -> Option<Geo> {
 fn table(lua: &Lua, geo: &Geo) -> mlua::Result<Table> {
     let table = lua.create_table()?;
     table.raw_set("country", geo.country.as_deref())?;
+    table.raw_set("city", geo.city.as_deref())?;
     table.raw_set("asn", geo.asn)?;
     table.raw_set("as_org", geo.as_org.as_deref())?;
     table.raw_set("latitude", geo.location.map(|(latitude, _)| latitude))?;
