@@ -70,6 +70,7 @@ fn report(n: u64, seconds: f64) -> LoginReport {
         ],
         attrs: vec![("cos".to_owned(), ["gold", "silver"][(login % 2) as usize].to_owned())],
         attrs_mv: Vec::new(),
+        parsed_device: std::sync::OnceLock::new(),
         geo: Geo {
             country: Some(["DE", "NL", "FR", "IT"][(source % 4) as usize].to_owned()),
             city: Some(format!("City {}", source % 30)),

@@ -7,6 +7,7 @@ mod fields;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -183,6 +184,7 @@ fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
         device_attrs,
         attrs,
         attrs_mv,
+        parsed_device: OnceLock::new(),
         geo: Geo::default(),
     };
     Ok(Decoded { report, t, id: wire.id.and_then(|id| id.parse().ok()), dropped })

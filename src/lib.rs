@@ -12,6 +12,7 @@
 //! | question | file |
 //! |---|---|
 //! | what is a report, what is malformed | [`report`], [`decode`] |
+//! | what is added to one: its device, its place | [`device`], [`geoip`] |
 //! | how does one arrive, when is it answered | [`receive`], [`http`] |
 //! | when is a message done, what is handed out again | [`queue`] |
 //! | which report may run now, what happens after a handler | [`detect`] |
@@ -30,6 +31,7 @@ pub mod stamp;
 pub mod telemetry;
 
 pub mod decode;
+pub mod device;
 pub mod geoip;
 pub mod report;
 

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -157,6 +158,9 @@ impl<'de> Deserialize<'de> for ReportId {
     }
 }
 
+/// What is known of a device, by flat dotted keys such as `os.family`, sorted by them.
+pub type DeviceAttributes = Arc<[(String, String)]>;
+
 /// One login attempt. The maps are sorted by key, so that equal reports have equal canonical forms.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoginReport {
@@ -184,12 +188,15 @@ pub struct LoginReport {
     pub tls: bool,
     /// A User-Agent, an IMAP ID list or an app's string, according to `protocol`.
     pub device_id: String,
-    /// Flat dotted keys such as `os.family`.
+    /// What the sender made of `device_id`, by flat dotted keys such as `os.family`. See [`LoginReport::device`].
     pub device_attrs: Vec<(String, String)>,
     /// Further attributes with one value each.
     pub attrs: Vec<(String, String)>,
     /// Further attributes with several values each.
     pub attrs_mv: Vec<(String, Vec<String>)>,
+    /// What `detect` made of `device_id`, once, where the sender gave no `device_attrs`. No part of the canonical form, so that a report
+    /// that is handed out again has the same id whatever the regexes are by then.
+    pub parsed_device: OnceLock<DeviceAttributes>,
     /// What the GeoIP files say of `remote`. Added by `detect`, no part of the canonical form.
     pub geo: Geo,
 }
@@ -274,6 +281,14 @@ impl Serialize for Values<'_> {
 }
 
 impl LoginReport {
+    /// What is known of the device: what the sender says, or else what `detect` read from `device_id`.
+    pub fn device(&self) -> &[(String, String)] {
+        match self.parsed_device.get() {
+            Some(parsed) if self.device_attrs.is_empty() => parsed,
+            _ => &self.device_attrs,
+        }
+    }
+
     /// Sets the id from the canonical form and gives the bytes for the queue: the canonical form with the id in front, so that the
     /// report is written once and hashed from the same bytes.
     pub fn stamp(&mut self) -> Vec<u8> {

@@ -195,6 +195,9 @@ metrics! {
     #[doc = "Files read again (GeoIP, regexes of User-Agents), by outcome"]
     file_reloads: counters "trackalert_file_reloads_total" ["outcome": "taken", "refused"];
 
+    #[doc = "Reports without device_attrs whose device_id was read, by how: `too_long`, only its beginning; `no_regexes`, not at all"]
+    devices: counters "trackalert_devices_total" ["how": "parsed", "cached", "unknown", "too_long", "no_regexes"];
+
     // policy
     #[doc = "Calls of a policy's report that failed, by what stopped them"]
     policy_failures: counters "trackalert_policy_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled",

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use crate::config::Config;
+use crate::device::Devices;
 use crate::geoip::GeoIp;
 use crate::stamp::{self, Reread};
 use crate::telemetry::Metrics;
@@ -17,30 +18,36 @@ use crate::telemetry::Metrics;
 #[derive(Clone)]
 pub(super) struct Files {
     pub(super) geoip: Arc<GeoIp>,
+    pub(super) devices: Arc<Devices>,
     metrics: Arc<Metrics>,
 }
 
 impl Files {
     /// Reads them, off the async threads: a City file has a hundred megabytes, and all of it is checked.
     pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, StartError> {
-        let (settings, metrics) = (config.geoip.clone(), Arc::clone(metrics));
+        let (geoip, devices, metrics) = (config.geoip.clone(), config.detect.devices(), Arc::clone(metrics));
         let reading = tokio::task::spawn_blocking(move || {
-            let geoip = Arc::new(GeoIp::open(&settings)?);
-            Ok(Self { geoip, metrics })
+            let geoip = Arc::new(GeoIp::open(&geoip)?);
+            let devices = Arc::new(Devices::open(devices, Arc::clone(&metrics))?);
+            Ok(Self { geoip, devices, metrics })
         });
         reading.await.map_err(|error| StartError::Settings(error.to_string()))?
     }
 
     /// Takes changed ones by itself, until stopped.
     pub(super) fn watch(&self, config: &Config, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
-        let (geoip, metrics) = (Arc::clone(&self.geoip), Arc::clone(&self.metrics));
-        vec![tokio::spawn(geoip.watch(config.geoip.check_every, metrics, stop.clone()))]
+        let (geoip, devices) = (Arc::clone(&self.geoip), Arc::clone(&self.devices));
+        vec![
+            tokio::spawn(geoip.watch(config.geoip.check_every, Arc::clone(&self.metrics), stop.clone())),
+            tokio::spawn(devices.watch(config.detect.device_check_every, stop.clone())),
+        ]
     }
 
     /// Reads all of them again, now.
     pub(super) async fn reload(&self) -> Vec<Reread> {
         let this = self.clone();
-        let all = tokio::task::spawn_blocking(move || this.geoip.reload()).await.unwrap_or_default();
+        let reading = tokio::task::spawn_blocking(move || [this.geoip.reload(), this.devices.reload()].concat());
+        let all = reading.await.unwrap_or_default();
         stamp::tell(&all, &self.metrics);
         all
     }

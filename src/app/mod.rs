@@ -23,6 +23,7 @@ pub use stores::Stores;
 
 use crate::config::{Config, Roles};
 use crate::detect::{self, Detect, DetectError};
+use crate::device::RegexesError;
 use crate::geoip::GeoIpError;
 use crate::health::Health;
 use crate::history::HistoryError;
@@ -51,6 +52,8 @@ pub enum StartError {
     History(#[from] HistoryError),
     #[error(transparent)]
     GeoIp(#[from] GeoIpError),
+    #[error(transparent)]
+    Regexes(#[from] RegexesError),
     #[error(transparent)]
     Policy(#[from] LoadError),
     #[error(transparent)]
@@ -240,7 +243,8 @@ impl App {
     }
 
     /// Runs until SIGTERM or SIGINT (then drains; a second one ends at once, and what was in flight is handed out again at the next
-    /// start), or until a role fails. SIGHUP reloads the policies, the GeoIP files and the certificates.
+    /// start), or until a role fails. SIGHUP reloads the policies, the
+    /// files that `detect` looks things up in, and the certificates.
     pub async fn run_until_signal(self) -> Result<(), StartError> {
         let listen = |kind| signal(kind).map_err(StartError::Signals);
         let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
@@ -344,6 +348,7 @@ fn start_detect(
         reports: stores.reports.subscribe(limit, backoff(config))?,
         alerts: stores.alerts.publisher(),
         services,
+        devices: Arc::clone(&files.devices),
         health: Arc::clone(health),
         perf: Arc::clone(perf),
         hung_list: config.data_dir.join("hung.json"),

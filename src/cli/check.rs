@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::client::as_reached;
 use super::{Common, Failure, output};
 use crate::config::{Config, Error, Errors, Roles};
+use crate::device::Devices;
 use crate::geoip::GeoIp;
 use crate::policy::PolicySet;
 use crate::{http, notify, queue};
@@ -19,6 +20,9 @@ const EXAMPLES: &str = "\
 Examples:
   trackalert check -C /etc/trackalert.toml && systemctl restart trackalert
   trackalert check -C trackalert.toml --format json";
+
+/// The setting of the file that User-Agents are read by.
+const DEVICE_REGEXES: &str = "detect.device_regexes";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -107,6 +111,7 @@ impl Findings {
         if roles.detect {
             findings.policies(config);
             findings.geoip(config);
+            findings.devices(config);
         }
         if roles.notify {
             findings.channels(config);
@@ -197,6 +202,23 @@ impl Findings {
             }
             Ok(_) => self.add("geoip", files.join(", ")),
             Err(error) => self.said(&error.to_string()),
+        }
+    }
+
+    fn devices(&mut self, config: &Config) {
+        match Devices::check(&config.detect.device_regexes) {
+            Ok(what) => self.add("devices", what),
+            Err(error) => {
+                let said = error.to_string();
+                // Without them the rest works, and of a file that nobody named nobody wants to hear more than that it is of no use.
+                let named = !config.detect.device_regexes.as_os_str().is_empty();
+                if named && !error.is_absent() {
+                    self.said(&said);
+                } else {
+                    self.add("devices", "User-Agents are not read".to_owned());
+                    self.warn(DEVICE_REGEXES, said.strip_prefix(&format!("{DEVICE_REGEXES}: ")).unwrap_or(&said));
+                }
+            }
         }
     }
 

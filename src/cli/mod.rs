@@ -66,6 +66,9 @@ struct Common {
     /// One setting, over file and environment: --set detect.workers=4 (may be given again)
     #[arg(long = "set", value_name = "KEY=VALUE", global = true)]
     sets: Vec<String>,
+    /// The regexes that User-Agents are read by, a regexes.yaml of uap-core: --set detect.device_regexes=FILE
+    #[arg(short = 'R', long, value_name = "FILE", global = true)]
+    device_regexes: Option<PathBuf>,
 }
 
 impl Common {
@@ -75,7 +78,9 @@ impl Common {
 
     /// With further settings that win.
     fn load_and(&self, more: &[&str]) -> Result<Config, Errors> {
-        let sets: Vec<String> = self.sets.iter().cloned().chain(more.iter().map(|set| (*set).to_owned())).collect();
+        let regexes = self.device_regexes.iter().map(|file| format!("detect.device_regexes={}", file.display()));
+        let more = more.iter().map(|set| (*set).to_owned());
+        let sets: Vec<String> = self.sets.iter().cloned().chain(regexes).chain(more).collect();
         Config::load(self.file.as_deref(), &sets)
     }
 

@@ -11,8 +11,8 @@ Examples:
   trackalert run -C trackalert.toml --roles receive,detect
   trackalert run --set http.listen=0.0.0.0:8085 --set data_dir=/var/lib/trackalert
 
-SIGTERM and Ctrl-C finish what is in flight (detect.drain_timeout); SIGHUP reads policies, GeoIP files
-and certificates again.";
+SIGTERM and Ctrl-C finish what is in flight (detect.drain_timeout); SIGHUP reads policies, GeoIP files,
+the regexes of User-Agents and certificates again.";
 
 /// The arguments.
 #[derive(Debug, clap::Args)]

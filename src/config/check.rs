@@ -24,7 +24,7 @@ const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
 const REKEY: &str = "receive.rekey_from";
 
 /// Key, least, most, and why.
-const WHOLE: [(&str, i64, i64, &str); 26] = [
+const WHOLE: [(&str, i64, i64, &str); 27] = [
     ("http.max_connections", 1, 1_000_000, ""),
     ("http.max_headers", 8, 10_000, ""),
     ("receive.max_attrs", 1, 100_000, ""),
@@ -39,6 +39,7 @@ const WHOLE: [(&str, i64, i64, &str); 26] = [
     ("detect.in_flight", 1, 1_000_000, ""),
     ("detect.unsettled", 1, 10_000_000, ""),
     ("detect.login_backlog", 0, 1_000_000, ""),
+    ("detect.device_cache", 1, 10_000_000, ""),
     ("policy.in_flight", 1, 4000, "one LuaJIT VM holds about 8,000 references"),
     ("policy.max_attempts", 1, 1000, ""),
     ("policy.breaker_calls", 1, 1_000_000, ""),
@@ -57,7 +58,7 @@ const WHOLE: [(&str, i64, i64, &str); 26] = [
 const MAY_BE_ZERO: [&str; 3] = ["receive.max_skew", "queue.embedded.linger", "notify.suppress"];
 
 /// Key and least size in bytes, and why.
-const SIZES: [(&str, u64, &str); 13] = [
+const SIZES: [(&str, u64, &str); 14] = [
     ("http.max_body", 1 << 10, ""),
     ("http.max_bodies", 1 << 10, ""),
     ("policy.max_alert", 1 << 10, ""),
@@ -68,6 +69,7 @@ const SIZES: [(&str, u64, &str); 13] = [
     ("queue.embedded.max_bytes", 1 << 20, ""),
     ("queue.embedded.cache", 1 << 20, ""),
     ("detect.unsettled_bytes", 64 << 10, ""),
+    ("detect.device_max", 16, ""),
     ("policy.memory", 4 << 20, "an empty VM with its libraries takes most of that"),
     ("history.writer_memory", 16 << 20, "the index writer takes no less"),
     ("state.max_value", 16, ""),

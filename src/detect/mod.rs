@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 pub use settings::Settings;
 
 use crate::decode;
+use crate::device::Devices;
 use crate::health::Health;
 use crate::perfstats::PerfStats;
 use crate::policy::{self, LoadError, PolicySet, Services};
@@ -55,6 +56,8 @@ pub struct Parts {
     pub alerts: Arc<dyn Publisher>,
     /// History, state, GeoIP, metrics.
     pub services: Services,
+    /// For `device_attrs`, where the sender gave none.
+    pub devices: Arc<Devices>,
     /// Latches.
     pub health: Arc<Health>,
     /// How long reports waited and ran, for `/command/stats`.

@@ -1,9 +1,12 @@
 //! Settings of the role `detect`; the meaning of each stands in `config/default.toml`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+
+use crate::device;
 
 /// Section `[detect]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -14,11 +17,25 @@ pub struct Settings {
     pub unsettled: usize,
     pub unsettled_bytes: ByteSize,
     pub login_backlog: usize,
+    pub device_regexes: PathBuf,
+    #[serde(with = "humantime_serde")]
+    pub device_check_every: Duration,
+    pub device_max: ByteSize,
+    pub device_cache: usize,
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
 }
 
 impl Settings {
+    /// The settings of the reading of devices.
+    pub fn devices(&self) -> device::Settings {
+        device::Settings {
+            regexes: self.device_regexes.clone(),
+            max: usize::try_from(self.device_max.as_u64()).unwrap_or(usize::MAX),
+            cache: self.device_cache,
+        }
+    }
+
     /// The number of policy workers: what is set, or one for each core.
     pub fn worker_count(&self) -> usize {
         match self.workers {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
+use crate::device::Devices;
 use crate::policy::watchdog::{self, Event};
 use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
 use crate::report::LoginReport;
@@ -76,6 +77,7 @@ pub(super) enum Order {
 pub(super) struct Plan {
     pub(super) policies: PolicySet,
     pub(super) services: Services,
+    pub(super) devices: Arc<Devices>,
     pub(super) settings: Settings,
     /// Where the watchdog tells of a call that hangs. The worker's number in it is its place in the pool.
     pub(super) hangs: mpsc::UnboundedSender<Event>,
@@ -233,7 +235,12 @@ impl Worker {
     }
 
     async fn run_policies(&self, job: &Job) -> (Vec<String>, Vec<Call>, Option<StateError>) {
-        let state = Arc::clone(&self.plan.borrow().services.state);
+        let (state, devices) = {
+            let plan = self.plan.borrow();
+            (Arc::clone(&plan.services.state), Arc::clone(&plan.devices))
+        };
+        // Here and not in the detector's one task, which every report passes: see `Devices::read`.
+        devices.read(&job.report);
         match state.handled(job.report.id).await {
             Ok(handled) => {
                 let calls = self.call_policies(job, &handled).await;

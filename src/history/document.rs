@@ -38,7 +38,7 @@ pub fn document(report: &LoginReport) -> Value {
     map.insert("protocol".to_owned(), text(&report.protocol));
     map.insert("tls".to_owned(), Value::Bool(report.tls));
     map.insert("device_id".to_owned(), text(&report.device_id));
-    map.insert("device_attrs".to_owned(), nested(&report.device_attrs));
+    map.insert("device_attrs".to_owned(), nested(report.device()));
     let mut attrs: Map<String, Value> = report.attrs.iter().map(|(key, value)| (key.clone(), text(value))).collect();
     attrs.extend(report.attrs_mv.iter().map(|(key, values)| (key.clone(), json!(values))));
     map.insert("attrs".to_owned(), Value::Object(attrs));

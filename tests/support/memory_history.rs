@@ -176,6 +176,7 @@ pub(crate) fn attempt(login: &str, remote: &str, t: f64, success: bool) -> Login
         device_attrs: Vec::new(),
         attrs: Vec::new(),
         attrs_mv: Vec::new(),
+        parsed_device: Default::default(),
         geo: Default::default(),
     };
     report.stamp();

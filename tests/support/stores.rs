@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -138,6 +138,7 @@ pub(crate) fn report(login: &str, second: f64) -> Arc<LoginReport> {
         device_attrs: vec![("os.family".into(), "Linux".into())],
         attrs: vec![("country".into(), "NL".into())],
         attrs_mv: vec![("groups".into(), vec!["staff".into(), "admin".into()])],
+        parsed_device: OnceLock::new(),
         geo: Geo {
             country: Some("NL".into()),
             city: Some("Delft".into()),

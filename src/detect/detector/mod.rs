@@ -88,6 +88,7 @@ impl Detector {
         let plan = Plan {
             policies: parts.policies.clone(),
             services: parts.services.clone(),
+            devices: Arc::clone(&parts.devices),
             settings: parts.policy.clone(),
             hangs: tell_hangs,
             outcomes: report_outcomes,

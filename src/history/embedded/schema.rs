@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::net::IpAddr;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use tantivy::schema::{
@@ -170,7 +171,7 @@ impl Fields {
                 document.add_text(self.attrs, pair(key, value));
             }
         }
-        for (key, value) in &report.device_attrs {
+        for (key, value) in report.device() {
             document.add_text(self.device_attrs, pair(key, value));
         }
         let remote = match report.remote {
@@ -263,7 +264,7 @@ fn keep(report: &LoginReport) -> Result<Vec<u8>, serde_json::Error> {
         s: report.session_id.as_str().into(),
         p: report.protocol.as_str().into(),
         d: report.device_id.as_str().into(),
-        e: pairs(&report.device_attrs),
+        e: pairs(report.device()),
         a: pairs(&report.attrs),
         m: report.attrs_mv.iter().map(|(key, values)| (key.as_str().into(), values.as_slice().into())).collect(),
         g: Cow::Borrowed(&report.geo),
@@ -298,6 +299,7 @@ pub(super) fn unkeep(bytes: &[u8]) -> Result<LoginReport, String> {
         device_attrs: owned(kept.e),
         attrs: owned(kept.a),
         attrs_mv: kept.m.into_iter().map(|(key, values)| (key.into_owned(), values.into_owned())).collect(),
+        parsed_device: OnceLock::new(),
         geo: kept.g.into_owned(),
     })
 }

@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -51,6 +51,7 @@ fn report(login: &str, seconds: f64) -> LoginReport {
         device_attrs: Vec::new(),
         attrs: Vec::new(),
         attrs_mv: Vec::new(),
+        parsed_device: OnceLock::new(),
         geo: Geo::default(),
     };
     report.stamp();

@@ -90,7 +90,7 @@ impl UserData for Lt {
             kept(lua, &this, 3, |lua, report| lists(lua, &report.attrs_mv))
         });
         fields.add_field_function_get("device_attrs", |lua, this| {
-            kept(lua, &this, 4, |lua, report| pairs(lua, &report.device_attrs))
+            kept(lua, &this, 4, |lua, report| pairs(lua, report.device()))
         });
     }
 
