@@ -35,6 +35,7 @@ use crate::health::Health;
 use crate::perfstats::PerfStats;
 use crate::policy::{self, LoadError, PolicySet, Services};
 use crate::queue::{Backoff, Publisher, Subscription};
+use crate::report::LoginReport;
 
 /// What the role needs.
 pub struct Parts {
@@ -91,6 +92,12 @@ pub enum DetectError {
     /// The task itself failed.
     #[error("the task of the role detect failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+/// Adds to a decoded report what this program knows of it: where its address lies. The tests of policies come here too, so that a case
+/// sees what a report of the day would see.
+pub fn enrich(report: &mut LoginReport, services: &Services) {
+    report.geo = services.geoip.lookup(report.remote);
 }
 
 /// What the role is told from outside.

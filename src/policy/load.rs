@@ -131,6 +131,38 @@ impl PolicySet {
         set.check().map(|()| set)
     }
 
+    /// The one policy in this folder.
+    pub fn load_one(folder: &Path) -> Result<Self, LoadError> {
+        let whole = folder
+            .canonicalize()
+            .map_err(|error| LoadError::one(format!("{}: no folder of a policy: {error}", folder.display())))?;
+        let set = Self::of(vec![read_policy(folder, &name_of(&whole)).map_err(LoadError::one)?]);
+        set.check().map(|()| set)
+    }
+
+    /// The folders of policies in a folder, sorted: every one but `lib` and the hidden ones.
+    pub fn folders_in(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+        let mut problems = Vec::new();
+        let mut folders = subfolders(path, &mut problems);
+        folders.sort();
+        if problems.is_empty() { Ok(folders) } else { Err(LoadError { problems }) }
+    }
+
+    /// The folders that the setting `policy.path` means. `None`: the shipped policies.
+    pub fn folders(paths: &[PathBuf]) -> Option<Vec<PathBuf>> {
+        folders(paths)
+    }
+
+    /// Whether this folder is a policy's, and not one of policies.
+    pub fn is_policy(folder: &Path) -> bool {
+        folder.join(FILE).is_file()
+    }
+
+    /// An error of a policy of this set, with the path of its file in place of the short name that Lua knows.
+    pub fn located(&self, policy: usize, error: &str) -> String {
+        self.policies.get(policy).map_or_else(|| error.to_owned(), |policy| policy.located(error))
+    }
+
     /// Where [`PolicySet::resolve`] takes them from, for people.
     pub fn place(paths: &[PathBuf]) -> String {
         match folders(paths) {
@@ -195,25 +227,8 @@ fn folders(paths: &[PathBuf]) -> Option<Vec<PathBuf>> {
 }
 
 fn read_folder(path: &Path, found: &mut BTreeMap<String, Policy>, problems: &mut Vec<String>) {
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) => {
-            problems.push(format!("{}: no folder of policies: {error}", path.display()));
-            return;
-        }
-    };
-    for entry in entries {
-        let folder = match entry {
-            Ok(entry) => entry.path(),
-            Err(error) => {
-                problems.push(format!("{}: {error}", path.display()));
-                continue;
-            }
-        };
-        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with('.') || name == LIBRARY || !folder.is_dir() {
-            continue;
-        }
+    for folder in subfolders(path, problems) {
+        let name = name_of(&folder);
         match read_policy(&folder, &name) {
             Ok(policy) => {
                 if let Some(other) = found.get(&name) {
@@ -225,6 +240,33 @@ fn read_folder(path: &Path, found: &mut BTreeMap<String, Policy>, problems: &mut
             Err(problem) => problems.push(problem),
         }
     }
+}
+
+fn name_of(folder: &Path) -> String {
+    folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The folders in a folder that should be policies.
+fn subfolders(path: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) => {
+            problems.push(format!("{}: no folder of policies: {error}", path.display()));
+            return Vec::new();
+        }
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        match entry {
+            Ok(entry) => found.push(entry.path()),
+            Err(error) => problems.push(format!("{}: {error}", path.display())),
+        }
+    }
+    found.retain(|folder| {
+        let name = name_of(folder);
+        !name.starts_with('.') && name != LIBRARY && folder.is_dir()
+    });
+    found
 }
 
 fn read_policy(folder: &Path, name: &str) -> Result<Policy, String> {

@@ -25,7 +25,7 @@ use super::retry::Breaker;
 use super::settle::{Collected, Settler};
 use super::slot::{Given, Phase, Slot};
 use super::worker::{Job, Outcome, Plan, panic_text};
-use super::{Control, DetectError, Parts};
+use super::{Control, DetectError, Parts, enrich};
 use crate::decode::{self, Malformed};
 use crate::policy::LoadError;
 use crate::policy::watchdog;
@@ -293,7 +293,7 @@ impl Detector {
         let decoded = decode::decode(&message.body, &self.parts.limits)?;
         let (received, skew) = (Time::now(), self.parts.max_skew);
         let mut report = decoded.from_queue(Some(message.published), &message.body, coordinates, received, skew);
-        report.geo = self.parts.services.geoip.lookup(report.remote);
+        enrich(&mut report, &self.parts.services);
         Ok(report)
     }
 
