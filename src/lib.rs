@@ -20,6 +20,7 @@
 //! | what is remembered, for how long | [`history`], [`state`] |
 //! | what is an alert, who is told, when not | [`alert`], [`notify`] |
 //! | what runs on a clock | [`schedule`] |
+//! | does a policy do what its tests say | [`harness`] |
 //! | what is set where | [`config`] and `config/default.toml` |
 //! | in which order does it all start and stop | [`app`] |
 
@@ -53,3 +54,4 @@ pub mod schedule;
 pub mod app;
 pub mod cli;
 pub mod demo;
+pub mod harness;

@@ -43,9 +43,19 @@ fn without_a_command_the_help_is_printed() {
     let folder = folder();
     let (code, out, _) = run(folder.path(), &[]);
     assert_eq!(code, 0);
-    for word in
-        ["Usage:", "run", "check", "send", "demo", "query", "dead-letters", "config", "Examples:", "Exit codes:"]
-    {
+    for word in [
+        "Usage:",
+        "run",
+        "check",
+        "test",
+        "send",
+        "demo",
+        "query",
+        "dead-letters",
+        "config",
+        "Examples:",
+        "Exit codes:",
+    ] {
         assert!(out.contains(word), "{word} is missing in\n{out}");
     }
     assert!(!out.contains('\u{1b}'), "no colours into a pipe");
@@ -96,7 +106,8 @@ fn a_wrong_configuration_is_exit_code_2_with_all_mistakes_for_every_command_that
     let expected = "trackalert: the configuration has 2 mistakes:\n  \
                     ta.toml:2: http.lisen: unknown; did you mean http.listen?\n  \
                     ta.toml:5: history.kind: \"elasticsearch\" is not in this program yet; use \"embedded\" or \"none\"\n";
-    for command in [&["run"][..], &["check"], &["config"], &["query"], &["send"], &["dead-letters", "list"]] {
+    for command in [&["run"][..], &["check"], &["test"], &["config"], &["query"], &["send"], &["dead-letters", "list"]]
+    {
         let (code, out, err) = run(folder.path(), &[command, &["-C", "ta.toml"]].concat());
         assert_eq!((code, out.as_str(), err.as_str()), (2, "", expected), "{command:?}");
     }

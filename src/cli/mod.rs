@@ -1,7 +1,7 @@
 //! The command line: what a person or a unit file types.
 //!
 //! ```text
-//! run  check  demo                        this process does it
+//! run  check  test  demo                  this process does it
 //! send  query  dead-letters               ask the running process over HTTP, found from the same -C (or --offline)
 //! config  completions  man                print
 //! ```
@@ -21,6 +21,7 @@ mod query;
 mod run;
 mod send;
 mod session;
+mod test;
 mod when;
 
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ Examples:
   trackalert run                             the whole program, data in ./trackalert-data
   trackalert run -C /etc/trackalert.toml     the same, configured
   trackalert check -C /etc/trackalert.toml   what would run, and what is wrong
+  trackalert test policies                   the tests of policies
   trackalert send reports.ndjson             reports of a file into the running program
   trackalert query --login alice --since 7d  what is remembered about alice
 
@@ -96,6 +98,8 @@ enum Command {
     Run(run::Args),
     /// Check configuration, policies, GeoIP files and channels, and say what would run
     Check(check::Args),
+    /// Run the tests of policies and show what is different
+    Test(test::Args),
     /// Put reports from a file or stdin into the running program
     Send(send::Args),
     /// See it work: generated logins of a small provider with attacks hidden in them
@@ -131,6 +135,7 @@ pub fn main() -> ExitCode {
     output::end(match command {
         Command::Run(args) => run::run(&cli.common, &args),
         Command::Check(args) => check::run(&cli.common, &args),
+        Command::Test(args) => test::run(&cli.common, &args),
         Command::Send(args) => send::run(&cli.common, &args),
         Command::Demo(args) => demo::run(&cli.common, args),
         Command::Query(args) => query::run(&cli.common, &args),
