@@ -26,6 +26,7 @@
 
 pub mod config;
 pub mod health;
+mod outbound;
 pub mod perfstats;
 pub mod settings;
 pub mod stamp;

@@ -202,6 +202,13 @@ metrics! {
     #[doc = "Calls of a policy's report that failed, by what stopped them"]
     policy_failures: counters "trackalert_policy_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled",
         "internal"];
+    #[doc = "HTTP requests of policies, by the class of the answer's status, or by why there is none"]
+    policy_http: counters "trackalert_policy_http_total" ["result": "2xx", "3xx", "4xx", "5xx", "failed", "time_out",
+        "too_large", "no_turn"];
+    #[doc = "Time of one HTTP request of a policy, answered or not"]
+    policy_http_duration: histogram "trackalert_policy_http_duration_seconds";
+    #[doc = "Files of networks of policies that had changed, by outcome"]
+    policy_files: counters "trackalert_policy_files_total" ["outcome": "read", "refused"];
     #[doc = "Virtual machines replaced, by why"]
     vms_replaced: counters "trackalert_vms_replaced_total" ["why": "reload", "spoiled", "stuck"];
     #[doc = "Bytes of Lua memory over all workers"]

@@ -176,10 +176,21 @@ fn check_names_the_file_that_cannot_be_read() {
     let folder = folder();
     let (code, out, _) = run(
         folder.path(),
-        &["check", "--set", "geoip.files=nowhere.mmdb", "--set", "http.tls_cert=c.pem", "--set", "http.tls_key=k.pem"],
+        &[
+            "check",
+            "--set=geoip.files=nowhere.mmdb",
+            "--set=http.tls_cert=c.pem",
+            "--set=http.tls_key=k.pem",
+            "--set=policy.http.ca_file=ca.pem",
+        ],
     );
     assert_eq!(code, 2);
-    for expected in ["error: geoip.files: nowhere.mmdb", "error: http.tls_cert: c.pem", "error: http.tls_key: k.pem"] {
+    for expected in [
+        "error: geoip.files: nowhere.mmdb",
+        "error: http.tls_cert: c.pem",
+        "error: http.tls_key: k.pem",
+        "error: policy.http.ca_file: ca.pem: No such file",
+    ] {
         assert!(out.contains(expected), "{expected} is missing in\n{out}");
     }
 }

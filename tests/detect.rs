@@ -211,3 +211,50 @@ async fn outage_of_the_state_delays_reports_and_costs_none() {
     assert!(running.letters().await.is_empty());
     running.app.drain().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_file_of_networks_is_taken_while_running_and_a_broken_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("list.txt");
+    let write = |text: &str| {
+        let fresh = folder.path().join("fresh");
+        std::fs::write(&fresh, text).unwrap();
+        std::fs::rename(&fresh, &list).unwrap();
+    };
+    write("203.0.113.0/24\n");
+    let policy = format!(
+        "local set = net.file({list:?})
+        function report(lt) if set:has(lt.remote) then alert {{ kind = 'listed', title = 'x', key = lt.login, severity = 'high' }} end end"
+    );
+    let running = Running::start("policy.check_files_every = \"10ms\"", &policy).await;
+    let files = |metrics: &Metrics, outcome: &str| metrics.policy_files.with_label_values(&[outcome]).get();
+    let alerts = |metrics: &Metrics| metrics.alerts.with_label_values(&["high"]).get();
+    running.send(["a".to_owned()]).await;
+    running.until_handled(1).await;
+    assert_eq!(alerts(&running.metrics), 0);
+
+    write("198.18.0.0/15\n");
+    running.until("the new file", |metrics| files(metrics, "read") == 1).await;
+    running.send(["b".to_owned()]).await;
+    running.until_handled(2).await;
+    assert_eq!(alerts(&running.metrics), 1);
+
+    write("198.18.0.0/15\nnonsense\n");
+    running.until("the refusal", |metrics| files(metrics, "refused") == 1).await;
+    let error = running.app.reload().await.unwrap_err();
+    assert!(error.contains("list.txt:2: \"nonsense\" is no network") && error.contains("stay in use"), "{error}");
+    running.send(["c".to_owned()]).await;
+    running.until_handled(3).await;
+    assert_eq!(alerts(&running.metrics), 2, "what was read before stays in use");
+
+    // The files of the policies that are in use since a reload are looked after, too.
+    write("198.18.0.0/15\n192.0.2.0/24\n");
+    running.app.reload().await.unwrap();
+    let read = files(&running.metrics, "read");
+    write("203.0.113.0/24\n");
+    running.until("the file of the new policies", |metrics| files(metrics, "read") > read).await;
+    running.send(["d".to_owned()]).await;
+    running.until_handled(4).await;
+    assert_eq!(alerts(&running.metrics), 2);
+    running.app.drain().await.unwrap();
+}

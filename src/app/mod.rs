@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,9 @@ use crate::history::HistoryError;
 use crate::http::{self, HttpError, Server, admin};
 use crate::notify::{self, Notify, NotifyError};
 use crate::perfstats::PerfStats;
+use crate::policy::networks::Networks;
+use crate::policy::web::Web;
+use crate::policy::wforce::Siblings;
 use crate::policy::{self, LoadError, PolicySet};
 use crate::queue::{Backoff, Queue, QueueError, Unsettled};
 use crate::receive;
@@ -75,7 +79,8 @@ const LEAST: Duration = Duration::from_secs(2);
 struct Reload {
     paths: Vec<PathBuf>,
     detect: tokio::sync::Mutex<Option<Detect>>,
-    files: Option<Files>,
+    /// Of the policies that are in use.
+    networks: Arc<ArcSwap<Networks>>,
     metrics: Arc<Metrics>,
 }
 
@@ -104,6 +109,7 @@ impl Reload {
             Ok(set) => {
                 let names = set.names().collect::<Vec<_>>().join(", ");
                 if let Some(detect) = &*self.detect.lock().await {
+                    self.networks.store(Arc::clone(set.networks()));
                     detect.load(set).await;
                 }
                 Ok(format!("policies in use: {names}"))
@@ -165,13 +171,17 @@ impl App {
         let mut upkeep = vec![upkeep::queues(named(&stores, &bridge), Arc::clone(&metrics), stop.clone())];
 
         let notify = if roles.notify { Some(start_notify(&config, &stores, &metrics, &health)?) } else { None };
-        let files = if roles.detect { Some(Files::open(&config, &metrics).await?) } else { None };
-        let detect = if let Some(files) = &files {
+        let networks: Arc<ArcSwap<Networks>> = Arc::default();
+        let detect = if roles.detect {
             let tested = tokio::task::spawn_blocking(policy::watchdog::self_test).await;
             tested.map_err(|error| error.to_string()).and_then(|result| result).map_err(StartError::Settings)?;
             upkeep.extend(files.watch(&config, &stop));
             upkeep.push(upkeep::sweep(&stores, &config.state, Arc::clone(&metrics), stop.clone()));
-            Some(start_detect(&config, &stores, &metrics, &health, &perf, files)?)
+            let policies = checked_policies(&config.policy.path)?;
+            networks.store(Arc::clone(policies.networks()));
+            let (every, counters) = (config.policy.check_files_every, Arc::clone(&metrics));
+            upkeep.push(tokio::spawn(policy::networks::watch(Arc::clone(&networks), every, counters, stop.clone())));
+            Some(start_detect(&config, &stores, policies, &metrics, &health, &perf, geoip)?)
         } else {
             None
         };
@@ -181,7 +191,7 @@ impl App {
         let reload = Arc::new(Reload {
             paths: config.policy.path.clone(),
             detect: tokio::sync::Mutex::new(detect),
-            files,
+            networks,
             metrics: Arc::clone(&metrics),
         });
         let shared = Shared { config: &config, metrics: &metrics, health: &health };
@@ -320,6 +330,7 @@ fn start_notify(
 fn start_detect(
     config: &Config,
     stores: &Stores,
+    policies: PolicySet,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
     perf: &Arc<PerfStats>,
@@ -329,11 +340,14 @@ fn start_detect(
         messages: config.detect.unsettled,
         bytes: usize::try_from(config.detect.unsettled_bytes.as_u64()).unwrap_or(usize::MAX),
     };
+    let siblings = Siblings::new(&config.policy.wforce, config.policy.http.timeout);
     let services = policy::Services {
         history: Arc::clone(&stores.history),
         state: Arc::clone(&stores.state),
         tentative: Arc::new(Tentative::default()),
-        geoip: Arc::clone(&files.geoip),
+        geoip,
+        web: Arc::new(Web::new(&config.policy.http, Arc::clone(metrics)).map_err(StartError::Settings)?),
+        wforce: Arc::new(siblings.map_err(StartError::Settings)?),
         metrics: Arc::clone(metrics),
         state_max_value: config.state.max_value,
         max_alert: config.policy.max_alert,
@@ -344,7 +358,7 @@ fn start_detect(
         limits: config.receive.limits(),
         max_skew: config.receive.max_skew,
         backoff: backoff(config),
-        policies: checked_policies(&config.policy.path)?,
+        policies,
         reports: stores.reports.subscribe(limit, backoff(config))?,
         alerts: stores.alerts.publisher(),
         services,

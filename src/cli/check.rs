@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -14,6 +15,7 @@ use crate::config::{Config, Error, Errors, Roles};
 use crate::device::Devices;
 use crate::geoip::GeoIp;
 use crate::policy::PolicySet;
+use crate::policy::web::Web;
 use crate::{http, notify, queue};
 
 const EXAMPLES: &str = "\
@@ -110,6 +112,7 @@ impl Findings {
         findings.add("state", value("state.kind"));
         if roles.detect {
             findings.policies(config);
+            findings.web(config);
             findings.geoip(config);
             findings.devices(config);
         }
@@ -190,6 +193,12 @@ impl Findings {
                     self.error("policy.path", problem);
                 }
             }
+        }
+    }
+
+    fn web(&mut self, config: &Config) {
+        if let Err(error) = Web::new(&config.policy.http, Arc::default()) {
+            self.said(&error);
         }
     }
 

@@ -22,6 +22,9 @@ const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 const LOG_FORMATS: [&str; 3] = ["auto", "text", "json"];
 
 const REKEY: &str = "receive.rekey_from";
+const WFORCE: &str = "policy.wforce.servers";
+/// A policy's call goes to each of them.
+const MOST_WFORCE: usize = 64;
 
 /// Key, least, most, and why.
 const WHOLE: [(&str, i64, i64, &str); 27] = [
@@ -42,6 +45,7 @@ const WHOLE: [(&str, i64, i64, &str); 27] = [
     ("detect.device_cache", 1, 10_000_000, ""),
     ("policy.in_flight", 1, 4000, "one LuaJIT VM holds about 8,000 references"),
     ("policy.max_attempts", 1, 1000, ""),
+    ("policy.http.in_flight", 1, 100_000, "each has a connection"),
     ("policy.breaker_calls", 1, 1_000_000, ""),
     ("history.retention_days", 1, 36_500, ""),
     ("history.commit_at", 1, 10_000_000, ""),
@@ -71,14 +75,16 @@ const SIZES: [(&str, u64, &str); 14] = [
     ("detect.unsettled_bytes", 64 << 10, ""),
     ("detect.device_max", 16, ""),
     ("policy.memory", 4 << 20, "an empty VM with its libraries takes most of that"),
+    ("policy.http.max_answer", 1 << 10, ""),
     ("history.writer_memory", 16 << 20, "the index writer takes no less"),
     ("state.max_value", 16, ""),
 ];
 
 /// Key, key that must not be smaller.
-const ORDERED: [(&str, &str); 12] = [
+const ORDERED: [(&str, &str); 13] = [
     ("http.max_body", "http.max_bodies"),
     ("history.search_timeout", "policy.time_limit"),
+    ("policy.http.timeout", "policy.time_limit"),
     ("receive.max_field", "receive.max_report"),
     ("receive.max_report", "http.max_body"),
     ("receive.max_report", "detect.unsettled_bytes"),
@@ -101,7 +107,32 @@ pub(super) fn all(merged: &mut Merged) {
     names(merged);
     kafka::all(merged);
     channels(merged);
+    wforce(merged);
     log(merged);
+}
+
+fn wforce(merged: &mut Merged) {
+    let Some(list) = merged.list(WFORCE) else { return };
+    if list.len() > MOST_WFORCE {
+        return merged.refuse(WFORCE, format!("names {} servers; at most {MOST_WFORCE}", list.len()));
+    }
+    // Not repeated: somebody may have written the password into it.
+    let fits = |url: reqwest::Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+    };
+    for (index, item) in list.iter().enumerate() {
+        if let Some(text) = item.as_str()
+            && !text.parse().is_ok_and(fits)
+        {
+            let text =
+                "is no address such as \"http://wforce.example.net:8084\"; the password is policy.wforce.password";
+            return merged.refuse(&format!("{WFORCE}[{index}]"), text);
+        }
+    }
 }
 
 fn log(merged: &mut Merged) {

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::channel::{ChannelSettings, Post, SendError};
 use super::render::printable;
+use crate::outbound;
 use crate::report::Time;
 use crate::settings::Secret;
 
@@ -23,8 +24,6 @@ use crate::settings::Secret;
 const TOLD: usize = 200;
 /// What of an answer is read so that the connection can be used again; a longer one closes it.
 const READ: usize = 64 * 1024;
-/// A receiver that does not take a connection in this time is down.
-const CONNECT: Duration = Duration::from_secs(5);
 
 /// A receiver of alerts over HTTP.
 pub struct Webhook {
@@ -53,19 +52,19 @@ impl Webhook {
         taken: impl Fn(&str) -> bool,
     ) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
-        let url = check_url(&settings.url).map_err(|why| errors.push(format!("{path}.url: {why}"))).ok();
+        let url = address(&settings.url).map_err(|why| errors.push(format!("{path}.url: {why}"))).ok();
         // The configuration has read the file into `secret`. Without that the alerts would go out unsigned, and be refused.
         if settings.secret.is_empty() && !settings.secret_file.as_os_str().is_empty() {
             errors.push(format!("{path}.secret_file: {} was not read", settings.secret_file.display()));
         }
         let client = url.as_ref().and_then(|url| {
             let built = client(url, timeout);
-            built.map_err(|why| errors.push(format!("{path}: cannot set up HTTP: {why}"))).ok()
+            built.map_err(|error| errors.push(format!("{path}: cannot set up HTTP: {}", outbound::words(error)))).ok()
         });
         let (Some(url), Some(client), true) = (url, client, errors.is_empty()) else {
             return Err(errors);
         };
-        let mut name = format!("webhook:{}", host_of(&url));
+        let mut name = format!("webhook:{}", outbound::host(&url));
         if taken(&name) {
             name = format!("{name}#{index}");
         }
@@ -109,14 +108,7 @@ impl Webhook {
         if error.is_timeout() && !error.is_connect() {
             return format!("no answer within notify.timeout ({:?})", self.timeout);
         }
-        let error = error.without_url();
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        printable(&self.conceal(&text), TOLD)
+        printable(&self.conceal(&outbound::words(error)), TOLD)
     }
 
     /// A receiver may repeat what it was sent: takes our secrets out of its words.
@@ -169,54 +161,21 @@ async fn read(mut answer: Response) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(8 * TOLD)]).into_owned()
 }
 
-/// The URL, or why it is none; the text itself is not repeated, for it may carry a password.
-fn check_url(text: &str) -> Result<Url, String> {
+/// The URL, or why it is none.
+fn address(text: &str) -> Result<Url, String> {
     if text.is_empty() {
         return Err("must be set, as in \"https://example.com/alerts\"".to_owned());
     }
-    let url = Url::parse(text).map_err(|error| format!("not a URL: {error}"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!("\"{}\" is not a scheme for a webhook; http or https", url.scheme()));
-    }
-    if url.host_str().is_none_or(str::is_empty) {
-        return Err("names no host".to_owned());
-    }
-    Ok(url)
+    outbound::url(text)
 }
 
 /// Host and port of a URL; `None`: it is none.
 pub(super) fn host(url: &str) -> Option<String> {
-    Some(host_of(&Url::parse(url).ok()?)).filter(|host| !host.is_empty())
+    Some(outbound::host(&Url::parse(url).ok()?)).filter(|host| !host.is_empty())
 }
 
-fn host_of(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-}
-
-fn client(url: &Url, timeout: Duration) -> Result<Client, String> {
-    // The first caller in the process wins; whoever it was installed the same one.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = Client::builder()
-        .user_agent(concat!("trackalert/", env!("CARGO_PKG_VERSION")))
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(timeout.min(CONNECT))
-        .timeout(timeout)
-        .pool_idle_timeout(Duration::from_secs(30));
-    if url.scheme() == "http" {
-        // Without TLS no certificates are looked for: a container may have none, and the client would not start.
-        builder = builder.tls_certs_only(std::iter::empty());
-    }
-    builder.build().map_err(|error| {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        text
-    })
+fn client(url: &Url, timeout: Duration) -> reqwest::Result<Client> {
+    if url.scheme() == "http" { outbound::plain(timeout).build() } else { outbound::builder(timeout).build() }
 }
 
 #[cfg(test)]

@@ -6,11 +6,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mlua::{Function, IntoLua, IntoLuaMulti, Lua, MultiValue, Value};
+use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Value};
 
+use super::load::Policy;
+use super::networks::{File, Networks};
 use super::{Effects, Services};
 use crate::alert::Alert;
 use crate::report::LoginReport;
@@ -21,6 +24,8 @@ pub(super) type Answer<T> = Result<T, String>;
 
 /// One running call.
 pub(super) struct Call {
+    /// Larger for each call of the machine; the first has 1.
+    number: u64,
     pub(super) report: Arc<LoginReport>,
     pub(super) policy: Rc<str>,
     pub(super) services: Rc<Services>,
@@ -41,7 +46,9 @@ impl Call {
         let max_value = usize::try_from(services.state_max_value.as_u64()).unwrap_or(usize::MAX);
         let (state, tentative) = (Arc::clone(&services.state), Arc::clone(&services.tentative));
         host.live.set(host.live.get() + 1);
+        host.started.set(host.started.get() + 1);
         Rc::new(Self {
+            number: host.started.get(),
             report: Arc::clone(report),
             policy: Rc::clone(policy),
             services: Rc::clone(services),
@@ -72,11 +79,28 @@ impl Drop for Call {
     }
 }
 
+/// The policy whose top level runs.
+struct Loading {
+    folder: Option<PathBuf>,
+    networks: Arc<Networks>,
+}
+
+/// While it lives, a policy is loaded.
+pub(super) struct WhileLoading<'a>(&'a Host);
+
+impl Drop for WhileLoading<'_> {
+    fn drop(&mut self) {
+        *self.0.loading.borrow_mut() = None;
+    }
+}
+
 /// What the API functions of one machine share.
 #[derive(Default)]
 pub(super) struct Host {
     current: RefCell<Option<Rc<Call>>>,
     live: Cell<usize>,
+    started: Cell<u64>,
+    loading: RefCell<Option<Loading>>,
     guard: RefCell<Option<Function>>,
     /// Log lines left, by policy.
     pub(super) log_budget: RefCell<HashMap<Rc<str>, super::api::log::Budget>>,
@@ -86,6 +110,34 @@ impl Host {
     /// Calls that are not gone, coroutines that nobody resumes included.
     pub(super) fn live(&self) -> usize {
         self.live.get()
+    }
+
+    /// Which call runs; 0: none, a policy is being loaded.
+    pub(super) fn number(&self) -> u64 {
+        self.current.borrow().as_ref().map_or(0, |call| call.number)
+    }
+
+    /// Until the guard goes, it is this policy's top level that runs.
+    pub(super) fn load(&self, policy: &Policy, networks: &Arc<Networks>) -> WhileLoading<'_> {
+        let loading = Loading { folder: policy.folder.clone(), networks: Arc::clone(networks) };
+        *self.loading.borrow_mut() = Some(loading);
+        WhileLoading(self)
+    }
+
+    /// A file of networks that the policy which is being loaded names. In a handler none is opened: it would hold up all others, and
+    /// an attacker may have written its name.
+    pub(super) fn file(&self, path: &str) -> Answer<Arc<File>> {
+        let loading = self.loading.borrow();
+        let Some(Loading { folder, networks }) = &*loading else {
+            return Err("works while the policy is loaded only: call it outside of report, and keep the set".to_owned());
+        };
+        let path = Path::new(path);
+        let path = match folder {
+            Some(folder) => folder.join(path),
+            None if path.is_absolute() => path.to_owned(),
+            None => return Err("this policy has no folder; name an absolute path".to_owned()),
+        };
+        networks.file(&path)
     }
 
     /// Runs `f` with `call` as the one that runs.
@@ -147,13 +199,13 @@ impl Host {
     }
 
     /// An API function that may wait. `start` takes the arguments out of Lua; its future holds no handle while it waits (a machine
-    /// has some 8,000), and `give` turns the answer into a Lua value.
-    pub(super) fn waiting<T: 'static, F>(
+    /// has some 8,000), and `give` turns the answer into Lua values.
+    pub(super) fn waiting<T: 'static, F, R: IntoLuaMulti>(
         self: &Rc<Self>,
         lua: &Lua,
         name: &'static str,
         start: impl Fn(Rc<Call>, MultiValue) -> Answer<F> + 'static,
-        give: impl Fn(&Lua, T) -> mlua::Result<Value> + Copy + 'static,
+        give: impl Fn(&Lua, T) -> mlua::Result<R> + Copy + 'static,
     ) -> mlua::Result<Function>
     where
         F: Future<Output = Answer<T>> + 'static,
@@ -170,8 +222,8 @@ impl Host {
                     Err(text) => Err(text),
                 };
                 match result {
-                    Ok(value) => Ok((true, give(&lua, value)?)),
-                    Err(text) => Ok((false, place(&lua, &text).into_lua(&lua)?)),
+                    Ok(value) => answer_many(&lua, Ok(give(&lua, value)?)),
+                    Err(text) => answer_many::<()>(&lua, Err(text)),
                 }
             }
         })?;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::modules::{self, Module, Modules};
+use super::networks::Networks;
 use super::vm::Vm;
 
 /// The policies in the program, as name and source.
@@ -19,10 +21,8 @@ const SHIPPED: &[(&str, &str)] = &[
 
 /// The file of a policy, in a folder of its name.
 const FILE: &str = "policy.lua";
-/// Lua that policies share; no policy.
+/// Lua that the policies of one folder share; no policy.
 const LIBRARY: &str = "lib";
-/// Bytes of one policy.
-const MAX_SOURCE: u64 = 1 << 20;
 /// Policies of one set.
 const MAX_POLICIES: usize = 256;
 /// Bytes of a name: it is part of metrics, of keys in the state, and of every place in an error, which Lua cuts at 60.
@@ -52,12 +52,23 @@ impl From<std::io::Error> for LoadError {
 #[derive(Debug, Clone)]
 pub(super) struct Policy {
     pub(super) name: String,
-    pub(super) source: String,
+    pub(super) source: Arc<str>,
     /// Where it came from, for people.
     pub(super) place: String,
+    /// Where it lies; `None`: in the program, or in memory.
+    pub(super) folder: Option<PathBuf>,
+    /// What it may `require`: of its own folder, and of the `lib` beside it.
+    pub(super) modules: Arc<Modules>,
+    pub(super) library: Arc<Modules>,
 }
 
 impl Policy {
+    /// One that has no folder.
+    fn alone(name: &str, source: &str, place: String) -> Self {
+        let (name, source) = (name.to_owned(), source.into());
+        Self { name, source, place, folder: None, modules: Arc::default(), library: Arc::default() }
+    }
+
     /// What Lua calls the file, in short: long paths are cut in error messages.
     pub(super) fn chunk(&self) -> String {
         format!("{}/{FILE}", self.name)
@@ -65,10 +76,33 @@ impl Policy {
 
     /// A Lua error with the whole path in place of the short name.
     pub(super) fn located(&self, error: &str) -> String {
-        match error.strip_prefix(&self.chunk()) {
-            Some(rest) => format!("{}{rest}", self.place),
+        let own = [(self.chunk(), self.place.as_str())];
+        let modules = self.modules.iter().chain(self.library.iter());
+        let files = own.into_iter().chain(modules.map(|module| (module.chunk.clone(), module.place.as_str())));
+        let mut found = files.filter_map(|(chunk, place)| Some((error.strip_prefix(&chunk)?, place)));
+        match found.find(|(rest, _)| rest.starts_with(':')) {
+            Some((rest, place)) => format!("{place}{rest}"),
             None => format!("{}: {error}", self.place),
         }
+    }
+
+    /// What `require` of this name finds. The error says where it was looked for.
+    pub(super) fn module(&self, name: &str) -> Result<&Module, String> {
+        if !modules::is_name(name) {
+            return Err(
+                "is no name of a module: letters, digits, _ and -, with dots between up to four of them".to_owned()
+            );
+        }
+        let found = self.modules.get(name).or_else(|| self.library.get(name));
+        found.ok_or_else(|| {
+            let file = format!("{}.lua", name.replace('.', "/"));
+            match &self.folder {
+                Some(_) => {
+                    format!("there was neither {}/{file} nor {LIBRARY}/{file} when the policies were loaded", self.name)
+                }
+                None => "this policy has no folder to load it from".to_owned(),
+            }
+        })
     }
 }
 
@@ -76,11 +110,13 @@ impl Policy {
 #[derive(Debug, Clone, Default)]
 pub struct PolicySet {
     policies: Arc<[Policy]>,
+    networks: Arc<Networks>,
     generation: u64,
 }
 
 impl PolicySet {
-    /// Every `<name>/policy.lua` in these folders. The folder `lib` and hidden folders are left out. All problems are reported at once.
+    /// Every `<name>/policy.lua` in these folders, with the modules beside it and in the folder's `lib`. Hidden folders are left out. All
+    /// problems are reported at once.
     pub fn load(paths: &[PathBuf]) -> Result<Self, LoadError> {
         let mut found = BTreeMap::new();
         let mut problems = Vec::new();
@@ -104,11 +140,7 @@ impl PolicySet {
 
     /// The policies that are in the program.
     pub fn shipped() -> Self {
-        let policy = |(name, source): &(&str, &str)| Policy {
-            name: (*name).to_owned(),
-            source: (*source).to_owned(),
-            place: format!("shipped policy {name}"),
-        };
+        let policy = |(name, source): &(&str, &str)| Policy::alone(name, source, format!("shipped policy {name}"));
         Self::of(SHIPPED.iter().map(policy).collect())
     }
 
@@ -173,23 +205,20 @@ impl PolicySet {
 
     /// One policy from memory, for tests and benchmarks. It is not checked before a machine is built.
     pub fn from_sources<'a>(sources: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let policy = |(name, source): (&str, &str)| Policy {
-            name: name.to_owned(),
-            source: source.to_owned(),
-            place: format!("{name}/{FILE}"),
-        };
+        let policy = |(name, source): (&str, &str)| Policy::alone(name, source, format!("{name}/{FILE}"));
         Self::of(sources.into_iter().map(policy).collect())
     }
 
     fn of(mut policies: Vec<Policy>) -> Self {
         static GENERATION: AtomicU64 = AtomicU64::new(1);
         policies.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { policies: policies.into(), generation: GENERATION.fetch_add(1, Ordering::Relaxed) }
+        let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+        Self { policies: policies.into(), networks: Arc::default(), generation }
     }
 
     /// Loads every policy into a machine of its own and throws it away. Blocks for some milliseconds.
     pub fn check(&self) -> Result<(), LoadError> {
-        Vm::scratch(&self.policies)
+        Vm::scratch(self)
     }
 
     /// The names, by index.
@@ -215,6 +244,11 @@ impl PolicySet {
     pub(super) fn policies(&self) -> &[Policy] {
         &self.policies
     }
+
+    /// The files of networks that the policies have named.
+    pub fn networks(&self) -> &Arc<Networks> {
+        &self.networks
+    }
 }
 
 /// The folders that `policy.path` means. `None`: the shipped policies.
@@ -227,10 +261,30 @@ fn folders(paths: &[PathBuf]) -> Option<Vec<PathBuf>> {
 }
 
 fn read_folder(path: &Path, found: &mut BTreeMap<String, Policy>, problems: &mut Vec<String>) {
-    for folder in subfolders(path, problems) {
-        let name = name_of(&folder);
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) => {
+            problems.push(format!("{}: no folder of policies: {error}", path.display()));
+            return;
+        }
+    };
+    let library = Arc::new(Modules::read(&path.join(LIBRARY), LIBRARY, "", problems));
+    for entry in entries {
+        let folder = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => {
+                problems.push(format!("{}: {error}", path.display()));
+                continue;
+            }
+        };
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with('.') || name == LIBRARY || !folder.is_dir() {
+            continue;
+        }
         match read_policy(&folder, &name) {
-            Ok(policy) => {
+            Ok(mut policy) => {
+                policy.modules = Arc::new(Modules::read(&folder, &name, FILE, problems));
+                policy.library = Arc::clone(&library);
                 if let Some(other) = found.get(&name) {
                     problems.push(format!("{}: the name {name} is taken by {}", policy.place, other.place));
                 } else {
@@ -276,15 +330,7 @@ fn read_policy(folder: &Path, name: &str) -> Result<Policy, String> {
     if name.len() > MAX_NAME || !name.chars().all(fits) {
         return Err(format!("{place}: a policy's name is of a-z, A-Z, 0-9, _ and -, at most {MAX_NAME} of them"));
     }
-    let size = std::fs::metadata(&file).map_err(|error| format!("{place}: {error}"))?.len();
-    if size > MAX_SOURCE {
-        return Err(format!("{place}: is {size} bytes; a policy may have {MAX_SOURCE}"));
-    }
-    let bytes = std::fs::read(&file).map_err(|error| format!("{place}: {error}"))?;
-    let source = String::from_utf8(bytes).map_err(|error| {
-        let good = error.utf8_error().valid_up_to();
-        let line = 1 + error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count();
-        format!("{place}:{line}: is not UTF-8")
-    })?;
-    Ok(Policy { name: name.to_owned(), source, place })
+    let source = modules::read_source(&file)?.into();
+    let (name, folder) = (name.to_owned(), Some(folder.to_owned()));
+    Ok(Policy { name, source, place, folder, modules: Arc::default(), library: Arc::default() })
 }

@@ -11,9 +11,13 @@
 pub mod api;
 mod call;
 pub mod load;
+mod modules;
+pub mod networks;
 mod sandbox;
 pub mod vm;
 pub mod watchdog;
+pub mod web;
+pub mod wforce;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,6 +59,10 @@ pub struct Settings {
     pub stuck_after: Duration,
     #[serde(with = "humantime_serde")]
     pub abort_after: Duration,
+    #[serde(with = "humantime_serde")]
+    pub check_files_every: Duration,
+    pub http: web::Settings,
+    pub wforce: wforce::Settings,
 }
 
 /// What a policy's calls reach.
@@ -68,6 +76,10 @@ pub struct Services {
     pub tentative: Arc<Tentative>,
     /// For `geo.*`.
     pub geoip: Arc<crate::geoip::GeoIp>,
+    /// For `http.*` and `wforce.*`.
+    pub web: Arc<dyn web::Fetch>,
+    /// For `wforce.*`: whom to ask.
+    pub wforce: Arc<wforce::Siblings>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// `state.max_value`: the largest value of `state.set`.

@@ -1,6 +1,6 @@
 -- What a policy finds in its environment, and what it does not. Runs once in each machine, before any native function is made.
 -- The chunk is named like mlua's own waiting loop, because mlua ends a dropped call only where that name is on top of the stack.
-local pending, max_result, max_subject, max_pattern = ...
+local pending, whose, max_result, max_subject, max_pattern = ...
 
 local G, error, type, select, pairs, rawset, tostring, tonumber =
   _G, error, type, select, pairs, rawset, tostring, tonumber
@@ -8,7 +8,7 @@ local load, collectgarbage, concat, find_plain = load, collectgarbage, table.con
 local resume, yield, create, status, yieldable =
   coroutine.resume, coroutine.yield, coroutine.create, coroutine.status, coroutine.isyieldable
 
-local stray = "a call that waits (history, state, time.sleep) cannot be made inside a callback of table.sort or string.gsub,"
+local stray = "a call that waits (history, state, http, wforce, time.sleep) cannot be made inside a callback of table.sort or string.gsub,"
   .. " or inside a metamethod that C code calls"
 
 -- mlua takes this as the yield of its waiting functions: an error that says what is wrong instead of "C-call boundary".
@@ -120,8 +120,43 @@ local function guard(raw)
   return function(...) return finish(raw(...)) end
 end
 
+-- Lua that policies share: each policy gets an instance of its own. Written here and not in C code, so that a module may wait at its top
+-- level. Two handlers may be in the same module at once then, so that what is under way is kept by call: only within one call is a
+-- module that is required while it loads a circle.
+local function requirer(env, find)
+  local loaded, under_way = {}, {}
+  local function over(call, name, ok, value)
+    local chain = under_way[call]
+    chain[#chain] = nil
+    if #chain == 0 then under_way[call] = nil end
+    if not ok then error(value, 0) end
+    -- Another handler may have been faster: all have the same one.
+    if loaded[name] == nil then
+      if value == nil then value = true end
+      loaded[name] = value
+    end
+    return loaded[name]
+  end
+  return function(name)
+    if type(name) ~= "string" then error("require: name: a string is required, got " .. type(name), 2) end
+    if loaded[name] ~= nil then return loaded[name] end
+    local module, why = find(name, env)
+    if not module then error(why, find_plain(why, "require: ", 1, true) == 1 and 2 or 0) end
+    local call = whose()
+    local chain = under_way[call] or {}
+    under_way[call] = chain
+    for i = 1, #chain do
+      if chain[i] == name then
+        error("require: a circle: " .. concat(chain, " requires ", i) .. " requires " .. name, 2)
+      end
+    end
+    chain[#chain + 1] = name
+    return over(call, name, pcall(module, name))
+  end
+end
+
 -- A fresh environment: its own copy of every table, so that nothing that one policy changes is there for another.
-local function environment(api)
+local function environment(api, find)
   local env = {}
   for _, name in pairs(safe) do env[name] = G[name] end
   for name, library in pairs(libraries) do env[name] = copy(library) end
@@ -137,9 +172,7 @@ local function environment(api)
     return load(chunk, name, "t", where == nil and env or where)
   end
   function env.loadstring(chunk, name) return env.load(chunk, name) end
-  function env.require(name)
-    error("require: a policy is one file; " .. tostring(name) .. " cannot be loaded", 2)
-  end
+  env.require = requirer(env, find)
   function env.collectgarbage(what)
     if what ~= "count" then error("collectgarbage: only \"count\" is allowed", 2) end
     return collectgarbage("count")

@@ -1,15 +1,17 @@
 //! A fresh virtual machine, and the environment of each policy in it.
 //!
-//! Owns which of LuaJIT's libraries a policy gets and how large the arguments of C functions may be. What a policy may call of ours is
+//! Owns which of LuaJIT's libraries a policy gets, what `require` gives it, and how large the arguments of C functions may be. What a policy may call of ours is
 //! in [`super::api`].
 
 use std::rc::Rc;
 
 use mlua::chunk::ChunkMode;
-use mlua::{Function, Lua, LuaOptions, StdLib, Table, Value};
+use mlua::{Function, Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
-use super::api;
+use super::api::{self, args};
 use super::call::Host;
+use super::load::Policy;
+use super::vm;
 
 /// Bytes of a string that `string.rep` may make.
 const MAX_RESULT: usize = 16 << 20;
@@ -33,19 +35,40 @@ impl Sandbox {
         let libraries = StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::BIT | StdLib::JIT;
         let lua = Lua::new_with(libraries, LuaOptions::new().thread_pool_size(THREADS_KEPT))?;
         lua.set_memory_limit(memory)?;
+        let shared = Rc::downgrade(host);
+        let whose = lua.create_function(move |_, ()| Ok(shared.upgrade().map_or(0, |host| host.number())))?;
         let (environment, guard): (Function, Function) = lua
             .load(include_str!("sandbox.lua"))
             .set_name("=__mlua_async_poll")
-            .call((Value::LightUserData(Lua::poll_pending()), MAX_RESULT, MAX_SUBJECT, MAX_PATTERN))?;
+            .call((Value::LightUserData(Lua::poll_pending()), whose, MAX_RESULT, MAX_SUBJECT, MAX_PATTERN))?;
         host.set_guard(guard);
         let api = api::install(&lua, host)?;
         Ok(Self { lua, environment, api })
     }
 
     /// Compiles a policy in an environment of its own. Gives the chunk and the environment.
-    pub(super) fn compile(&self, chunk: &str, source: &str) -> mlua::Result<(Function, Table)> {
-        let environment: Table = self.environment.call(&self.api)?;
-        let loaded = self.lua.load(source).set_name(format!("@{chunk}")).set_mode(ChunkMode::Text);
+    pub(super) fn compile(&self, policy: &Policy) -> mlua::Result<(Function, Table)> {
+        let found = policy.clone();
+        let find = self.lua.create_function(move |lua, (name, environment): (LuaString, Table)| {
+            Ok(match find(lua, &found, &name.to_string_lossy(), environment) {
+                Ok(module) => (Some(module), None),
+                Err(why) => (None, Some(why)),
+            })
+        })?;
+        let environment: Table = self.environment.call((&self.api, find))?;
+        let loaded = chunk(&self.lua, &policy.chunk(), &policy.source);
         Ok((loaded.set_environment(environment.clone()).into_function()?, environment))
     }
+}
+
+/// Lua as it is compiled everywhere: text only, under a short name.
+pub(super) fn chunk<'a>(lua: &Lua, name: &str, source: &'a str) -> mlua::chunk::Chunk<'a> {
+    lua.load(source).set_name(format!("@{name}")).set_mode(ChunkMode::Text)
+}
+
+/// The module that a policy may require under this name, compiled in the policy's environment.
+fn find(lua: &Lua, policy: &Policy, name: &str, environment: Table) -> Result<Function, String> {
+    let module = policy.module(name).map_err(|why| format!("require: {}: {why}", args::cut(name, 64)))?;
+    let compiled = chunk(lua, &module.chunk, &module.source).set_environment(environment).into_function();
+    compiled.map_err(|error| vm::text(&error))
 }

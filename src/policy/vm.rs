@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::api::lt::Lt;
 use super::call::{Call, Host};
 use super::load::{LoadError, Policy};
-use super::sandbox::Sandbox;
+use super::sandbox::{self, Sandbox};
 use super::watchdog::{self, Lane};
 use super::{Effects, Failure, PolicySet, Services, Settings};
 use crate::report::{LoginReport, ReportId};
@@ -72,17 +72,26 @@ impl Vm {
             memory: usize::try_from(settings.memory.as_u64()).unwrap_or(usize::MAX),
             stuck_after: settings.stuck_after,
         };
-        Self::build(set.policies(), set.generation(), Some(Rc::new(services.clone())), limits)
+        Self::build(set, set.generation(), Some(Rc::new(services.clone())), limits)
     }
 
-    /// A machine that only shows whether the policies load.
-    pub(super) fn scratch(policies: &[Policy]) -> Result<(), LoadError> {
+    /// A machine that only shows whether the policies load, and whether what they may require compiles: that may be asked for in a
+    /// handler, where it would be found too late.
+    pub(super) fn scratch(set: &PolicySet) -> Result<(), LoadError> {
         let limits = Limits { time: LOAD_WALL, cpu: LOAD_CPU, memory: 256 << 20, stuck_after: LOAD_WALL };
-        Self::build(policies, 0, None, limits).map(drop)
+        let vm = Self::build(set, 0, None, limits);
+        let mut problems = vm.as_ref().err().map(|error| error.problems.clone()).unwrap_or_default();
+        for problem in uncompiled(set) {
+            // A policy that requires it has told of it already.
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(LoadError { problems }) }
     }
 
     fn build(
-        policies: &[Policy],
+        set: &PolicySet,
         generation: u64,
         services: Option<Rc<Services>>,
         limits: Limits,
@@ -92,7 +101,8 @@ impl Vm {
             .map_err(|error| LoadError::one(format!("no virtual machine for the policies: {}", text(&error))))?;
         let lane = watchdog::lane(limits.stuck_after);
         let (mut loaded, mut problems) = (Vec::new(), Vec::new());
-        for (index, policy) in policies.iter().enumerate() {
+        for (index, policy) in set.policies().iter().enumerate() {
+            let _loading = host.load(policy, set.networks());
             match load(&sandbox, &lane, index, policy) {
                 Ok(report) => loaded.push(Loaded { name: Rc::from(policy.name.as_str()), report }),
                 Err(problem) => problems.push(problem),
@@ -249,7 +259,7 @@ impl Drop for Over {
 
 fn load(sandbox: &Sandbox, lane: &Lane, index: usize, policy: &Policy) -> Result<Function, String> {
     let told = |error: mlua::Error| policy.located(&text(&error));
-    let (chunk, environment) = sandbox.compile(&policy.chunk(), &policy.source).map_err(told)?;
+    let (chunk, environment) = sandbox.compile(policy).map_err(told)?;
     let watch = watchdog::Poll { set: 0, policy: index, report: ReportId::default(), cpu: LOAD_CPU, wall: LOAD_WALL };
     let (outcome, used) = lane.watch(&sandbox.lua, watch, || chunk.call::<()>(()));
     if used > LOAD_CPU {
@@ -262,6 +272,23 @@ fn load(sandbox: &Sandbox, lane: &Lane, index: usize, policy: &Policy) -> Result
         Ok(other) => Err(format!("{}: report must be a function, it is a {}", policy.place, other.type_name())),
         Err(error) => Err(told(error)),
     }
+}
+
+/// The modules that do not compile, each once.
+fn uncompiled(set: &PolicySet) -> Vec<String> {
+    let lua = mlua::Lua::new_with(mlua::StdLib::NONE, mlua::LuaOptions::new());
+    let Ok(lua) = lua else { return Vec::new() };
+    let mut problems: Vec<String> = Vec::new();
+    for policy in set.policies() {
+        for module in policy.modules.iter().chain(policy.library.iter()) {
+            if let Err(error) = sandbox::chunk(&lua, &module.chunk, &module.source).into_function() {
+                problems.push(policy.located(&text(&error)));
+            }
+        }
+    }
+    problems.sort();
+    problems.dedup();
+    problems
 }
 
 fn is_memory(error: &mlua::Error) -> bool {
@@ -287,7 +314,7 @@ fn value_type(text: &str) -> Option<&str> {
 }
 
 /// The error in one line or a few, without a traceback, cut to a bound.
-fn text(error: &mlua::Error) -> String {
+pub(super) fn text(error: &mlua::Error) -> String {
     let mut error = error;
     while let mlua::Error::CallbackError { cause, .. } = error {
         error = cause;

@@ -2,12 +2,15 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use trackalert::geoip::GeoIp;
-use trackalert::policy::{Effects, Failure, PolicySet, Services, Settings, Vm};
+use trackalert::policy::web::{self, Web};
+use trackalert::policy::wforce;
+use trackalert::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
 use trackalert::state::{Batch, State, Tentative};
 use trackalert::telemetry::Metrics;
 
@@ -19,6 +22,7 @@ pub(crate) struct Bench {
     pub(crate) state: Arc<MemoryState>,
     pub(crate) history: Arc<CannedHistory>,
     pub(crate) tentative: Arc<Tentative>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 pub(crate) fn settings() -> Settings {
@@ -37,6 +41,51 @@ pub(crate) fn settings() -> Settings {
         breaker_pause: Duration::from_secs(1),
         stuck_after: Duration::from_millis(200),
         abort_after: Duration::from_secs(60),
+        check_files_every: Duration::from_secs(60),
+        http: web::Settings {
+            timeout: Duration::from_secs(10),
+            max_answer: ByteSize::kib(256),
+            in_flight: 2000,
+            ca_file: PathBuf::new(),
+        },
+        wforce: wforce::Settings::default(),
+    }
+}
+
+/// A folder of policies with these files.
+pub(crate) struct Folder(tempfile::TempDir);
+
+impl Folder {
+    pub(crate) fn with(files: &[(&str, &str)]) -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        for (name, text) in files {
+            folder.write(name, text);
+        }
+        folder
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.0.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn load(&self) -> Result<PolicySet, LoadError> {
+        PolicySet::load(&[self.path().into()])
+    }
+
+    pub(crate) fn bench(&self) -> Bench {
+        Bench::of(&self.load().unwrap_or_else(|error| panic!("{error}")), &settings())
+    }
+
+    pub(crate) fn problem(&self) -> String {
+        let error = self.load().unwrap_err();
+        assert_eq!(error.problems.len(), 1, "{error}");
+        error.problems[0].replace(&format!("{}/", self.path().display()), "")
     }
 }
 
@@ -46,19 +95,26 @@ impl Bench {
     }
 
     pub(crate) fn with<'a>(policies: impl IntoIterator<Item = (&'a str, &'a str)>, settings: &Settings) -> Self {
+        Self::of(&PolicySet::from_sources(policies), settings)
+    }
+
+    /// The same with policies from a folder, say.
+    pub(crate) fn of(set: &PolicySet, settings: &Settings) -> Self {
         let (state, history, tentative) = (Arc::default(), Arc::default(), Arc::default());
+        let metrics: Arc<Metrics> = Arc::default();
         let services = Services {
             history: Arc::clone(&history) as _,
             state: Arc::clone(&state) as _,
             tentative: Arc::clone(&tentative),
             geoip: Arc::new(GeoIp::default()),
-            metrics: Arc::new(Metrics::new()),
+            web: Arc::new(Web::new(&settings.http, Arc::clone(&metrics)).unwrap()),
+            wforce: Arc::new(wforce::Siblings::new(&settings.wforce, settings.http.timeout).unwrap()),
+            metrics: Arc::clone(&metrics),
             state_max_value: ByteSize::kib(16),
             max_alert: ByteSize::kib(256),
         };
-        let set = PolicySet::from_sources(policies);
-        let vm = Vm::new(&set, &services, settings).unwrap_or_else(|error| panic!("{error}"));
-        Self { vm, state, history, tentative }
+        let vm = Vm::new(set, &services, settings).unwrap_or_else(|error| panic!("{error}"));
+        Self { vm, state, history, tentative, metrics }
     }
 
     /// A machine with one policy `p` whose handler has this body.

@@ -1,6 +1,6 @@
 //! One shipped policy in the real virtual machine, over a state and a history in memory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use trackalert::alert::Alert;
 use trackalert::geoip::GeoIp;
 use trackalert::history::History;
 use trackalert::history::embedded::EmbeddedHistory;
+use trackalert::policy::web::{self, Web};
+use trackalert::policy::wforce;
 use trackalert::policy::{Effects, PolicySet, Services, Settings, Vm};
 use trackalert::report::LoginReport;
 use trackalert::state::{Batch, State};
@@ -42,6 +44,14 @@ fn settings() -> Settings {
         breaker_pause: Duration::from_secs(1),
         stuck_after: Duration::from_secs(30),
         abort_after: Duration::from_secs(60),
+        check_files_every: Duration::from_secs(60),
+        http: web::Settings {
+            timeout: Duration::from_secs(10),
+            max_answer: ByteSize::kib(256),
+            in_flight: 2000,
+            ca_file: PathBuf::new(),
+        },
+        wforce: wforce::Settings::default(),
     }
 }
 
@@ -70,7 +80,9 @@ impl Bench {
             state: Arc::clone(&state) as _,
             tentative: Arc::default(),
             geoip: Arc::new(GeoIp::none()),
-            metrics: Arc::new(Metrics::new()),
+            web: Arc::new(Web::new(&settings().http, Arc::default()).unwrap()),
+            wforce: Arc::default(),
+            metrics: Arc::default(),
             state_max_value: ByteSize::kib(16),
             max_alert: ByteSize::kib(256),
         };

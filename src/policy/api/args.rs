@@ -58,6 +58,11 @@ impl Args {
         format!("{}: {name}: {reason}", self.function)
     }
 
+    /// `function: name.path: reason`, where the reason begins with the path in the value.
+    pub(super) fn at(&self, name: &str, reason: &str) -> String {
+        format!("{}: {name}{reason}", self.function)
+    }
+
     /// The options in a table whose keys must all be among `known`.
     pub(super) fn fields<const N: usize>(&self, table: &Table, known: [&str; N]) -> Answer<[Value; N]> {
         let mut found: [Value; N] = std::array::from_fn(|_| Value::Nil);
@@ -129,7 +134,7 @@ pub(super) fn describe(value: &Value) -> String {
 }
 
 /// The text, cut at a character with a sign that says so.
-pub(super) fn cut(text: &str, bytes: usize) -> String {
+pub(in crate::policy) fn cut(text: &str, bytes: usize) -> String {
     if text.len() <= bytes {
         return text.to_owned();
     }

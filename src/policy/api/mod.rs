@@ -5,14 +5,17 @@
 
 mod address;
 mod alert;
-mod args;
+pub(super) mod args;
 mod geo;
 mod history;
+mod http;
 mod json;
 pub(super) mod log;
 pub(super) mod lt;
+mod net;
 mod state;
 mod time;
+mod wforce;
 
 use std::rc::Rc;
 
@@ -26,9 +29,12 @@ pub(super) fn install(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
     api.set("alert", alert::function(lua, host)?)?;
     api.set("geo", geo::module(lua, host)?)?;
     api.set("history", history::module(lua, host)?)?;
+    api.set("http", http::module(lua, host)?)?;
     api.set("json", json::module(lua, host)?)?;
     api.set("log", log::module(lua, host)?)?;
+    api.set("net", net::module(lua, host)?)?;
     api.set("state", state::module(lua, host)?)?;
     api.set("time", time::module(lua, host)?)?;
+    api.set("wforce", wforce::module(lua, host)?)?;
     Ok(api)
 }

@@ -1,0 +1,289 @@
+//! The way out of a policy's HTTP requests.
+//!
+//! Owns the clients, the bounds on a request (its time, the size of its answer, how many are under way) and the words for one that was
+//! not answered. Follows no redirect, asks no proxy of the environment, tries nothing twice, and shows nothing of a request but its host.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use bytesize::ByteSize;
+use futures_util::future::BoxFuture;
+use reqwest::header::HeaderMap;
+use reqwest::{Certificate, Client, Method, Url};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use crate::outbound;
+use crate::telemetry::Metrics;
+
+/// Bytes of `policy.http.ca_file`: all authorities of the world have a quarter of that.
+const MAX_CA_FILE: u64 = 1 << 20;
+
+/// Settings of `[policy.http]`; the meaning of each stands in `config/default.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    pub max_answer: ByteSize,
+    pub in_flight: usize,
+    pub ca_file: PathBuf,
+}
+
+/// One request of a policy, checked.
+#[derive(Clone)]
+pub struct Request {
+    /// `GET`, `POST`, …
+    pub method: Method,
+    /// With the scheme `http` or `https`, and a host.
+    pub url: Url,
+    /// As the policy gave them.
+    pub headers: HeaderMap,
+    /// Empty: none.
+    pub body: Bytes,
+    /// How long it may take, where that is less than `policy.http.timeout`.
+    pub timeout: Option<Duration>,
+}
+
+impl fmt::Debug for Request {
+    /// The host is all of it that is shown: path, query, headers and body may each hold a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.method, outbound::host(&self.url))
+    }
+}
+
+/// What was answered, whatever its status.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// 200, 404, …
+    pub status: u16,
+    /// The names are in lower case.
+    pub headers: HeaderMap,
+    /// All of it.
+    pub body: Bytes,
+}
+
+/// Who answers the requests of policies: the network, or what stands for it where a policy is tested.
+pub trait Fetch: Send + Sync {
+    /// The error says, for the policy, why there is no answer. It is called on the policy's own thread.
+    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, String>>;
+}
+
+/// The network.
+pub struct Web {
+    /// Which one of the process, for the clients that each thread keeps.
+    number: u64,
+    settings: Settings,
+    authorities: Vec<Certificate>,
+    turns: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Web {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Web").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// The clients of one thread. A client's connections live in the runtime that made them: one that other threads used as well would
+/// lose them, under their requests, when the first worker is replaced.
+#[derive(Default)]
+struct Clients {
+    web: u64,
+    plain: Option<Client>,
+    tls: Option<Client>,
+}
+
+thread_local! {
+    static CLIENTS: RefCell<Clients> = RefCell::default();
+}
+
+/// Why there is no answer.
+enum Unanswered {
+    NoTurn,
+    Time,
+    TooLarge,
+    Failed(String),
+}
+
+impl Web {
+    /// Reads the file of authorities. The error begins with the key of the setting.
+    pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, String> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        Ok(Self {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            settings: settings.clone(),
+            authorities: authorities(settings)?,
+            turns: Semaphore::new(settings.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
+            metrics,
+        })
+    }
+
+    /// This thread's client. They are cheap to clone, and one for each scheme is made when it is first needed.
+    fn client(&self, tls: bool) -> Result<Client, String> {
+        CLIENTS.with_borrow_mut(|clients| {
+            if clients.web != self.number {
+                *clients = Clients { web: self.number, ..Clients::default() };
+            }
+            let kept = if tls { &mut clients.tls } else { &mut clients.plain };
+            if let Some(client) = kept {
+                return Ok(client.clone());
+            }
+            let builder = if tls {
+                outbound::builder(self.settings.timeout).tls_certs_merge(self.authorities.clone())
+            } else {
+                outbound::plain(self.settings.timeout)
+            };
+            // Thousands of reports may wait at once, and each new connection costs more than the request.
+            let built = builder.pool_max_idle_per_host(usize::MAX).build();
+            let client = built.map_err(|error| format!("cannot set up HTTP: {}", outbound::words(error)))?;
+            Ok(kept.insert(client).clone())
+        })
+    }
+
+    async fn fetch(&self, client: Client, request: Request, limit: Duration) -> Result<Answer, Unanswered> {
+        let deadline = Instant::now() + limit;
+        // The semaphore is never closed.
+        let Ok(Ok(_turn)) = timeout_at(deadline, self.turns.acquire()).await else { return Err(Unanswered::NoTurn) };
+        let most = usize::try_from(self.settings.max_answer.as_u64()).unwrap_or(usize::MAX);
+        timeout_at(deadline, exchange(client, request, most)).await.unwrap_or(Err(Unanswered::Time))
+    }
+
+    fn count(&self, outcome: &Result<Answer, Unanswered>, took: Duration) {
+        let result = match outcome {
+            Ok(answer) => match answer.status / 100 {
+                2 => "2xx",
+                3 => "3xx",
+                4 => "4xx",
+                _ => "5xx",
+            },
+            Err(Unanswered::NoTurn) => "no_turn",
+            Err(Unanswered::Time) => "time_out",
+            Err(Unanswered::TooLarge) => "too_large",
+            Err(Unanswered::Failed(_)) => "failed",
+        };
+        self.metrics.policy_http.with_label_values(&[result]).inc();
+        self.metrics.policy_http_duration.observe(took.as_secs_f64());
+    }
+
+    /// The words for a policy, and whoever reads what it logs of them.
+    fn told(&self, host: &str, limit: Duration, why: Unanswered) -> String {
+        match why {
+            Unanswered::NoTurn => format!(
+                "{host} was not asked within {limit:?}: policy.http.in_flight ({}) requests are under way",
+                self.settings.in_flight
+            ),
+            Unanswered::Time => format!("no whole answer from {host} within {limit:?}"),
+            Unanswered::TooLarge => {
+                format!("the answer of {host} is larger than policy.http.max_answer ({})", self.settings.max_answer)
+            }
+            Unanswered::Failed(said) => format!("no answer from {host}: {said}"),
+        }
+    }
+}
+
+impl Fetch for Web {
+    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, String>> {
+        // Here and not in the future: this is the thread on which it will run.
+        let client = self.client(request.url.scheme() == "https");
+        Box::pin(async move {
+            let host = outbound::host(&request.url);
+            let limit = request.timeout.map_or(self.settings.timeout, |wanted| wanted.min(self.settings.timeout));
+            let began = Instant::now();
+            let outcome = match client {
+                Ok(client) => self.fetch(client, request, limit).await,
+                Err(said) => Err(Unanswered::Failed(said)),
+            };
+            self.count(&outcome, began.elapsed());
+            outcome.map_err(|why| self.told(&host, limit, why))
+        })
+    }
+}
+
+async fn exchange(client: Client, request: Request, most: usize) -> Result<Answer, Unanswered> {
+    let failed = |error: reqwest::Error| {
+        // Both clocks run for as long; whichever rings first, it is the same to the policy. Not so a connection that is not taken.
+        let time = error.is_timeout() && !error.is_connect();
+        if time { Unanswered::Time } else { Unanswered::Failed(outbound::words(error)) }
+    };
+    let sent = client.request(request.method, request.url).headers(request.headers).body(request.body).send();
+    let mut answer = sent.await.map_err(failed)?;
+    if answer.content_length().is_some_and(|length| length > most as u64) {
+        return Err(Unanswered::TooLarge);
+    }
+    let (status, headers) = (answer.status().as_u16(), std::mem::take(answer.headers_mut()));
+    let mut body = BytesMut::new();
+    while let Some(chunk) = answer.chunk().await.map_err(failed)? {
+        if body.len() + chunk.len() > most {
+            return Err(Unanswered::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer { status, headers, body: body.freeze() })
+}
+
+fn authorities(settings: &Settings) -> Result<Vec<Certificate>, String> {
+    let path = &settings.ca_file;
+    if path.as_os_str().is_empty() {
+        return Ok(Vec::new());
+    }
+    let wrong = |why: String| format!("policy.http.ca_file: {}: {why}", path.display());
+    let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+    if size > MAX_CA_FILE {
+        return Err(wrong(format!("is {size} bytes; certificates have at most {MAX_CA_FILE}")));
+    }
+    let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let found = Certificate::from_pem_bundle(&pem).map_err(|error| wrong(outbound::words(error)))?;
+    if found.is_empty() {
+        return Err(wrong("holds no certificate in PEM form".to_owned()));
+    }
+    // A certificate in the right wrapping and broken inside shows only here, and not at the first request of the first policy.
+    let client = outbound::builder(settings.timeout).tls_certs_only(found.clone()).build();
+    client.map(|_| found).map_err(|error| wrong(outbound::words(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(ca_file: PathBuf) -> Settings {
+        Settings { timeout: Duration::from_secs(5), max_answer: ByteSize::kib(1), in_flight: 10, ca_file }
+    }
+
+    #[test]
+    fn nothing_of_a_request_is_shown_but_its_host() {
+        let request = Request {
+            method: Method::POST,
+            url: "https://ann:hunter2@api.example:8443/T0K3N?key=v4lue".parse().unwrap(),
+            headers: [("authorization".parse().unwrap(), "Bearer b34rer".parse().unwrap())].into_iter().collect(),
+            body: Bytes::from_static(b"p4ssword"),
+            timeout: None,
+        };
+        assert_eq!(format!("{request:?}"), "POST to api.example:8443");
+    }
+
+    #[test]
+    fn file_of_authorities_that_is_none_is_an_error_with_its_key_and_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        let told = |bytes: Option<&[u8]>| {
+            let _ = std::fs::remove_file(&path);
+            if let Some(bytes) = bytes {
+                std::fs::write(&path, bytes).unwrap();
+            }
+            let error = Web::new(&settings(path.clone()), Arc::new(Metrics::new())).unwrap_err();
+            assert!(error.starts_with("policy.http.ca_file: ") && error.contains("ca.pem: "), "{error}");
+            error
+        };
+        assert!(told(None).contains("No such file"));
+        assert!(told(Some(b"no certificate")).contains("holds no certificate"));
+        told(Some(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
+        assert!(told(Some(&vec![b'x'; (MAX_CA_FILE + 1) as usize])).contains("is 1048577 bytes"));
+    }
+}
