@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::report::{Geo, LoginReport, ReportId, Time};
 
-use fields::{Attributes, DeviceAttributes};
+use fields::DeviceAttributes;
 
 /// What one report may have.
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +96,7 @@ struct Wire<'a> {
     #[serde(default)]
     device_attrs: DeviceAttributes,
     #[serde(default)]
-    attrs: Attributes,
+    attrs: fields::Attributes,
 }
 
 /// Reads one report. An error names the field; the whole costs some 2 µs for a usual report.
@@ -162,12 +162,8 @@ fn build(mut wire: Wire<'_>, limits: &Limits) -> Result<Decoded, Malformed> {
         ));
     }
     let dropped = wire.device_attrs.dropped + wire.attrs.dropped;
-    let (attrs, attrs_mv) = wire
-        .attrs
-        .sorted()
-        .map_err(|key| malformed("attrs", format!("the key `{}` stands in it twice", shown(&key))))?;
-    let device_attrs = fields::sorted(wire.device_attrs.values)
-        .map_err(|key| malformed("device_attrs", format!("the key `{}` stands in it twice", shown(&key))))?;
+    let (attrs, attrs_mv) = wire.attrs.sorted().map_err(|key| twice("attrs", &key))?;
+    let device_attrs = fields::sorted(wire.device_attrs.values).map_err(|key| twice("device_attrs", &key))?;
     let report = LoginReport {
         id: ReportId::default(),
         t: Time::default(),
@@ -215,6 +211,42 @@ fn check_lengths(wire: &Wire<'_>, login: &str, limits: &Limits) -> Result<(), Ma
         }
     }
     Ok(())
+}
+
+/// Attributes by themselves, as a custom endpoint gets them: `{"attrs":{…}}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// With one value each, by key.
+    pub single: Vec<(String, String)>,
+    /// With several values each, by key.
+    pub several: Vec<(String, Vec<String>)>,
+}
+
+#[derive(Deserialize)]
+struct WithAttributes {
+    #[serde(default)]
+    attrs: fields::Attributes,
+}
+
+/// Reads the attributes of one object; its other keys are left alone. The limits are those of a report.
+pub fn attributes(bytes: &[u8], limits: &Limits) -> Result<Attributes, Malformed> {
+    if bytes.len() > limits.max_report {
+        return Err(malformed("", format!("{} bytes; receive.max_report is {}", bytes.len(), limits.max_report)));
+    }
+    let WithAttributes { attrs } = object(bytes)?;
+    if attrs.longest > limits.max_field {
+        let reason = format!("{} bytes; receive.max_field is {}", attrs.longest, limits.max_field);
+        return Err(malformed("attrs", reason));
+    }
+    if attrs.count() > limits.max_attrs {
+        return Err(malformed("attrs", format!("{} values; receive.max_attrs is {}", attrs.count(), limits.max_attrs)));
+    }
+    let (single, several) = attrs.sorted().map_err(|key| twice("attrs", &key))?;
+    Ok(Attributes { single, several })
+}
+
+fn twice(field: &str, key: &str) -> Malformed {
+    malformed(field, format!("the key `{}` stands in it twice", shown(key)))
 }
 
 impl Decoded {

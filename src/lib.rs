@@ -25,6 +25,7 @@
 //! | in which order does it all start and stop | [`app`] |
 
 pub mod config;
+pub mod console;
 pub mod health;
 mod outbound;
 pub mod perfstats;

@@ -134,6 +134,10 @@ metrics! {
     #[doc = "Open HTTP connections"]
     connections: gauge "trackalert_active_http_connections";
 
+    // schedule
+    #[doc = "Background functions that were due: they ran well, failed, or were still running from the time before"]
+    background_runs: counters "trackalert_background_runs_total" ["result": "done", "failed", "missed"];
+
     // receive
     #[doc = "Reports accepted, by the form in which they came"]
     received: counters "trackalert_received_reports_total" ["form": "webhook", "kafka_rest", "report", "batch",
@@ -210,7 +214,7 @@ metrics! {
     #[doc = "Files of networks of policies that had changed, by outcome"]
     policy_files: counters "trackalert_policy_files_total" ["outcome": "read", "refused"];
     #[doc = "Virtual machines replaced, by why"]
-    vms_replaced: counters "trackalert_vms_replaced_total" ["why": "reload", "spoiled", "stuck"];
+    vms_replaced: counters "trackalert_vms_replaced_total" ["why": "age", "reload", "spoiled", "stuck"];
     #[doc = "Bytes of Lua memory over all workers"]
     vm_bytes: gauge "trackalert_vm_bytes";
     #[doc = "Workers abandoned in C code that does not come back"]

@@ -44,6 +44,7 @@ fn settings(urls: &[&str]) -> Settings {
         retry_first: Duration::from_millis(5),
         retry_most: Duration::from_millis(50),
         timeout: Duration::from_secs(10),
+        custom_webhooks: Vec::new(),
         channels: urls.iter().map(channel).collect(),
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! Owns its form, its id and its key. Never decides who is told (that is [`crate::notify`]).
 
+mod hook;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::report::{ReportId, Time};
+
+pub use hook::Hook;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -75,16 +79,21 @@ impl Alert {
     /// The id: a hash of kind, key and cause. The cause is the report that raised it, so that a report delivered twice makes one
     /// alert, and two reports make two.
     pub fn make_id(kind: &str, key: &str, cause: ReportId) -> String {
-        let mut hash = Sha256::new();
-        for part in [kind.as_bytes(), key.as_bytes(), cause.as_bytes()] {
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+        hash(&[kind.as_bytes(), key.as_bytes(), cause.as_bytes()])
     }
 
     /// When it happened, in report time; `None` where the text is no time.
     pub fn at(&self) -> Option<Time> {
         self.time.parse::<jiff::Timestamp>().ok().map(|time| Time::from_micros(time.as_microsecond()))
     }
+}
+
+/// 128 bits of the SHA-256 of several parts, as text.
+fn hash(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }

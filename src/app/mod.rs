@@ -3,27 +3,31 @@
 //!
 //! Owns the order and the signals. Holds no logic of a role, and nothing is global: what a part needs is handed to it here.
 
+mod errands;
 mod files;
 mod late;
+mod operator;
 mod stores;
 mod upkeep;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use files::Files;
+use operator::Operator;
 use stores::Bridge;
 pub use stores::Stores;
 
 use crate::config::{Config, Roles};
-use crate::detect::{self, Detect, DetectError};
+use crate::console;
+use crate::detect::{self, Detect, DetectError, Errands};
 use crate::device::RegexesError;
 use crate::geoip::GeoIpError;
 use crate::health::Health;
@@ -38,6 +42,7 @@ use crate::policy::{self, LoadError, PolicySet};
 use crate::queue::{Backoff, Queue, QueueError, Unsettled};
 use crate::receive;
 use crate::schedule;
+use crate::schedule::cron::Scheduled;
 use crate::state::{StateError, Tentative};
 use crate::store::StoreError;
 use crate::telemetry::Metrics;
@@ -66,6 +71,8 @@ pub enum StartError {
     Detect(#[from] DetectError),
     #[error(transparent)]
     Notify(#[from] NotifyError),
+    #[error(transparent)]
+    Console(#[from] console::ConsoleError),
     #[error("{0}")]
     Settings(String),
     #[error("the handlers of signals could not be set: {0}")]
@@ -77,8 +84,11 @@ const LEAST: Duration = Duration::from_secs(2);
 
 /// What a reload needs, shared with the operators' route.
 struct Reload {
-    paths: Vec<PathBuf>,
+    policy: policy::Settings,
     detect: tokio::sync::Mutex<Option<Detect>>,
+    /// The background functions of the policies that run.
+    scheduled: watch::Sender<Arc<[Scheduled]>>,
+    files: Option<Files>,
     /// Of the policies that are in use.
     networks: Arc<ArcSwap<Networks>>,
     metrics: Arc<Metrics>,
@@ -103,14 +113,16 @@ impl Reload {
 
     /// Loads and checks the policies beside the running ones, then exchanges them between two reports. An error leaves the old ones.
     async fn policies(&self) -> Result<String, String> {
-        let paths = self.paths.clone();
-        let loaded = tokio::task::spawn_blocking(move || checked_policies(&paths)).await;
+        let settings = self.policy.clone();
+        let loaded = tokio::task::spawn_blocking(move || PolicySet::resolve(&settings)).await;
         let outcome = match loaded.map_err(|error| error.to_string()).and_then(|set| set.map_err(|e| e.to_string())) {
             Ok(set) => {
                 let names = set.names().collect::<Vec<_>>().join(", ");
+                let scheduled = Arc::clone(set.scheduled());
                 if let Some(detect) = &*self.detect.lock().await {
                     self.networks.store(Arc::clone(set.networks()));
                     detect.load(set).await;
+                    self.scheduled.send_replace(scheduled);
                 }
                 Ok(format!("policies in use: {names}"))
             }
@@ -129,6 +141,8 @@ pub struct App {
     notify: Option<Notify>,
     upkeep: Vec<JoinHandle<()>>,
     stop: CancellationToken,
+    /// Cancelled by an operator at the console.
+    shutdown: CancellationToken,
     stores: Stores,
     bridge: Bridge,
     health: Arc<Health>,
@@ -167,40 +181,58 @@ impl App {
     ) -> Result<Self, StartError> {
         let health = Arc::new(Health::default());
         let perf = Arc::new(PerfStats::default());
-        let stop = CancellationToken::new();
+        let (stop, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let mut upkeep = vec![upkeep::queues(named(&stores, &bridge), Arc::clone(&metrics), stop.clone())];
 
+        let shared = Shared { config: &config, metrics: &metrics, health: &health };
         let notify = if roles.notify { Some(start_notify(&config, &stores, &metrics, &health)?) } else { None };
+        let files = if roles.detect { Some(Files::open(&config, &metrics).await?) } else { None };
         let networks: Arc<ArcSwap<Networks>> = Arc::default();
-        let detect = if roles.detect {
+        let detect = if let Some(files) = &files {
             let tested = tokio::task::spawn_blocking(policy::watchdog::self_test).await;
             tested.map_err(|error| error.to_string()).and_then(|result| result).map_err(StartError::Settings)?;
             upkeep.extend(files.watch(&config, &stop));
             upkeep.push(upkeep::sweep(&stores, &config.state, Arc::clone(&metrics), stop.clone()));
-            let policies = checked_policies(&config.policy.path)?;
+            let policies = PolicySet::resolve(&config.policy)?;
             networks.store(Arc::clone(policies.networks()));
             let (every, counters) = (config.policy.check_files_every, Arc::clone(&metrics));
             upkeep.push(tokio::spawn(policy::networks::watch(Arc::clone(&networks), every, counters, stop.clone())));
-            Some(start_detect(&config, &stores, policies, &metrics, &health, &perf, geoip)?)
+            let operator = Operator::new(&config, &metrics, &perf, &files.geoip, &shutdown);
+            Some(start_detect(&shared, &stores, policies, &perf, files, Arc::new(operator))?)
         } else {
             None
         };
+        let errands = detect.as_ref().map(Detect::errands);
+        let (scheduled, due) = watch::channel(detect.as_ref().map(Detect::scheduled).unwrap_or_default());
+        if let Some(errands) = errands.clone().filter(|_| roles.schedule) {
+            let run = errands::background(errands);
+            upkeep.push(schedule::runner::start(due, run, Arc::clone(&metrics), stop.clone()));
+        }
         if roles.schedule {
             upkeep.push(schedule::start(&config.schedule, Arc::clone(&stores.history), stop.clone()));
         }
         let reload = Arc::new(Reload {
-            paths: config.policy.path.clone(),
+            policy: config.policy.clone(),
             detect: tokio::sync::Mutex::new(detect),
+            scheduled,
+            files,
             networks,
             metrics: Arc::clone(&metrics),
         });
-        let shared = Shared { config: &config, metrics: &metrics, health: &health };
         let receiver = if roles.receive {
             Some(start_receive(&shared, &stores, &bridge, &mut upkeep, &stop).await?)
         } else {
             None
         };
-        let server = start_http(&shared, roles, receiver, &stores, &bridge, perf, Arc::clone(&reload)).await?;
+        if let Some(errands) = errands.clone() {
+            let console = console::start(&config.console, errands::lines(errands), stop.clone()).await?;
+            if let Some(console) = console {
+                tracing::info!(address = %console.address, "the console listens");
+                upkeep.push(console.task);
+            }
+        }
+        let ways_in = WaysIn { receiver, errands };
+        let server = start_http(&shared, roles, ways_in, &stores, &bridge, perf, Arc::clone(&reload)).await?;
         health.set_started();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -210,7 +242,7 @@ impl App {
             "trackalert runs"
         );
         let drain_timeout = config.detect.drain_timeout;
-        Ok(Self { server, reload, notify, upkeep, stop, stores, bridge, health, drain_timeout })
+        Ok(Self { server, reload, notify, upkeep, stop, shutdown, stores, bridge, health, drain_timeout })
     }
 
     /// The first address that it listens on.
@@ -272,6 +304,7 @@ impl App {
                         tracing::error!(%error, "the certificates were not reloaded; the old ones stay in use");
                     }
                 }
+                () = self.shutdown.cancelled() => break,
                 () = self.role_ended() => break,
             }
         }
@@ -299,13 +332,6 @@ impl App {
     }
 }
 
-/// Reads the policies and compiles each once, so that a broken file is an error here and not in a worker.
-fn checked_policies(paths: &[PathBuf]) -> Result<PolicySet, LoadError> {
-    let set = PolicySet::resolve(paths)?;
-    set.check()?;
-    Ok(set)
-}
-
 fn backoff(config: &Config) -> Backoff {
     Backoff { first: config.queue.retry_first, most: config.queue.retry_most }
 }
@@ -328,27 +354,34 @@ fn start_notify(
 }
 
 fn start_detect(
-    config: &Config,
+    shared: &Shared<'_>,
     stores: &Stores,
     policies: PolicySet,
-    metrics: &Arc<Metrics>,
-    health: &Arc<Health>,
     perf: &Arc<PerfStats>,
     files: &Files,
+    operator: Arc<dyn policy::Operator>,
 ) -> Result<Detect, StartError> {
+    let Shared { config, metrics, health } = *shared;
     let limit = Unsettled {
         messages: config.detect.unsettled,
         bytes: usize::try_from(config.detect.unsettled_bytes.as_u64()).unwrap_or(usize::MAX),
     };
+    for name in &config.policy.custom_stats {
+        metrics.custom_stats.with_label_values(&[name]);
+    }
     let siblings = Siblings::new(&config.policy.wforce, config.policy.http.timeout);
     let services = policy::Services {
         history: Arc::clone(&stores.history),
         state: Arc::clone(&stores.state),
         tentative: Arc::new(Tentative::default()),
-        geoip,
+        geoip: Arc::clone(&files.geoip),
         web: Arc::new(Web::new(&config.policy.http, Arc::clone(metrics)).map_err(StartError::Settings)?),
         wforce: Arc::new(siblings.map_err(StartError::Settings)?),
         metrics: Arc::clone(metrics),
+        custom_webhooks: config.notify.custom_webhooks.iter().map(|hook| hook.name.clone()).collect(),
+        operator: Some(operator),
+        socket_timeout: config.policy.socket_timeout,
+        custom_stats: config.policy.custom_stats.clone().into(),
         state_max_value: config.state.max_value,
         max_alert: config.policy.max_alert,
     };
@@ -370,7 +403,7 @@ fn start_detect(
     Ok(Detect::start(parts)?)
 }
 
-/// What the parts of `receive` share.
+/// What the parts of several roles share.
 struct Shared<'a> {
     config: &'a Config,
     metrics: &'a Arc<Metrics>,
@@ -417,10 +450,16 @@ async fn start_receive(
     Ok(Arc::new(receive::Receiver::new(settings, publisher, Arc::clone(metrics), Arc::clone(health))))
 }
 
+/// What requests of others may set off here.
+struct WaysIn {
+    receiver: Option<Arc<receive::Receiver>>,
+    errands: Option<Errands>,
+}
+
 async fn start_http(
     shared: &Shared<'_>,
     roles: Roles,
-    receiver: Option<Arc<receive::Receiver>>,
+    ways_in: WaysIn,
     stores: &Stores,
     bridge: &Bridge,
     perf: Arc<PerfStats>,
@@ -438,6 +477,9 @@ async fn start_http(
             Box::pin(async move { reload.all().await })
         }),
     };
-    let router = http::router(&config.http, receiver.map(receive::router), operators, perf);
+    let limits = config.receive.limits();
+    let endpoints =
+        ways_in.errands.map(|errands| http::endpoints::Endpoints { run: errands::endpoints(errands), limits });
+    let router = http::router(&config.http, ways_in.receiver.map(receive::router), endpoints, operators, perf);
     Ok(http::start(&config.http, router, Arc::clone(metrics)).await?)
 }

@@ -98,8 +98,8 @@ impl Findings {
         };
         findings.add("roles", roles.names().join(", "));
         findings.data_dir(config);
-        let scheme = if value("http.tls_cert").is_empty() { "http" } else { "https" };
-        findings.add("listen", format!("{scheme}://{}", value("http.listen")));
+        let listen = config.http.listeners().map(|listen| format!("{}://{}", listen.scheme(), listen.address));
+        findings.add("listen", listen.collect::<Vec<_>>().join(", "));
         findings
             .add("queue", format!("{} ({}, {})", value("queue.kind"), value("queue.reports"), value("queue.alerts")));
         if roles.receive {
@@ -180,10 +180,10 @@ impl Findings {
     }
 
     fn policies(&mut self, config: &Config) {
-        match PolicySet::resolve(&config.policy.path) {
+        match PolicySet::resolve(&config.policy) {
             Ok(set) => {
                 let names = set.names().collect::<Vec<_>>().join(", ");
-                self.add("policies", format!("{}: {names}", PolicySet::place(&config.policy.path)));
+                self.add("policies", format!("{}: {names}", PolicySet::place(&config.policy)));
                 if set.is_empty() {
                     self.warn("policy.path", "no policies there: reports are stored and nothing is detected");
                 }
@@ -265,7 +265,7 @@ impl Findings {
     }
 
     fn reachable(&mut self, config: &Config) {
-        let listen: Vec<SocketAddr> = config.http.listen.iter().filter_map(|text| text.parse().ok()).collect();
+        let listen: Vec<SocketAddr> = config.http.listeners().map(|listen| listen.address).collect();
         // A client on this machine has the address that it connects to.
         let own = listen.first().map(|first| as_reached(first.ip()));
         let acl: Vec<ipnet::IpNet> = config.http.acl.iter().filter_map(|text| text.parse().ok()).collect();

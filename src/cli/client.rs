@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::{Failure, pin};
 use crate::config::Config;
+use crate::http::Listen;
 use crate::settings::Secret;
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -44,11 +45,11 @@ impl Client {
     /// The client of the process with this configuration, at `address` where that is known better.
     pub(super) fn of(config: &Config, address: Option<SocketAddr>, again: &str) -> Result<Self, Failure> {
         let text = |key: &str| config.explain().iter().find(|one| one.key == key).map(|one| &one.value);
-        let address = match address {
-            Some(address) => address,
-            None => reachable(text("http.listen"))?,
+        let listen = match address {
+            Some(address) => Listen { address, tls: false },
+            None => reachable(config.http.listeners().next())?,
         };
-        let cert = text("http.tls_cert").and_then(Value::as_str).filter(|path| !path.is_empty());
+        let cert = text("http.tls_cert").and_then(Value::as_str).filter(|_| listen.tls);
         let mut builder = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).timeout(WHOLE);
         if let Some(cert) = cert {
             builder = builder.tls_backend_preconfigured(pin::client(Path::new(cert)).map_err(Failure::usage)?);
@@ -56,7 +57,7 @@ impl Client {
         let http = builder.build().map_err(|error| Failure::failed(error.to_string()))?;
         Ok(Self {
             http,
-            base: format!("{}://{address}", if cert.is_some() { "https" } else { "http" }),
+            base: format!("{}://{}", listen.scheme(), listen.address),
             password: config.http.password.clone(),
             admin_password: config.http.admin_password.clone(),
             data_dir: config.data_dir.clone(),
@@ -158,17 +159,15 @@ impl Answer {
 }
 
 /// The first address of `http.listen` as a client reaches it.
-fn reachable(listen: Option<&Value>) -> Result<SocketAddr, Failure> {
-    let first = listen.and_then(|list| list.get(0)?.as_str()).unwrap_or_default();
-    let mut address: SocketAddr =
-        first.parse().map_err(|_| Failure::usage(format!("http.listen: \"{first}\" is no address with port")))?;
-    if address.port() == 0 {
+fn reachable(first: Option<Listen>) -> Result<Listen, Failure> {
+    let mut listen = first.ok_or_else(|| Failure::usage("http.listen: no address with port"))?;
+    if listen.address.port() == 0 {
         return Err(Failure::usage(
             "http.listen has port 0, so the running process took a free one; see its log, and add --set http.listen=ADDRESS:PORT",
         ));
     }
-    address.set_ip(as_reached(address.ip()));
-    Ok(address)
+    listen.address.set_ip(as_reached(listen.address.ip()));
+    Ok(listen)
 }
 
 /// Where a client on this machine reaches what listens on this address.
@@ -190,13 +189,11 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn an_address_that_means_all_is_reached_on_loopback() {
-        let at = |text: &str| reachable(Some(&json!([text]))).map(|address| address.to_string());
+        let at = |text: &str| reachable(Listen::parse(text, false)).map(|listen| listen.address.to_string());
         assert_eq!(at("0.0.0.0:80").unwrap(), "127.0.0.1:80");
         assert_eq!(at("[::]:80").unwrap(), "[::1]:80");
         assert_eq!(at("192.0.2.1:80").unwrap(), "192.0.2.1:80");

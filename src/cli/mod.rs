@@ -3,6 +3,7 @@
 //! ```text
 //! run  check  test  demo                  this process does it
 //! send  query  dead-letters               ask the running process over HTTP, found from the same -C (or --offline)
+//! console                                 speaks to it encrypted
 //! config  completions  man                print
 //! ```
 //!
@@ -12,9 +13,11 @@
 mod check;
 mod client;
 mod config;
+mod console;
 mod dead_letters;
 mod demo;
 mod generate;
+mod old;
 mod output;
 mod pin;
 mod query;
@@ -109,6 +112,8 @@ enum Command {
     /// List, show, send again or drop what could not be handled
     #[command(name = "dead-letters")]
     DeadLetters(dead_letters::Args),
+    /// Type lines of Lua into the running program
+    Console(console::Args),
     /// Print every setting in force and where it comes from; secrets are masked
     Config(config::Args),
     /// Print a completion script for a shell
@@ -121,7 +126,7 @@ enum Command {
 pub fn main() -> ExitCode {
     // The TLS of everything in this process; a second call (a test) finds it there.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(old::translated(std::env::args_os().collect())) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to stdout with 0, mistakes to stderr with 2; a closed pipe is nobody's fault.
@@ -140,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&cli.common, args),
         Command::Query(args) => query::run(&cli.common, &args),
         Command::DeadLetters(args) => dead_letters::run(&cli.common, &args),
+        Command::Console(args) => console::run(&cli.common, &args),
         Command::Config(args) => config::run(&cli.common, &args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

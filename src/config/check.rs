@@ -2,13 +2,12 @@
 //!
 //! The checks go by key, on the values before they are turned into structs, so that a mistake can be told with its place.
 
-use std::net::SocketAddr;
-
 use serde_json::Value;
 
 use super::merged::Merged;
 use super::unknown::{CHANNEL_KEYS, nearest};
-use super::{amqp, kafka};
+use super::{amqp, hooks, kafka};
+use crate::http::Listen;
 
 /// Key, kinds of this program, kinds to come.
 const KINDS: [(&str, &[&str], &[&str]); 4] = [
@@ -27,7 +26,7 @@ const WFORCE: &str = "policy.wforce.servers";
 const MOST_WFORCE: usize = 64;
 
 /// Key, least, most, and why.
-const WHOLE: [(&str, i64, i64, &str); 27] = [
+const WHOLE: [(&str, i64, i64, &str); 28] = [
     ("http.max_connections", 1, 1_000_000, ""),
     ("http.max_headers", 8, 10_000, ""),
     ("receive.max_attrs", 1, 100_000, ""),
@@ -62,7 +61,7 @@ const WHOLE: [(&str, i64, i64, &str); 27] = [
 const MAY_BE_ZERO: [&str; 3] = ["receive.max_skew", "queue.embedded.linger", "notify.suppress"];
 
 /// Key and least size in bytes, and why.
-const SIZES: [(&str, u64, &str); 14] = [
+const SIZES: [(&str, u64, &str); 15] = [
     ("http.max_body", 1 << 10, ""),
     ("http.max_bodies", 1 << 10, ""),
     ("policy.max_alert", 1 << 10, ""),
@@ -81,10 +80,9 @@ const SIZES: [(&str, u64, &str); 14] = [
 ];
 
 /// Key, key that must not be smaller.
-const ORDERED: [(&str, &str); 13] = [
+const ORDERED: [(&str, &str); 12] = [
     ("http.max_body", "http.max_bodies"),
     ("history.search_timeout", "policy.time_limit"),
-    ("policy.http.timeout", "policy.time_limit"),
     ("receive.max_field", "receive.max_report"),
     ("receive.max_report", "http.max_body"),
     ("receive.max_report", "detect.unsettled_bytes"),
@@ -107,6 +105,7 @@ pub(super) fn all(merged: &mut Merged) {
     names(merged);
     kafka::all(merged);
     channels(merged);
+    hooks::all(merged);
     wforce(merged);
     log(merged);
 }
@@ -236,16 +235,17 @@ fn http(merged: &mut Merged) {
             merged.refuse("http.listen", "names no address; the operators' commands and the probes need one");
         }
         for (index, item) in list.iter().enumerate() {
-            if let Some(text) = item.as_str()
-                && text.parse::<SocketAddr>().is_err()
-            {
-                let key = format!("http.listen[{index}]");
-                merged.refuse(
-                    &key,
-                    format!("\"{text}\" is no address with port, such as \"127.0.0.1:8085\" or \"[::1]:8085\""),
-                );
-                break;
-            }
+            let Some(text) = item.as_str() else { continue };
+            let certificate = merged.text("http.tls_cert").is_some_and(|path| !path.is_empty());
+            let said = match Listen::parse(text, certificate) {
+                None => format!("\"{text}\" is no address with port, such as \"127.0.0.1:8085\" or \"[::1]:8085\""),
+                Some(listen) if listen.tls && !certificate => {
+                    "HTTPS needs a certificate; set http.tls_cert and http.tls_key".to_owned()
+                }
+                Some(_) => continue,
+            };
+            merged.refuse(&format!("http.listen[{index}]"), said);
+            break;
         }
     }
     if let Some(list) = merged.list("http.acl") {
@@ -360,6 +360,6 @@ fn channels(merged: &mut Merged) {
     }
 }
 
-fn is_http(url: &str) -> bool {
+pub(super) fn is_http(url: &str) -> bool {
     url.parse::<reqwest::Url>().is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::merged::Merged;
+use super::unknown::{SECRETS_OF_A_WAY, WAYS_OUT};
 use crate::queue::kafka;
 use crate::settings::MASK;
 
@@ -45,15 +46,15 @@ pub(super) fn explain(merged: &Merged) -> Vec<Explained> {
         .collect()
 }
 
-/// A channel names the file of its secret: the secret itself was not written there, and both together would be refused.
+/// A way out names the file of its secret: the secret itself was not written there, and both together would be refused.
 fn without_secrets_of_files(merged: &Merged, key: &str) -> Value {
     let mut value = merged.get(key).clone();
-    if key == "notify.channels"
-        && let Value::Array(channels) = &mut value
+    if WAYS_OUT.contains(&key)
+        && let Value::Array(ways) = &mut value
     {
-        for (index, channel) in channels.iter_mut().enumerate() {
+        for (index, way) in ways.iter_mut().enumerate() {
             if merged.notes.contains_key(&format!("{key}[{index}].secret")) {
-                channel["secret"] = Value::from("");
+                way["secret"] = Value::from("");
             }
         }
     }
@@ -69,7 +70,7 @@ fn mask(value: &Value, secret: bool) -> Value {
                 .map(|(key, value)| match (key.as_str(), value) {
                     // An address may carry a password or a token.
                     ("url", Value::String(url)) => (key.clone(), Value::from(mask_url(url))),
-                    _ => (key.clone(), mask(value, key == "secret")),
+                    _ => (key.clone(), mask(value, SECRETS_OF_A_WAY.contains(&key.as_str()))),
                 })
                 .collect(),
         ),

@@ -1,7 +1,7 @@
-//! The configuration: default ← file ← environment ← `--set`, and every mistake in it at once.
+//! The configuration: default ← old program's file ← file ← environment ← `--set`, and every mistake in it at once.
 //!
 //! ```text
-//! config/default.toml  <  -C FILE  <  TRACKALERT__SECTION__KEY  <  --set section.key=value
+//! config/default.toml  <  policy.legacy_config  <  -C FILE  <  TRACKALERT__SECTION__KEY  <  --set section.key=value
 //!     │ names and defaults     │ each value keeps the place where it stands
 //!     └────────▶ unknown names ──▶ merge ──▶ secrets from files ──▶ checks ──▶ the sections' own structs
 //! ```
@@ -13,8 +13,10 @@ mod check;
 mod error;
 mod expected;
 mod explain;
+mod hooks;
 mod kafka;
 mod merged;
+mod old;
 mod roles;
 mod secrets;
 mod sources;
@@ -24,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::{detect, geoip, history, http, notify, policy, queue, receive, schedule, state, telemetry};
+use crate::{console, detect, geoip, history, http, notify, policy, queue, receive, schedule, state, telemetry};
 
 pub use error::{Error, Errors};
 pub use explain::Explained;
@@ -60,6 +62,8 @@ pub struct Config {
     pub geoip: geoip::Settings,
     /// `[notify]`.
     pub notify: notify::Settings,
+    /// `[console]`.
+    pub console: console::Settings,
     /// `[schedule]`.
     pub schedule: schedule::Settings,
     /// `[log]`.
@@ -90,13 +94,19 @@ impl Config {
         let mut errors = Vec::new();
         let (known, defaults) = defaults()?;
         let mut layers = vec![defaults];
-        if let Some(file) = file {
-            layers.push(sources::read_file(file, &known, &mut errors)?);
+        match file {
+            Some(file) if old::is_old(file) => layers.push(old::named(file)),
+            Some(file) => layers.push(sources::read_file(file, &known, &mut errors)?),
+            None => {}
         }
         layers.push(sources::read_env(variables.iter().cloned(), &known, &mut errors));
         layers.push(sources::read_sets(sets, &known, &mut errors));
+        let (old, notes) = old::read(&layers, &known, &mut errors)?;
+        // Below the file that names it: what that says wins.
+        layers.insert(1, old);
 
         let mut merged = Merged::of(known, layers, errors)?;
+        merged.warnings.extend(notes);
         secrets::resolve(&mut merged);
         let state_directory = variables.iter().find(|(name, _)| name == "STATE_DIRECTORY").map(|(_, dir)| dir.as_str());
         let data_dir = merged.data_dir(state_directory);
@@ -108,13 +118,13 @@ impl Config {
         let sections = (
             (merged.section("http"), merged.section("receive"), merged.section("queue"), merged.section("detect")),
             (merged.section("policy"), merged.section("history"), merged.section("state"), merged.section("geoip")),
-            (merged.section("notify"), merged.section("schedule"), merged.section("log")),
+            (merged.section("notify"), merged.section("schedule"), merged.section("log"), merged.section("console")),
         );
         match sections {
             (
                 (Some(http), Some(receive), Some(queue), Some(detect)),
                 (Some(policy), Some(history), Some(state), Some(geoip)),
-                (Some(notify), Some(schedule), Some(log)),
+                (Some(notify), Some(schedule), Some(log), Some(console)),
             ) if merged.errors.is_empty() => Ok(Self {
                 explained: explain::explain(&merged),
                 warnings: merged.warnings,
@@ -128,6 +138,7 @@ impl Config {
                 state,
                 geoip,
                 notify,
+                console,
                 schedule,
                 log,
             }),

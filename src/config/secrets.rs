@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::explain;
 use super::merged::Merged;
 use super::sources::Source;
+use super::unknown::{SECRETS_OF_A_WAY, WAYS_OUT};
 use crate::settings::MASK;
 
 /// A larger file is no file of secrets; whoever names /dev/zero is told instead of waiting.
@@ -19,17 +20,22 @@ const MAX_FILE: u64 = 64 << 10;
 /// Puts the contents of each `X_file` into `X`.
 pub(super) fn resolve(merged: &mut Merged) {
     let mut keys = merged.known.secrets();
-    let channels = merged.list("notify.channels").map_or(0, |list| list.len());
-    keys.extend((0..channels).map(|index| format!("notify.channels[{index}].secret")));
-    refuse_masks(merged, &keys, channels);
-    warn_of_readers(merged, &keys, channels);
+    let mut urls = Vec::new();
+    for list in WAYS_OUT {
+        for index in 0..merged.list(list).map_or(0, |entries| entries.len()) {
+            keys.extend(SECRETS_OF_A_WAY.map(|part| format!("{list}[{index}].{part}")));
+            urls.push(format!("{list}[{index}].url"));
+        }
+    }
+    refuse_masks(merged, &keys, &urls);
+    warn_of_readers(merged, &keys, &urls);
     for key in keys {
         one(merged, &key);
     }
 }
 
 /// What `trackalert config` prints in a secret's place would be taken for the secret where its output becomes a configuration.
-fn refuse_masks(merged: &mut Merged, keys: &[String], channels: usize) {
+fn refuse_masks(merged: &mut Merged, keys: &[String], urls: &[String]) {
     for key in keys {
         let is_mask = |value: &Value| value.as_str() == Some(MASK);
         let value = merged.get(key);
@@ -37,20 +43,18 @@ fn refuse_masks(merged: &mut Merged, keys: &[String], channels: usize) {
             merged.refuse(key, "is the mask that stands for a secret; write the secret itself, or name a file of it");
         }
     }
-    for index in 0..channels {
-        let key = format!("notify.channels[{index}].url");
-        if merged.text(&key).is_some_and(|url| url.contains(MASK)) {
-            merged.refuse(&key, "has a mask in place of its secret part; write the whole address");
+    for key in urls {
+        if merged.text(key).is_some_and(|url| url.contains(MASK)) {
+            merged.refuse(key, "has a mask in place of its secret part; write the whole address");
         }
     }
 }
 
 /// Secrets that stand in a configuration file which everybody can read: said once a file.
-fn warn_of_readers(merged: &mut Merged, keys: &[String], channels: usize) {
-    let urls = (0..channels).map(|index| format!("notify.channels[{index}].url"));
-    let urls = urls.filter(|key| merged.text(key).is_some_and(|url| explain::has_credentials(&url)));
+fn warn_of_readers(merged: &mut Merged, keys: &[String], urls: &[String]) {
+    let urls = urls.iter().filter(|key| merged.text(key).is_some_and(|url| explain::has_credentials(&url)));
     let secrets = keys.iter().filter(|key| !is_unset(merged.get(key)));
-    let found: Vec<String> = secrets.cloned().chain(urls).collect();
+    let found: Vec<String> = secrets.chain(urls).cloned().collect();
     let mut said = Vec::new();
     for key in found {
         let Some(Source::File { path, .. }) = merged.source(&key) else { continue };

@@ -406,7 +406,6 @@ fn values_that_do_not_fit_together_are_told() {
         ("receive.spool_after=1m", "must not be larger than receive.publish_timeout"),
         ("receive.rekey_from=wforce", "it needs queue.kind = \"kafka\""),
         ("receive.rekey_from=a b", "\"a b\" is no name of a queue"),
-        ("policy.http.timeout=31s", "must not be larger than policy.time_limit"),
         ("policy.http.max_answer=1", "is too small: at least 1.0 KiB"),
         ("policy.http.in_flight=0", "0 is out of range: 1 to 100000"),
         ("policy.wforce.servers=w1:8084", "the password is policy.wforce.password"),
@@ -475,7 +474,7 @@ fn properties_of_the_kafka_client_are_taken_and_their_secrets_masked() {
 #[test]
 fn password_in_the_address_of_a_wforce_server_is_refused_and_not_shown() {
     let text = load(None, &[], &["policy.wforce.servers=http://wforce:s3cret@w1:8084"]).unwrap_err().to_string();
-    assert!(text.contains("policy.wforce.servers[0]: is no address") && !text.contains("s3cret"), "{text}");
+    assert!(text.contains("policy.wforce.servers: is no address") && !text.contains("s3cret"), "{text}");
     let config = load(None, &[], &["policy.wforce.servers=http://w1:8084", "policy.wforce.password=s3cret"]).unwrap();
     assert_eq!(config.policy.wforce.password.expose(), "s3cret");
     assert!(!format!("{config:?}{:?}", config.explain()).contains("s3cret"));

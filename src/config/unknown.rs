@@ -11,6 +11,17 @@ use super::sources::Layer;
 /// The keys of one entry of `notify.channels`, which the defaults cannot name because they have no entry.
 pub(super) const CHANNEL_KEYS: [&str; 4] = ["kind", "url", "secret", "secret_file"];
 
+/// The keys of one entry of `notify.custom_webhooks`.
+pub(super) const HOOK_KEYS: [&str; 8] =
+    ["name", "url", "secret", "secret_file", "basic_auth", "api_key", "content_type", "kafka"];
+
+pub(super) const CHANNELS: &str = "notify.channels";
+pub(super) const HOOKS: &str = "notify.custom_webhooks";
+/// The lists of ways out. Each entry has a `url`, which may carry a password.
+pub(super) const WAYS_OUT: [&str; 2] = [CHANNELS, HOOKS];
+/// What else of an entry is a secret.
+pub(super) const SECRETS_OF_A_WAY: [&str; 3] = ["secret", "basic_auth", "api_key"];
+
 /// What a known name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Name {
@@ -73,16 +84,19 @@ impl Known {
     /// Whether the value of a setting is a secret: it has a twin that names a file.
     pub(super) fn is_secret(&self, key: &str) -> bool {
         self.names.contains_key(&format!("{key}_file"))
-            || (key.starts_with("notify.channels[") && key.ends_with(".secret"))
+            || key.split_once('[').is_some_and(|(list, rest)| {
+                let part = rest.rsplit('.').next().unwrap_or_default();
+                WAYS_OUT.contains(&list) && SECRETS_OF_A_WAY.contains(&part)
+            })
     }
 
-    /// Whether no message may show the value: a secret, an entry of a list of secrets, anything of the channels (an address may carry
-    /// a password, and a text that is no list of channels may hold all of it).
+    /// Whether no message may show the value: a secret, an entry of a list of secrets, anything of the ways out (an address may carry
+    /// a password, and a text that is no such list may hold all of it).
     pub(super) fn may_hold_secret(&self, key: &str) -> bool {
         let setting = key.split('[').next().unwrap_or_default();
         self.is_secret(key)
             || self.is_secret(setting)
-            || setting == "notify.channels"
+            || WAYS_OUT.contains(&setting)
             || setting.starts_with("queue.kafka.properties")
     }
 

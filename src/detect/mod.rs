@@ -12,6 +12,7 @@
 mod circuit;
 mod detector;
 mod dispatch;
+mod errands;
 mod hung;
 mod intake;
 mod pool;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+pub use errands::{ErrandError, Errands};
 pub use settings::Settings;
 
 use crate::decode;
@@ -36,6 +38,7 @@ use crate::perfstats::PerfStats;
 use crate::policy::{self, LoadError, PolicySet, Services};
 use crate::queue::{Backoff, Publisher, Subscription};
 use crate::report::LoginReport;
+use crate::schedule::cron::Scheduled;
 
 /// What the role needs.
 pub struct Parts {
@@ -101,9 +104,13 @@ pub fn enrich(report: &mut LoginReport, services: &Services) {
 }
 
 /// What the role is told from outside.
-pub(crate) enum Control {
+enum Control {
     /// Exchange the policies between two reports.
     Load(PolicySet, oneshot::Sender<()>),
+    /// Run something besides reports.
+    Errand(errands::Sent),
+    /// Run something in every worker.
+    Everywhere(errands::Everywhere),
     /// Finish what runs, hand back the rest, end.
     Drain,
 }
@@ -111,6 +118,8 @@ pub(crate) enum Control {
 /// The running role.
 pub struct Detect {
     control: mpsc::Sender<Control>,
+    errands: Errands,
+    scheduled: Arc<[Scheduled]>,
     task: JoinHandle<Result<(), DetectError>>,
 }
 
@@ -118,8 +127,11 @@ impl Detect {
     /// Starts the workers and the task. An error: the policies do not load.
     pub fn start(parts: Parts) -> Result<Self, LoadError> {
         let (control, orders) = mpsc::channel(4);
+        let (time_limit, workers) = (parts.policy.time_limit, parts.settings.worker_count());
+        let scheduled = Arc::clone(parts.policies.scheduled());
         let detector = detector::Detector::new(parts)?;
-        Ok(Self { control, task: tokio::spawn(detector.run(orders)) })
+        let errands = Errands { control: control.clone(), settler: detector.settler(), time_limit, workers };
+        Ok(Self { control, errands, scheduled, task: tokio::spawn(detector.run(orders)) })
     }
 
     /// Exchanges the policies; resolves when the workers were told.
@@ -128,6 +140,16 @@ impl Detect {
         if self.control.send(Control::Load(policies, done)).await.is_ok() {
             let _ = told.await;
         }
+    }
+
+    /// The background functions of the policies that it was started with.
+    pub fn scheduled(&self) -> Arc<[Scheduled]> {
+        Arc::clone(&self.scheduled)
+    }
+
+    /// The way to the workers for what is no report.
+    pub fn errands(&self) -> Errands {
+        self.errands.clone()
     }
 
     /// Whether the role has ended by itself: [`Detect::drain`] then says why.

@@ -6,6 +6,7 @@ use std::collections::{HashSet, VecDeque};
 
 use tokio::sync::mpsc;
 
+use super::errands::{Everywhere, Sent};
 use super::worker::{self, Job, Order, Plan, WorkerId};
 use crate::policy::{LoadError, PolicySet};
 
@@ -61,6 +62,23 @@ impl Pool {
         // A worker's thread only ends when its sender is dropped, which is here.
         let _ = place.orders.send(Order::Run(job));
         place.id
+    }
+
+    /// Hands an errand to the worker with the fewest reports, however many those are: errands are few.
+    pub(super) fn send(&self, errand: Sent) {
+        let workers = &self.places[..self.places.len() - 1];
+        if let Some(place) = workers.iter().min_by_key(|place| place.jobs.len()) {
+            let _ = place.orders.send(Order::Errand(errand));
+        }
+    }
+
+    /// Hands the same to every worker but the one for reports that run alone.
+    pub(super) fn send_all(&self, line: Everywhere) {
+        let Everywhere { errand, id, t, answers } = line;
+        let workers = &self.places[..self.places.len() - 1];
+        for (place, answer) in workers.iter().zip(answers) {
+            let _ = place.orders.send(Order::Errand(Sent { errand: errand.clone(), id, t, answer }));
+        }
     }
 
     /// A report came back. `false`: from a worker that was abandoned.

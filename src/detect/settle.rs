@@ -1,6 +1,6 @@
 //! The order in which a report is settled, and nothing else:
 //!
-//! 1. its alerts are confirmed by the alerts queue,
+//! 1. its alerts and custom webhooks are confirmed by the alerts queue,
 //! 2. its writes to the state are applied as one batch, with the marker that says who has handled it,
 //! 3. its history document is stored,
 //! 4. it is acknowledged.
@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::circuit::Circuits;
-use crate::alert::Alert;
+use crate::alert::{Alert, Hook};
 use crate::history::{History, HistoryError, Stored};
-use crate::queue::{AckToken, Message, Publisher, Reason};
+use crate::queue::{AckToken, Message, Publisher, Reason, headers};
 use crate::report::{LoginReport, Time};
 use crate::state::{Batch, State};
 use crate::telemetry::Metrics;
@@ -32,12 +32,13 @@ pub(super) struct Settler {
 #[derive(Debug, Default)]
 pub(super) struct Collected {
     pub(super) alerts: Vec<Alert>,
+    pub(super) hooks: Vec<Hook>,
     pub(super) batch: Batch,
 }
 
 impl Collected {
     pub(super) const fn is_empty(&self) -> bool {
-        self.alerts.is_empty() && self.batch.writes.is_empty() && self.batch.handled.is_none()
+        self.alerts.is_empty() && self.hooks.is_empty() && self.batch.writes.is_empty() && self.batch.handled.is_none()
     }
 }
 
@@ -53,8 +54,9 @@ pub(super) enum Ending {
 impl Settler {
     /// Steps 1 and 2.
     pub(super) async fn effects(&self, collected: Collected) {
-        if !collected.alerts.is_empty() {
-            let messages: Vec<Message> = collected.alerts.iter().map(alert_message).collect();
+        let alerts = collected.alerts.iter().map(alert_message);
+        let messages: Vec<Message> = alerts.chain(collected.hooks.iter().map(hook_message)).collect();
+        if !messages.is_empty() {
             self.circuits.until_done("alerts", || self.alerts.publish(messages.clone())).await;
             for alert in &collected.alerts {
                 self.metrics.alerts.with_label_values(&[alert.severity.name()]).inc();
@@ -107,4 +109,13 @@ impl Settler {
 fn alert_message(alert: &Alert) -> Message {
     // An alert is strings and JSON values: writing it has no way to fail.
     Message::new(alert.key.clone(), serde_json::to_vec(alert).unwrap_or_default())
+}
+
+/// The body exactly as the policy passed it. What goes to one hook stays in order.
+fn hook_message(hook: &Hook) -> Message {
+    let mut message = Message::new(format!("webhook:{}", hook.name), hook.body.clone());
+    let time = hook.time.micros().to_string();
+    let headers = [(headers::WEBHOOK, hook.name.clone()), (headers::ID, hook.id.clone()), (headers::TIME, time)];
+    message.headers = headers.map(|(name, value)| (name.to_owned(), value)).into();
+    message
 }

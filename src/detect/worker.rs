@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
+use super::errands::Sent;
 use crate::device::Devices;
 use crate::policy::watchdog::{self, Event};
 use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
@@ -68,6 +69,8 @@ pub(super) struct Outcome {
 #[derive(Debug)]
 pub(super) enum Order {
     Run(Job),
+    /// Run something besides reports.
+    Errand(Sent),
     /// Use these policies for the next reports; those in flight finish with the old ones.
     Load(PolicySet),
 }
@@ -161,6 +164,9 @@ impl Worker {
                 match order {
                     Order::Run(job) => {
                         tasks.spawn_local(Rc::clone(&self).run(job));
+                    }
+                    Order::Errand(sent) => {
+                        tasks.spawn_local(Rc::clone(&self).run_errand(sent));
                     }
                     Order::Load(policies) => self.load(policies),
                 }
@@ -262,26 +268,44 @@ impl Worker {
                 }
             };
             let calls = self.call_in(&vm, job, handled).await;
-            if !vm.spoiled() && self.is_of_today(&vm) {
+            if !vm.spoiled() && !vm.is_old() && self.is_of_today(&vm) {
                 self.idle.borrow_mut().push(vm);
             }
             return calls;
         }
+        self.call_in(&self.fit_vm(), job, handled).await
+    }
+
+    /// The machine for the next call.
+    fn fit_vm(&self) -> Rc<Vm> {
         let fit = {
             let vm = self.current.borrow();
             if vm.spoiled() {
                 Err("spoiled")
-            } else if self.is_of_today(&vm) {
-                Ok(())
-            } else {
+            } else if !self.is_of_today(&vm) {
                 Err("reload")
+            } else if vm.is_old() {
+                Err("age")
+            } else {
+                Ok(())
             }
         };
         if let Err(why) = fit {
             self.replace(why);
         }
-        let vm = Rc::clone(&self.current.borrow());
-        self.call_in(&vm, job, handled).await
+        Rc::clone(&self.current.borrow())
+    }
+
+    async fn run_errand(self: Rc<Self>, sent: Sent) {
+        let vm = self.fit_vm();
+        let Sent { errand, id, t, answer } = sent;
+        let ran = AssertUnwindSafe(vm.errand(&errand, id, t)).catch_unwind().await;
+        let outcome = ran.unwrap_or_else(|panic| Some(Err(Failure::Internal(panic_text(&*panic)))));
+        if matches!(outcome, Some(Err(Failure::Memory | Failure::Internal(_)))) {
+            vm.retire();
+        }
+        // Whoever asked may have gone.
+        let _ = answer.send(outcome);
     }
 
     /// Whether a VM has the policies that are in use.
@@ -291,7 +315,7 @@ impl Worker {
 
     async fn call_in(&self, vm: &Vm, job: &Job, handled: &[String]) -> Vec<Call> {
         let mut calls = Vec::new();
-        for (index, policy) in vm.names().enumerate() {
+        for (index, policy) in vm.names() {
             let named = |names: &[String]| names.iter().any(|name| name == policy);
             let wanted = job.only.as_ref().is_none_or(|only| named(only));
             if !wanted || named(handled) || named(&job.except) {

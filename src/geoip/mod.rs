@@ -9,7 +9,7 @@ mod record;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -79,6 +79,13 @@ impl GeoIp {
             }
         }
         geo
+    }
+
+    /// All that one file says of an address, in the file's own form. `None`: nothing, or there is no such file.
+    pub fn record(&self, path: &Path, remote: IpAddr) -> Option<serde_json::Value> {
+        let at = self.paths.iter().position(|known| known == path)?;
+        let databases = self.databases.load();
+        databases.get(at)?.lookup(remote).ok()?.decode::<serde_json::Value>().ok()?
     }
 
     /// Reads all files again, whether they have changed or not, and says what became of each. One that cannot be taken leaves its

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -15,6 +16,7 @@ use super::case::Case;
 use super::past::CaseHistory;
 use super::places;
 use crate::detect;
+use crate::policy::web::{Answer, Fetch, Request};
 use crate::policy::{Effects, Services};
 use crate::report::LoginReport;
 use crate::state::embedded::EmbeddedState;
@@ -24,6 +26,16 @@ use crate::telemetry::Metrics;
 
 /// Memory for blocks of the state: a case has few.
 const CACHE: u64 = 4 << 20;
+
+/// A case reaches no network: its outcome must not hang on who answers there today.
+struct Nowhere;
+
+impl Fetch for Nowhere {
+    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, String>> {
+        let said = format!("{request:?}: a test of a policy reaches no network");
+        Box::pin(std::future::ready(Err(said)))
+    }
+}
 
 /// See the module. The folder goes last, after all that has files in it.
 pub(super) struct Stage {
@@ -49,7 +61,13 @@ impl Stage {
             state,
             tentative: Arc::new(Tentative::default()),
             geoip: Arc::new(places::open(&case.places, folder.path())?),
+            web: Arc::new(Nowhere),
+            wforce: Arc::default(),
             metrics,
+            operator: None,
+            socket_timeout: settings.policy.socket_timeout,
+            custom_webhooks: Arc::default(),
+            custom_stats: Arc::default(),
             state_max_value: settings.state.max_value,
             max_alert: settings.policy.max_alert,
         };
@@ -67,7 +85,7 @@ impl Stage {
     /// The policy's state, as it sees it while it handles this report.
     pub(super) fn session(&self, report: &LoginReport) -> Session {
         let (state, tentative) = (Arc::clone(&self.services.state), Arc::clone(&self.services.tentative));
-        Session::new(state, tentative, report, &self.policy, self.max_value)
+        Session::new(state, tentative, report.t, &self.policy, self.max_value)
     }
 
     /// Puts values into the policy's state, there before `report`.

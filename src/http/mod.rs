@@ -5,9 +5,11 @@
 pub mod admin;
 mod auth;
 mod body;
+pub mod endpoints;
+mod listen;
 mod probes;
 mod server;
-mod stats;
+pub(crate) mod stats;
 mod tls;
 
 use std::path::PathBuf;
@@ -21,6 +23,7 @@ use axum::response::Response;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+pub use listen::Listen;
 pub use server::{HttpError, Server, start};
 
 use crate::perfstats::PerfStats;
@@ -41,6 +44,7 @@ pub struct Settings {
     pub acl: Vec<String>,
     pub tls_cert: PathBuf,
     pub tls_key: PathBuf,
+    pub tls_min: TlsVersion,
     pub max_connections: usize,
     pub max_body: ByteSize,
     pub max_bodies: ByteSize,
@@ -52,15 +56,36 @@ pub struct Settings {
     pub body_timeout: Duration,
 }
 
-/// Reads certificate and key as [`start`] will, and forgets them.
-pub(crate) fn check_tls(settings: &Settings) -> Result<(), HttpError> {
-    tls::Tls::open(&settings.tls_cert, &settings.tls_key).map(|_| ())
+/// The oldest version of TLS that a client may speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2")]
+    V12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V13,
 }
 
-/// All routes of a process, behind the passwords and the limits of a body. `receive`: the routes of that role, where it runs.
+impl Settings {
+    /// The entries of `listen` that are right; the configuration's checks tell of the others.
+    pub fn listeners(&self) -> impl Iterator<Item = Listen> {
+        let certificate = !self.tls_cert.as_os_str().is_empty();
+        self.listen.iter().filter_map(move |text| Listen::parse(text, certificate))
+    }
+}
+
+/// Reads certificate and key as [`start`] will, and forgets them.
+pub(crate) fn check_tls(settings: &Settings) -> Result<(), HttpError> {
+    tls::Tls::open(settings).map(|_| ())
+}
+
+/// All routes of a process, behind the passwords and the limits of a body. `receive`: the routes of that role, where it runs;
+/// `endpoints`: where policies run.
 pub fn router(
     settings: &Settings,
     receive: Option<Router>,
+    endpoints: Option<endpoints::Endpoints>,
     operators: admin::Services,
     perf: Arc<PerfStats>,
 ) -> Router {
@@ -73,6 +98,9 @@ pub fn router(
         .merge(admin::router(operators, Arc::clone(&passwords)));
     if let Some(receive) = receive {
         router = router.merge(receive);
+    }
+    if let Some(endpoints) = endpoints {
+        router = router.merge(endpoints::router(endpoints, Arc::clone(&metrics)));
     }
     router
         .fallback({

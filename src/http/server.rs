@@ -25,8 +25,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::Settings;
 use super::tls::Tls;
+use super::{Listen, Settings};
 use crate::receive::answer;
 use crate::telemetry::Metrics;
 
@@ -73,7 +73,7 @@ pub struct Server {
 pub async fn start(settings: &Settings, router: Router, metrics: Arc<Metrics>) -> Result<Server, HttpError> {
     let tls = match settings.tls_cert.as_os_str().is_empty() {
         true => None,
-        false => Some(Tls::open(&settings.tls_cert, &settings.tls_key)?),
+        false => Some(Tls::open(settings)?),
     };
     let mut http = http1::Builder::new();
     // No pipeline_flush: it keeps an answer back while bytes of the client's are unread, and the answer that refuses them is lost.
@@ -93,20 +93,25 @@ pub async fn start(settings: &Settings, router: Router, metrics: Arc<Metrics>) -
         graceful: GracefulShutdown::new(),
     });
     let mut bound = Vec::new();
-    for address in &settings.listen {
-        let listener = TcpListener::bind(address).await.map_err(|error| cannot_listen(address, &error))?;
-        bound.push((listener.local_addr().map_err(|error| cannot_listen(address, &error))?, listener));
+    for listen in settings.listeners() {
+        let listener = bind(listen).await.map_err(|error| cannot_listen(listen.address, &error))?;
+        bound.push((Listen { address: listener.0, ..listen }, listener.1));
     }
     let stop = CancellationToken::new();
-    let addresses = bound.iter().map(|(address, _)| *address).collect();
+    let addresses = bound.iter().map(|(listen, _)| listen.address).collect();
     let listeners = bound
         .into_iter()
-        .map(|(_, listener)| tokio::spawn(accept(listener, Arc::clone(&shared), stop.clone())))
+        .map(|(listen, listener)| tokio::spawn(accept(listener, listen.tls, Arc::clone(&shared), stop.clone())))
         .collect();
     Ok(Server { addresses, shared, stop, listeners })
 }
 
-fn cannot_listen(address: &str, error: &io::Error) -> HttpError {
+async fn bind(listen: Listen) -> io::Result<(SocketAddr, TcpListener)> {
+    let listener = TcpListener::bind(listen.address).await?;
+    Ok((listener.local_addr()?, listener))
+}
+
+fn cannot_listen(address: SocketAddr, error: &io::Error) -> HttpError {
     let reason = match error.kind() {
         io::ErrorKind::AddrInUse => {
             "in use by another program; stop it, or set http.listen to another address".to_owned()
@@ -115,7 +120,7 @@ fn cannot_listen(address: &str, error: &io::Error) -> HttpError {
         io::ErrorKind::AddrNotAvailable => "no address of this machine".to_owned(),
         _ => error.to_string(),
     };
-    HttpError::Listen { address: address.to_owned(), reason }
+    HttpError::Listen { address: address.to_string(), reason }
 }
 
 fn network(mask: &str) -> Result<IpNet, HttpError> {
@@ -152,7 +157,7 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+async fn accept(listener: TcpListener, tls: bool, shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let place = tokio::select! {
             () = stop.cancelled() => return,
@@ -165,7 +170,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
         };
         match accepted {
             Ok((stream, peer)) => {
-                let connection = serve(stream, peer, &shared, stop.clone());
+                let connection = serve(stream, peer, tls, &shared, stop.clone());
                 shared.metrics.connections.inc();
                 let metrics = Arc::clone(&shared.metrics);
                 tokio::spawn(async move {
@@ -187,11 +192,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
 fn serve(
     stream: TcpStream,
     peer: SocketAddr,
+    tls: bool,
     shared: &Arc<Shared>,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     let allowed = shared.acl.iter().any(|net| net.contains(&peer.ip().to_canonical()) || net.contains(&peer.ip()));
-    let acceptor = shared.tls.as_ref().map(Tls::acceptor);
+    let acceptor = shared.tls.as_ref().filter(|_| tls).map(Tls::acceptor);
     let (http, watcher) = (shared.http.clone(), shared.graceful.watcher());
     let (router, metrics, patience) = (shared.router.clone(), Arc::clone(&shared.metrics), shared.head_timeout);
     async move {
@@ -243,14 +249,15 @@ async fn speak(
     }
 }
 
-/// `GET /?command=NAME` is the old spelling of `GET /command/NAME`. A POST of a report has a route of its own.
+/// `/?command=NAME` is the old spelling of `/command/NAME`. A POST of a report has a route of its own.
 fn old_spelling(request: &mut hyper::Request<axum::body::Body>) {
-    if request.uri().path() != "/" || request.method() != hyper::Method::GET {
+    if request.uri().path() != "/" {
         return;
     }
     let query = request.uri().query().unwrap_or_default();
     let name = query.split('&').find_map(|pair| pair.strip_prefix("command="));
-    if let Some(uri) = name.and_then(|name| format!("/command/{name}").parse().ok()) {
+    let has_a_route = request.method() == hyper::Method::POST && matches!(name, Some("report" | "allow"));
+    if let Some(uri) = name.filter(|_| !has_a_route).and_then(|name| format!("/command/{name}").parse().ok()) {
         *request.uri_mut() = uri;
     }
 }

@@ -59,29 +59,33 @@ async fn stats(
         return unauthorized(&stats.metrics);
     }
     stats.metrics.commands.with_label_values(&["stats"]).inc();
+    answer::json(axum::http::StatusCode::OK, &all(&stats.metrics, &stats.perf, stats.started))
+}
+
+/// All of it, as an object.
+pub(crate) fn all(metrics: &Metrics, perf: &PerfStats, started: Instant) -> Value {
     let usage = getrusage(UsageWho::RUSAGE_SELF);
     let millis = |time: TimeVal| time.tv_sec() * 1000 + time.tv_usec() / 1000;
-    let received: u64 = stats
-        .metrics
+    let received: u64 = metrics
         .received
         .collect()
         .iter()
         .flat_map(|family| family.get_metric().to_vec())
         .map(|metric| metric.get_counter().get_value() as u64)
         .sum();
-    let body = json!({
+    json!({
         "reports": received,
         "user-msec": usage.as_ref().map_or(0, |usage| millis(usage.user_time())),
         "sys-msec": usage.as_ref().map_or(0, |usage| millis(usage.system_time())),
-        "uptime": stats.started.elapsed().as_secs(),
-        "perfstats": stats.perf.to_json(),
-        "commandstats": by_label(&stats.metrics.commands),
-        "customstats": by_label(&stats.metrics.custom_stats),
-    });
-    answer::json(axum::http::StatusCode::OK, &body)
+        "uptime": started.elapsed().as_secs(),
+        "perfstats": perf.to_json(),
+        "commandstats": by_label(&metrics.commands),
+        "customstats": by_label(&metrics.custom_stats),
+    })
 }
 
-fn by_label(counters: &prometheus::IntCounterVec) -> Map<String, Value> {
+/// The counts of a family, by their label.
+pub(crate) fn by_label(counters: &prometheus::IntCounterVec) -> Map<String, Value> {
     let metrics = counters.collect().into_iter().flat_map(|family| family.get_metric().to_vec());
     metrics
         .map(|metric| {

@@ -11,22 +11,25 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::server::HttpError;
+use super::{Settings, TlsVersion};
 
 pub(super) struct Tls {
     cert: PathBuf,
     key: PathBuf,
+    oldest: TlsVersion,
     current: ArcSwap<ServerConfig>,
 }
 
 impl Tls {
     /// Reads both files.
-    pub(super) fn open(cert: &Path, key: &Path) -> Result<Self, HttpError> {
-        let current = ArcSwap::new(read(cert, key)?);
-        Ok(Self { cert: cert.to_owned(), key: key.to_owned(), current })
+    pub(super) fn open(settings: &Settings) -> Result<Self, HttpError> {
+        let (cert, key, oldest) = (settings.tls_cert.clone(), settings.tls_key.clone(), settings.tls_min);
+        let current = ArcSwap::new(read(&cert, &key, oldest)?);
+        Ok(Self { cert, key, oldest, current })
     }
 
     pub(super) fn reload(&self) -> Result<(), HttpError> {
-        self.current.store(read(&self.cert, &self.key)?);
+        self.current.store(read(&self.cert, &self.key, self.oldest)?);
         Ok(())
     }
 
@@ -35,7 +38,7 @@ impl Tls {
     }
 }
 
-fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, HttpError> {
+fn read(cert: &Path, key: &Path, oldest: TlsVersion) -> Result<Arc<ServerConfig>, HttpError> {
     let error = |setting: &str, path: &Path, what: String| {
         HttpError::Tls(format!("http.{setting}: {}: {what}", path.display()))
     };
@@ -46,9 +49,13 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, HttpError> {
         return Err(error("tls_cert", cert, "no certificate in it".to_owned()));
     }
     let private = PrivateKeyDer::from_pem_file(key).map_err(|what| error("tls_key", key, what.to_string()))?;
+    let versions: &[&rustls::SupportedProtocolVersion] = match oldest {
+        TlsVersion::V12 => rustls::ALL_VERSIONS,
+        TlsVersion::V13 => &[&rustls::version::TLS13],
+    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
         .map_err(|what| error("tls_key", key, what.to_string()))?;
     Ok(Arc::new(config))

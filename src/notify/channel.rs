@@ -4,6 +4,7 @@
 //! Owns the retries. A channel says of a failed try whether another may help; it never decides what becomes of the alert (that is
 //! [`super`]).
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::Settings;
 use super::webhook::{self, Webhook};
 use crate::health::Health;
 use crate::queue::Backoff;
+use crate::report::Time;
 use crate::settings::{MASK, Secret};
 use crate::telemetry::Metrics;
 
@@ -50,8 +52,10 @@ impl fmt::Debug for ChannelSettings {
 pub(super) struct Post {
     /// The alert's id: the same for each try and each redelivery, so that a receiver can tell.
     pub(super) id: String,
-    /// The alert as JSON.
+    /// The alert as JSON, or the body of a custom webhook.
     pub(super) body: bytes::Bytes,
+    /// The report's time.
+    pub(super) time: Time,
 }
 
 /// One try failed.
@@ -213,4 +217,23 @@ pub fn build_channels(settings: &Settings) -> Result<Vec<Arc<Channel>>, Vec<Stri
         }
     }
     if errors.is_empty() { Ok(channels) } else { Err(errors) }
+}
+
+/// Builds the custom webhooks of the settings, by name. All errors at once, each with its key.
+pub fn build_hooks(settings: &Settings) -> Result<HashMap<String, Arc<Channel>>, Vec<String>> {
+    let places = settings.channel_in_flight.clamp(1, Semaphore::MAX_PERMITS);
+    let (mut hooks, mut errors) = (HashMap::new(), Vec::new());
+    for (index, entry) in settings.custom_webhooks.iter().enumerate() {
+        let path = format!("notify.custom_webhooks[{index}]");
+        match Webhook::custom(&path, index, entry, settings.timeout) {
+            Ok(webhook) => {
+                let channel = Channel { way: Way::Webhook(webhook), places: Semaphore::new(places) };
+                if hooks.insert(entry.name.clone(), Arc::new(channel)).is_some() {
+                    errors.push(format!("{path}.name: {} is the name of an earlier one", entry.name));
+                }
+            }
+            Err(found) => errors.extend(found),
+        }
+    }
+    if errors.is_empty() { Ok(hooks) } else { Err(errors) }
 }

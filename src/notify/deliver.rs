@@ -2,6 +2,7 @@
 //!
 //! Owns the steps: decode, turn, suppression, log, channels, settlement. Never touches a token: it says what becomes of a delivery.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
@@ -10,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::channel::{Channel, Outcome, Post};
 use super::suppress::{Suppression, Turn, Turns, Verdict};
 use super::{Settings, log};
-use crate::alert::Alert;
+use crate::alert::{Alert, Hook};
 use crate::health::Health;
 use crate::queue::delivery::ReasonKind;
 use crate::queue::{Backoff, Message, Reason, Settlement, headers};
@@ -25,6 +26,8 @@ const WAITS_FOR_STATE: &str = "state (notify)";
 pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) channels: Vec<Arc<Channel>>,
+    /// Custom webhooks, by the name that policies have for them.
+    pub(super) hooks: HashMap<String, Arc<Channel>>,
     pub(super) suppression: Suppression,
     pub(super) turns: Turns,
     pub(super) metrics: Arc<Metrics>,
@@ -69,7 +72,7 @@ impl Shared {
             log::write(&job.alert);
             self.metrics.sent.with_label_values(&[log::NAME]).inc();
         }
-        let post = Post { id: job.alert.id.clone(), body: job.message.body.clone() };
+        let post = Post { id: job.alert.id.clone(), body: job.message.body.clone(), time: job.at };
         let channels: Vec<_> = self.channels.iter().filter(|channel| wanted(channel.name())).collect();
         let sending = channels
             .iter()
@@ -77,6 +80,28 @@ impl Shared {
         let outcomes = join_all(sending).await;
         self.metrics.notify.observe(Time::now().since(job.message.published).as_secs_f64());
         self.settle(&job, &channels, outcomes).await
+    }
+
+    /// Sends what a policy has for a custom webhook: neither suppressed nor logged, for it is no alert.
+    pub(super) async fn send_hook(&self, hook: Hook, published: Time) -> Settlement {
+        let Some(channel) = self.hooks.get(&hook.name) else {
+            let text = format!("there is no custom webhook {} here any more", hook.name);
+            let only = vec![super::custom::channel(&hook.name)];
+            return Settlement::Reject(Reason { kind: ReasonKind::Channel, text, only, attempts: 1 });
+        };
+        let post = Post { id: hook.id, body: hook.body, time: hook.time };
+        let outcome = channel.deliver(&post, &self.settings, &self.metrics, &self.health, &self.stop).await;
+        self.metrics.notify.observe(Time::now().since(published).as_secs_f64());
+        match outcome {
+            Outcome::Sent => Settlement::Ack,
+            Outcome::Stopped => Settlement::Nack,
+            Outcome::Failed { said, attempts } => {
+                let text = format!("{}: {said}", channel.name());
+                tracing::warn!(id = post.id, why = text, "custom webhook not sent; it becomes a dead letter");
+                let only = vec![channel.name().to_owned()];
+                Settlement::Reject(Reason { kind: ReasonKind::Channel, text, only, attempts })
+            }
+        }
     }
 
     /// What becomes of an alert whose channels have answered so.
@@ -159,6 +184,21 @@ pub(super) fn reason(kind: ReasonKind, text: String) -> Reason {
     Reason { kind, text, only: Vec::new(), attempts: 1 }
 }
 
+/// The custom webhook of a message; `None`: it carries an alert. The error says why it is neither.
+pub(super) fn decode_hook(message: &Message) -> Option<Result<Hook, String>> {
+    let name = message.header(headers::WEBHOOK)?.to_owned();
+    let id = message.header(headers::ID).filter(|id| fits_a_header(id));
+    let time = message.header(headers::TIME).and_then(|micros| micros.parse().ok()).map(Time::from_micros);
+    Some(match id.zip(time) {
+        Some((id, time)) => Ok(Hook { id: id.to_owned(), name, time, body: message.body.clone() }),
+        None => Err(format!("a webhook without {} and {} among its headers", headers::ID, headers::TIME)),
+    })
+}
+
+fn fits_a_header(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// The alert of a message, or why it is none.
 pub(super) fn decode(message: Arc<Message>) -> Result<Job, String> {
     let mut json = serde_json::Deserializer::from_slice(&message.body);
@@ -166,8 +206,7 @@ pub(super) fn decode(message: Arc<Message>) -> Result<Job, String> {
         .map_err(|error| format!("not an alert: {}: {}", error.path(), error.inner()))?;
     json.end().map_err(|error| format!("not an alert: {error}"))?;
     let at = alert.at().ok_or("not an alert: time: not a time as in 2026-01-31T12:00:00Z")?;
-    let odd = alert.id.is_empty() || !alert.id.bytes().all(|byte| byte.is_ascii_graphic());
-    if odd {
+    if !fits_a_header(&alert.id) {
         return Err("not an alert: id: must be printable ASCII, for it goes into a header".to_owned());
     }
     let only = message.header(headers::ONLY).map(|names| {

@@ -1,4 +1,4 @@
-//! From the alerts queue to people: the log and the webhooks.
+//! From the alerts queue to people: the log and the webhooks; and what policies send to custom webhooks.
 //!
 //! ```text
 //! delivery ──▶ decode ──▶ turn of its kind and key ──▶ suppression ──▶ log, then every channel side by side ──▶ ack
@@ -14,6 +14,7 @@
 //! for minutes holds up nobody else; what is scarce is the tries at once on one channel, and each channel has its own.
 
 mod channel;
+mod custom;
 mod deliver;
 mod log;
 mod render;
@@ -25,20 +26,22 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use channel::{Channel, ChannelSettings, build_channels};
+pub use channel::{Channel, ChannelSettings, build_channels, build_hooks};
+pub use custom::HookSettings;
 pub use render::line;
 pub use webhook::Webhook;
 
 use crate::health::{Beat, Health};
 use crate::queue::delivery::ReasonKind;
-use crate::queue::{Delivery, Settlement, Subscription};
+use crate::queue::{Delivery, Message, Settlement, Subscription};
 use crate::state::State;
 use crate::telemetry::Metrics;
-use deliver::{Shared, decode, reason};
+use deliver::{Shared, decode, decode_hook, reason};
 use suppress::{Suppression, Turns};
 
 /// Settings of notify.
@@ -57,6 +60,7 @@ pub struct Settings {
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     pub channels: Vec<ChannelSettings>,
+    pub custom_webhooks: Vec<HookSettings>,
 }
 
 /// How long the source may take to store its position after everything was settled.
@@ -101,8 +105,11 @@ pub struct Notify {
 impl Notify {
     /// Builds the channels and starts taking alerts. All errors of the settings at once. Needs a tokio runtime.
     pub fn start(parts: Parts) -> Result<Self, Vec<String>> {
-        let channels = build_channels(&parts.settings)?;
-        for channel in &channels {
+        let (channels, hooks) = match (build_channels(&parts.settings), build_hooks(&parts.settings)) {
+            (Ok(channels), Ok(hooks)) => (channels, hooks),
+            (channels, hooks) => return Err(channels.err().into_iter().chain(hooks.err()).flatten().collect()),
+        };
+        for channel in channels.iter().chain(hooks.values()) {
             channel.show_waiting(&parts.metrics, false);
         }
         let stop = CancellationToken::new();
@@ -110,6 +117,7 @@ impl Notify {
             suppression: Suppression::new(parts.state, parts.settings.suppress),
             settings: parts.settings,
             channels,
+            hooks,
             turns: Turns::default(),
             metrics: parts.metrics,
             health: parts.health,
@@ -182,20 +190,16 @@ async fn run(
 
 fn start(shared: &Arc<Shared>, delivery: Delivery, tasks: &mut JoinSet<()>) {
     let Delivery { message, token, coordinates, .. } = delivery;
-    let mut job = match decode(message) {
-        Ok(job) => job,
+    let work = match work(shared, message) {
+        Ok(work) => work,
         Err(why) => {
             tracing::warn!(coordinates, why, "a message in the alerts queue is no alert; it becomes a dead letter");
             return token.reject(reason(ReasonKind::Malformed, why));
         }
     };
-    // The place in the line is taken here, in the order of the queue, and not by whichever task runs first.
-    let turn = job.only.is_none().then(|| shared.turns.take(&job.alert));
-    job.turn = turn;
-    let shared = Arc::clone(shared);
     tasks.spawn(async move {
         // The token stays out here: a panic in there makes a dead letter, and a cancelled task hands the alert back.
-        match AssertUnwindSafe(shared.handle(job)).catch_unwind().await {
+        match AssertUnwindSafe(work).catch_unwind().await {
             Ok(Settlement::Ack) => token.ack(),
             Ok(Settlement::Nack) => token.nack(),
             Ok(Settlement::Reject(reason)) => token.reject(reason),
@@ -205,4 +209,17 @@ fn start(shared: &Arc<Shared>, delivery: Delivery, tasks: &mut JoinSet<()>) {
             }
         }
     });
+}
+
+/// What is to be done with a message, or why it is nothing that this queue carries.
+fn work(shared: &Arc<Shared>, message: Arc<Message>) -> Result<BoxFuture<'static, Settlement>, String> {
+    let shared = Arc::clone(shared);
+    if let Some(hook) = decode_hook(&message) {
+        let (hook, published) = (hook?, message.published);
+        return Ok(Box::pin(async move { shared.send_hook(hook, published).await }));
+    }
+    let mut job = decode(message)?;
+    // The place in the line is taken here, in the order of the queue, and not by whichever task runs first.
+    job.turn = job.only.is_none().then(|| shared.turns.take(&job.alert));
+    Ok(Box::pin(async move { shared.handle(job).await }))
 }

@@ -10,11 +10,13 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit, Mac};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use sha2::{Digest, Sha256};
 
 use super::channel::{ChannelSettings, Post, SendError};
+use super::custom;
+use super::custom::HookSettings;
 use super::render::printable;
 use crate::outbound;
 use crate::report::Time;
@@ -29,10 +31,38 @@ const READ: usize = 64 * 1024;
 pub struct Webhook {
     name: String,
     hook: String,
-    url: Url,
+    address: Address,
     secret: Secret,
     client: Client,
     timeout: Duration,
+    form: Form,
+}
+
+/// Where it leads.
+enum Address {
+    Url(Url),
+    /// A custom webhook's, with `%{YYYY}`, `%{MM}` or `%{dd}` in it.
+    Dated(String),
+}
+
+impl Address {
+    fn at(&self, time: Time) -> Result<Url, String> {
+        match self {
+            Self::Url(url) => Ok(url.clone()),
+            Self::Dated(text) => custom::dated(text, time).parse().map_err(|error| format!("not a URL: {error}")),
+        }
+    }
+}
+
+/// What its requests have besides the signed headers.
+pub(super) struct Form {
+    /// `X-Wforce-Event`.
+    pub(super) event: HeaderValue,
+    pub(super) content_type: HeaderValue,
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) api_key: Option<HeaderValue>,
+    /// The body goes as one record of the Kafka REST form.
+    pub(super) kafka: bool,
 }
 
 impl fmt::Debug for Webhook {
@@ -64,11 +94,45 @@ impl Webhook {
         let (Some(url), Some(client), true) = (url, client, errors.is_empty()) else {
             return Err(errors);
         };
+        let form = Form {
+            event: HeaderValue::from_static("alert"),
+            content_type: HeaderValue::from_static("application/json"),
+            authorization: None,
+            api_key: None,
+            kafka: false,
+        };
         let mut name = format!("webhook:{}", outbound::host(&url));
         if taken(&name) {
             name = format!("{name}#{index}");
         }
-        Ok(Self { name, hook: index.to_string(), url, secret: settings.secret.clone(), client, timeout })
+        let (hook, secret, address) = (index.to_string(), settings.secret.clone(), Address::Url(url));
+        Ok(Self { name, hook, address, secret, client, timeout, form })
+    }
+
+    /// The custom webhook of these settings, whose key is `path`.
+    pub(super) fn custom(
+        path: &str,
+        index: usize,
+        settings: &HookSettings,
+        timeout: Duration,
+    ) -> Result<Self, Vec<String>> {
+        let mut errors = Vec::new();
+        let sample = custom::dated(&settings.url, Time::from_micros(0));
+        let url = address(&sample).map_err(|why| errors.push(format!("{path}.url: {why}"))).ok();
+        if settings.secret.is_empty() && !settings.secret_file.as_os_str().is_empty() {
+            errors.push(format!("{path}.secret_file: {} was not read", settings.secret_file.display()));
+        }
+        let form = settings.form().map_err(|why| errors.push(format!("{path}.{why}"))).ok();
+        let client = url.as_ref().and_then(|url| {
+            let built = client(url, timeout);
+            built.map_err(|error| errors.push(format!("{path}: cannot set up HTTP: {}", outbound::words(error)))).ok()
+        });
+        let (Some(url), Some(client), Some(form), true) = (url, client, form, errors.is_empty()) else {
+            return Err(errors);
+        };
+        let address = if sample == settings.url { Address::Url(url) } else { Address::Dated(settings.url.clone()) };
+        let (name, hook, secret) = (custom::channel(&settings.name), index.to_string(), settings.secret.clone());
+        Ok(Self { name, hook, address, secret, client, timeout, form })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -76,19 +140,26 @@ impl Webhook {
     }
 
     pub(super) async fn send(&self, post: &Post) -> Result<(), SendError> {
+        let never = |said| SendError { again: false, wait: None, said };
+        let url = self.address.at(post.time).map_err(never)?;
+        let body = if self.form.kafka { custom::record(&post.body).map_err(never)? } else { post.body.clone() };
         let mut request = self
             .client
-            .post(self.url.clone())
-            .header(CONTENT_TYPE, "application/json")
+            .post(url)
+            .header(CONTENT_TYPE, self.form.content_type.clone())
             .header("Idempotency-Key", &post.id)
-            .header("X-Wforce-Event", "alert")
+            .header("X-Wforce-Event", self.form.event.clone())
             .header("X-Wforce-HookID", &self.hook)
-            .header("X-Wforce-Delivery", BASE64.encode(Sha256::digest(&post.body)));
-        if let Some(signature) = sign(&self.secret, &post.body) {
+            .header("X-Wforce-Delivery", BASE64.encode(Sha256::digest(&body)));
+        let more = [(AUTHORIZATION, &self.form.authorization), (custom::API_KEY, &self.form.api_key)];
+        for (name, value) in more.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))) {
+            request = request.header(name, value);
+        }
+        if let Some(signature) = sign(&self.secret, &body) {
             request = request.header("X-Wforce-Signature", signature);
         }
         let again = |said| SendError { again: true, wait: None, said };
-        let answer = request.body(post.body.clone()).send().await.map_err(|error| again(self.words(error)))?;
+        let answer = request.body(body).send().await.map_err(|error| again(self.words(error)))?;
         let (status, wait) = (answer.status(), retry_after(answer.headers()));
         let text = read(answer).await;
         if status.is_success() {
@@ -113,12 +184,16 @@ impl Webhook {
 
     /// A receiver may repeat what it was sent: takes our secrets out of its words.
     fn conceal(&self, text: &str) -> String {
-        let path = self.url.path().trim_start_matches('/');
-        let parts =
-            [self.secret.expose(), self.url.password().unwrap_or_default(), self.url.query().unwrap_or_default(), path];
+        let url = self.address.at(Time::from_micros(0)).ok();
+        let of_url = url.as_ref().map(|url| {
+            [url.path().trim_start_matches('/'), url.password().unwrap_or_default(), url.query().unwrap_or_default()]
+        });
+        let headers = [&self.form.authorization, &self.form.api_key];
+        let headers = headers.into_iter().flatten().filter_map(|value| value.to_str().ok());
+        let parts = of_url.into_iter().flatten().chain(headers).chain([self.secret.expose()]);
         // Short parts are words like "alerts"; hiding them would make the answer unreadable and hide nothing.
         let long = |part: &&str| part.len() >= 8;
-        parts.into_iter().filter(long).fold(text.to_owned(), |text, part| text.replace(part, "***"))
+        parts.filter(long).fold(text.to_owned(), |text, part| text.replace(part, "***"))
     }
 }
 

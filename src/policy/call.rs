@@ -1,4 +1,4 @@
-//! One call of one policy's `report`: what its API calls find when they ask whom they work for.
+//! One call of one policy's function: what its API calls find when they ask whom they work for.
 //!
 //! Owns what the call has raised and written until it has returned. Thousands of calls take turns in one machine, so the one that runs
 //! is put in place before each poll and taken out after it ([`Host::during`]).
@@ -10,53 +10,112 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use mlua::debug::DebugSource;
 use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Value};
 
 use super::load::Policy;
 use super::networks::{File, Networks};
 use super::{Effects, Services};
-use crate::alert::Alert;
-use crate::report::LoginReport;
+use crate::alert::{Alert, Hook};
+use crate::report::{LoginReport, ReportId, Time};
 use crate::state::Session;
 
 /// What a policy is told when it calls something wrongly: `function: argument: reason`.
 pub(super) type Answer<T> = Result<T, String>;
 
+/// Bytes that a line of the console may print.
+const MAX_PRINTED: usize = 1 << 20;
+
+/// What a call is for.
+#[derive(Clone)]
+pub(super) enum Cause {
+    /// A report.
+    Report(Arc<LoginReport>),
+    /// Something else, under an id of its own and at a time of its own.
+    Other(ReportId, Time),
+}
+
 /// One running call.
 pub(super) struct Call {
     /// Larger for each call of the machine; the first has 1.
     number: u64,
-    pub(super) report: Arc<LoginReport>,
+    pub(super) cause: Cause,
     pub(super) policy: Rc<str>,
     pub(super) services: Rc<Services>,
     pub(super) session: Session,
     pub(super) alerts: RefCell<Vec<Alert>>,
+    pub(super) hooks: RefCell<Vec<Hook>>,
+    /// What a line of the console has printed; `None`: it is no such line.
+    printed: RefCell<Option<String>>,
     /// What did not answer. Kept even where the policy caught the error: it could not do its work.
     pub(super) dependency: RefCell<Option<(&'static str, String)>>,
     host: Rc<Host>,
 }
 
 impl Call {
-    pub(super) fn new(
-        host: &Rc<Host>,
-        services: &Rc<Services>,
-        policy: &Rc<str>,
-        report: &Arc<LoginReport>,
-    ) -> Rc<Self> {
+    pub(super) fn new(host: &Rc<Host>, services: &Rc<Services>, policy: &Rc<str>, cause: Cause) -> Rc<Self> {
         let max_value = usize::try_from(services.state_max_value.as_u64()).unwrap_or(usize::MAX);
         let (state, tentative) = (Arc::clone(&services.state), Arc::clone(&services.tentative));
         host.live.set(host.live.get() + 1);
         host.started.set(host.started.get() + 1);
         Rc::new(Self {
             number: host.started.get(),
-            report: Arc::clone(report),
+            session: Session::new(state, tentative, cause.t(), policy, max_value),
+            cause,
             policy: Rc::clone(policy),
             services: Rc::clone(services),
-            session: Session::new(state, tentative, report, policy, max_value),
             alerts: RefCell::default(),
+            hooks: RefCell::default(),
+            printed: RefCell::default(),
             dependency: RefCell::default(),
             host: Rc::clone(host),
         })
+    }
+
+    /// The report that it is for.
+    pub(super) fn report(&self) -> Option<&Arc<LoginReport>> {
+        match &self.cause {
+            Cause::Report(report) => Some(report),
+            Cause::Other(..) => None,
+        }
+    }
+
+    /// What its effects are told by when it runs again.
+    pub(super) fn id(&self) -> ReportId {
+        self.cause.id()
+    }
+
+    /// Its now.
+    pub(super) fn t(&self) -> Time {
+        self.cause.t()
+    }
+
+    /// From now on what is printed is kept for [`Call::printed`].
+    pub(super) fn listen(&self) {
+        *self.printed.borrow_mut() = Some(String::new());
+    }
+
+    /// Whether it is a line of the console.
+    pub(super) fn is_line(&self) -> bool {
+        self.printed.borrow().is_some()
+    }
+
+    /// What was printed.
+    pub(super) fn printed(&self) -> String {
+        self.printed.take().unwrap_or_default()
+    }
+
+    /// Keeps what is printed, where somebody listens.
+    pub(super) fn print(&self, line: &str) -> bool {
+        let mut printed = self.printed.borrow_mut();
+        let Some(text) = &mut *printed else { return false };
+        if text.len() + line.len() < MAX_PRINTED {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(line);
+        }
+        true
     }
 
     /// Notes that something did not answer, and says so to the policy.
@@ -69,7 +128,23 @@ impl Call {
     /// Ends the call: nothing can be raised or written any more. Gives what there was.
     pub(super) fn end(&self) -> Effects {
         let (writes, claims) = self.session.take();
-        Effects { alerts: self.alerts.take(), writes, claims }
+        Effects { alerts: self.alerts.take(), hooks: self.hooks.take(), writes, claims }
+    }
+}
+
+impl Cause {
+    pub(super) fn id(&self) -> ReportId {
+        match self {
+            Self::Report(report) => report.id,
+            Self::Other(id, _) => *id,
+        }
+    }
+
+    fn t(&self) -> Time {
+        match self {
+            Self::Report(report) => report.t,
+            Self::Other(_, t) => *t,
+        }
     }
 }
 
@@ -153,11 +228,13 @@ impl Host {
         f()
     }
 
+    /// The call that runs; `None` while a policy is loaded.
+    pub(super) fn running(&self) -> Option<Rc<Call>> {
+        self.current.borrow().clone()
+    }
+
     fn call(&self, name: &str) -> Answer<Rc<Call>> {
-        self.current
-            .borrow()
-            .clone()
-            .ok_or_else(|| format!("{name}: works in a handler only, not while the policy is loaded"))
+        self.running().ok_or_else(|| format!("{name}: works in a handler only, not while the policy is loaded"))
     }
 
     /// The Lua function that turns `(false, text)` into an error whose value is the text, so that a policy that catches it can read it.
@@ -244,18 +321,30 @@ fn answer_many<R: IntoLuaMulti>(lua: &Lua, result: Answer<R>) -> mlua::Result<Mu
 
 /// Puts the place of the policy's code that runs in front: `new_origin/policy.lua:12: `.
 pub(super) fn place(lua: &Lua, text: &str) -> String {
+    let placed = |source: &DebugSource, line| format!("{}:{line}: {text}", source.short_src.as_deref().unwrap_or("?"));
+    innermost(lua, placed).unwrap_or_else(|| text.to_owned())
+}
+
+/// The name of the chunk whose code runs, and the line in it.
+pub(super) fn position(lua: &Lua) -> Option<(String, usize)> {
+    innermost(lua, |source, line| {
+        let name = source.source.as_deref().unwrap_or_default();
+        (name.strip_prefix('@').unwrap_or(name).to_owned(), line)
+    })
+}
+
+/// What there is of the innermost function that is a policy's and not ours.
+fn innermost<T>(lua: &Lua, give: impl Fn(&DebugSource, usize) -> T) -> Option<T> {
     for level in 0..12 {
         let here = lua.inspect_stack(level, |frame| {
             let source = frame.source();
             let ours = source.source.as_deref().is_none_or(|name| name.starts_with("=__") || name.starts_with("=[C]"));
             let line = frame.current_line().filter(|_| !ours)?;
-            Some(format!("{}:{line}: {text}", source.short_src.as_deref().unwrap_or("?")))
+            Some(give(&source, line))
         });
-        match here {
-            Some(Some(placed)) => return placed,
-            Some(None) => {}
-            None => break,
+        if let Some(found) = here? {
+            return Some(found);
         }
     }
-    text.to_owned()
+    None
 }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::modules::{self, Module, Modules};
 use super::networks::Networks;
 use super::vm::Vm;
+use super::{Settings, legacy};
+use crate::schedule::cron::Scheduled;
 
 /// The policies in the program, as name and source.
 const SHIPPED: &[(&str, &str)] = &[
@@ -55,6 +57,8 @@ pub(super) struct Policy {
     pub(super) source: Arc<str>,
     /// Where it came from, for people.
     pub(super) place: String,
+    /// A configuration of the old program.
+    pub(super) old: bool,
     /// Where it lies; `None`: in the program, or in memory.
     pub(super) folder: Option<PathBuf>,
     /// What it may `require`: of its own folder, and of the `lib` beside it.
@@ -66,12 +70,24 @@ impl Policy {
     /// One that has no folder.
     fn alone(name: &str, source: &str, place: String) -> Self {
         let (name, source) = (name.to_owned(), source.into());
-        Self { name, source, place, folder: None, modules: Arc::default(), library: Arc::default() }
+        Self { name, source, place, old: false, folder: None, modules: Arc::default(), library: Arc::default() }
+    }
+
+    /// A configuration of the old program. Its name is the file's, without the ending.
+    pub(super) fn read_old(file: &Path) -> Result<Self, String> {
+        let place = file.display().to_string();
+        let name = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let policy = Self::alone(&check_name(&name, &place)?, &modules::read_source(file)?, place);
+        Ok(Self { old: true, ..policy })
     }
 
     /// What Lua calls the file, in short: long paths are cut in error messages.
     pub(super) fn chunk(&self) -> String {
-        format!("{}/{FILE}", self.name)
+        if !self.old {
+            return format!("{}/{FILE}", self.name);
+        }
+        let name = Path::new(&self.place).file_name();
+        name.map_or_else(|| self.place.clone(), |name| name.to_string_lossy().into_owned())
     }
 
     /// A Lua error with the whole path in place of the short name.
@@ -110,6 +126,7 @@ impl Policy {
 #[derive(Debug, Clone, Default)]
 pub struct PolicySet {
     policies: Arc<[Policy]>,
+    scheduled: Arc<[Scheduled]>,
     networks: Arc<Networks>,
     generation: u64,
 }
@@ -154,12 +171,17 @@ impl PolicySet {
         Ok(())
     }
 
-    /// What the setting `policy.path` means: its folders; where it is empty `./policies` if that exists, else the shipped policies.
-    pub fn resolve(paths: &[PathBuf]) -> Result<Self, LoadError> {
-        if let Some(folders) = folders(paths) {
-            return Self::load(&folders);
-        }
-        let set = Self::shipped();
+    /// What the settings mean: the folders of `policy.path`; where it is empty `./policies` if that exists, else the shipped policies;
+    /// and the one that `policy.legacy_config` is.
+    pub fn resolve(settings: &Settings) -> Result<Self, LoadError> {
+        let set = match folders(&settings.path) {
+            Some(folders) => Self::load(&folders)?,
+            None => Self::shipped(),
+        };
+        let set = match settings.legacy_config.as_os_str().is_empty() {
+            true => set,
+            false => set.with_old(&settings.legacy_config)?,
+        };
         set.check().map(|()| set)
     }
 
@@ -168,7 +190,15 @@ impl PolicySet {
         let whole = folder
             .canonicalize()
             .map_err(|error| LoadError::one(format!("{}: no folder of a policy: {error}", folder.display())))?;
-        let set = Self::of(vec![read_policy(folder, &name_of(&whole)).map_err(LoadError::one)?]);
+        let (name, mut problems) = (name_of(&whole), Vec::new());
+        let mut policy = read_policy(folder, &name).map_err(LoadError::one)?;
+        policy.modules = Arc::new(Modules::read(folder, &name, FILE, &mut problems));
+        let library = whole.parent().map(|above| above.join(LIBRARY)).unwrap_or_default();
+        policy.library = Arc::new(Modules::read(&library, LIBRARY, "", &mut problems));
+        if !problems.is_empty() {
+            return Err(LoadError { problems });
+        }
+        let set = Self::of(vec![policy]);
         set.check().map(|()| set)
     }
 
@@ -195,12 +225,24 @@ impl PolicySet {
         self.policies.get(policy).map_or_else(|| error.to_owned(), |policy| policy.located(error))
     }
 
-    /// Where [`PolicySet::resolve`] takes them from, for people.
-    pub fn place(paths: &[PathBuf]) -> String {
-        match folders(paths) {
-            Some(folders) => folders.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
-            None => "shipped".to_owned(),
+    fn with_old(&self, file: &Path) -> Result<Self, LoadError> {
+        let old = Policy::read_old(file).map_err(LoadError::one)?;
+        if let Some(taken) = self.policies.iter().find(|policy| policy.name == old.name) {
+            return Err(LoadError::one(format!("{}: the name {} is taken by {}", old.place, old.name, taken.place)));
         }
+        let scheduled = legacy::read(file)?.scheduled.into();
+        Ok(Self { scheduled, ..Self::of(self.policies.iter().cloned().chain([old]).collect()) })
+    }
+
+    /// Where [`PolicySet::resolve`] takes them from, for people.
+    pub fn place(settings: &Settings) -> String {
+        let mut places = match folders(&settings.path) {
+            Some(folders) => folders.iter().map(|path| path.display().to_string()).collect(),
+            None => vec!["shipped".to_owned()],
+        };
+        let old = &settings.legacy_config;
+        places.extend((!old.as_os_str().is_empty()).then(|| old.display().to_string()));
+        places.join(", ")
     }
 
     /// One policy from memory, for tests and benchmarks. It is not checked before a machine is built.
@@ -213,7 +255,7 @@ impl PolicySet {
         static GENERATION: AtomicU64 = AtomicU64::new(1);
         policies.sort_by(|a, b| a.name.cmp(&b.name));
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-        Self { policies: policies.into(), networks: Arc::default(), generation }
+        Self { policies: policies.into(), scheduled: Arc::default(), networks: Arc::default(), generation }
     }
 
     /// Loads every policy into a machine of its own and throws it away. Blocks for some milliseconds.
@@ -241,6 +283,11 @@ impl PolicySet {
         self.generation
     }
 
+    /// The background functions, and when each runs.
+    pub fn scheduled(&self) -> &Arc<[Scheduled]> {
+        &self.scheduled
+    }
+
     pub(super) fn policies(&self) -> &[Policy] {
         &self.policies
     }
@@ -261,26 +308,9 @@ fn folders(paths: &[PathBuf]) -> Option<Vec<PathBuf>> {
 }
 
 fn read_folder(path: &Path, found: &mut BTreeMap<String, Policy>, problems: &mut Vec<String>) {
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) => {
-            problems.push(format!("{}: no folder of policies: {error}", path.display()));
-            return;
-        }
-    };
     let library = Arc::new(Modules::read(&path.join(LIBRARY), LIBRARY, "", problems));
-    for entry in entries {
-        let folder = match entry {
-            Ok(entry) => entry.path(),
-            Err(error) => {
-                problems.push(format!("{}: {error}", path.display()));
-                continue;
-            }
-        };
-        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with('.') || name == LIBRARY || !folder.is_dir() {
-            continue;
-        }
+    for folder in subfolders(path, problems) {
+        let name = name_of(&folder);
         match read_policy(&folder, &name) {
             Ok(mut policy) => {
                 policy.modules = Arc::new(Modules::read(&folder, &name, FILE, problems));
@@ -326,11 +356,15 @@ fn subfolders(path: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
 fn read_policy(folder: &Path, name: &str) -> Result<Policy, String> {
     let file = folder.join(FILE);
     let place = file.display().to_string();
+    let (name, source) = (check_name(name, &place)?, modules::read_source(&file)?.into());
+    let folder = Some(folder.to_owned());
+    Ok(Policy { name, source, place, old: false, folder, modules: Arc::default(), library: Arc::default() })
+}
+
+fn check_name(name: &str, place: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if name.len() > MAX_NAME || !name.chars().all(fits) {
+    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(fits) {
         return Err(format!("{place}: a policy's name is of a-z, A-Z, 0-9, _ and -, at most {MAX_NAME} of them"));
     }
-    let source = modules::read_source(&file)?.into();
-    let (name, folder) = (name.to_owned(), Some(folder.to_owned()));
-    Ok(Policy { name, source, place, folder, modules: Arc::default(), library: Arc::default() })
+    Ok(name.to_owned())
 }

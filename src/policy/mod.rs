@@ -10,6 +10,8 @@
 
 pub mod api;
 mod call;
+mod errand;
+pub mod legacy;
 pub mod load;
 mod modules;
 pub mod networks;
@@ -26,11 +28,13 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::alert::Alert;
+use crate::alert::{Alert, Hook};
 use crate::history::History;
 use crate::state::{State, Tentative, Write, tentative::Claim};
 use crate::telemetry::Metrics;
 
+pub use errand::{Answered, Errand};
+pub use legacy::{Operator, Show};
 pub use load::{LoadError, PolicySet};
 pub use vm::Vm;
 
@@ -39,11 +43,17 @@ pub use vm::Vm;
 #[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
 pub struct Settings {
     pub path: Vec<PathBuf>,
+    pub legacy_config: PathBuf,
+    pub custom_stats: Vec<String>,
     #[serde(with = "humantime_serde")]
     pub time_limit: Duration,
     #[serde(with = "humantime_serde")]
     pub cpu_limit: Duration,
     pub memory: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub vm_age: Duration,
+    #[serde(with = "humantime_serde")]
+    pub socket_timeout: Duration,
     pub max_alert: ByteSize,
     pub in_flight: usize,
     pub max_attempts: u32,
@@ -82,6 +92,14 @@ pub struct Services {
     pub wforce: Arc<wforce::Siblings>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// `policy.custom_stats`: the counters that `incCustomStat` may count.
+    pub custom_stats: Arc<[String]>,
+    /// `notify.custom_webhooks`: the names that `runCustomWebHook` may use.
+    pub custom_webhooks: Arc<[String]>,
+    /// The program, for lines of the console.
+    pub operator: Option<Arc<dyn Operator>>,
+    /// `policy.socket_timeout`: one command or mail of an old configuration's modules.
+    pub socket_timeout: Duration,
     /// `state.max_value`: the largest value of `state.set`.
     pub state_max_value: ByteSize,
     /// `policy.max_alert`: the largest alert.
@@ -93,6 +111,8 @@ pub struct Services {
 pub struct Effects {
     /// In the order in which they were raised.
     pub alerts: Vec<Alert>,
+    /// The custom webhooks, in the order of their calls.
+    pub hooks: Vec<Hook>,
     /// In the order in which they were made.
     pub writes: Vec<Write>,
     /// Adds that others already count.

@@ -156,6 +156,8 @@ local function requirer(env, find)
 end
 
 -- A fresh environment: its own copy of every table, so that nothing that one policy changes is there for another.
+local function nowhere(name) return nil, "require: " .. tostring(name) .. " cannot be loaded here" end
+
 local function environment(api, find)
   local env = {}
   for _, name in pairs(safe) do env[name] = G[name] end
@@ -172,16 +174,17 @@ local function environment(api, find)
     return load(chunk, name, "t", where == nil and env or where)
   end
   function env.loadstring(chunk, name) return env.load(chunk, name) end
-  env.require = requirer(env, find)
+  env.require = requirer(env, find or nowhere)
   function env.collectgarbage(what)
     if what ~= "count" then error("collectgarbage: only \"count\" is allowed", 2) end
     return collectgarbage("count")
   end
-  local info = env.log and env.log.info
+  local say = env._print
+  env._print = nil
   function env.print(...)
     local parts = {}
     for i = 1, select("#", ...) do parts[i] = tostring((select(i, ...))) end
-    if info then info(concat(parts, "\t")) end
+    if say then say(concat(parts, "\t")) end
   end
   return env
 end

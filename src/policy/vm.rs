@@ -3,7 +3,7 @@
 //! Owns a call from its start to its effects or its failure, and the limits on it. Never retries a call and never replaces itself: it
 //! says that it is spoiled, and [`crate::detect`] builds another.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -15,7 +15,8 @@ use mlua::Function;
 use tokio_util::sync::CancellationToken;
 
 use super::api::lt::Lt;
-use super::call::{Call, Host};
+use super::call::{Call, Cause, Host};
+use super::legacy::{OldConfig, Registered};
 use super::load::{LoadError, Policy};
 use super::sandbox::{self, Sandbox};
 use super::watchdog::{self, Lane};
@@ -34,31 +35,37 @@ struct Limits {
     time: Duration,
     cpu: Duration,
     memory: usize,
+    age: Duration,
     stuck_after: Duration,
 }
 
 /// One virtual machine. It stays on the thread on which it was built.
 pub struct Vm {
-    policies: Vec<Loaded>,
+    pub(super) policies: Vec<Loaded>,
     generation: u64,
-    services: Option<Rc<Services>>,
+    pub(super) services: Option<Rc<Services>>,
     limits: Limits,
-    host: Rc<Host>,
+    pub(super) host: Rc<Host>,
     spoiled: Cell<bool>,
+    /// When it is to be replaced for its age.
+    old_at: Instant,
     retired: CancellationToken,
     lane: Rc<Lane>,
     // Last: what the fields above hold of the machine goes before it.
-    sandbox: Sandbox,
+    pub(super) sandbox: Sandbox,
 }
 
-struct Loaded {
-    name: Rc<str>,
-    report: Function,
+pub(super) struct Loaded {
+    pub(super) name: Rc<str>,
+    /// `None`: an old configuration that sets no report function.
+    report: Option<Function>,
+    /// What an old configuration has registered besides.
+    pub(super) registered: Option<Rc<RefCell<Registered>>>,
 }
 
 /// How a call ended before its effects were looked at.
-enum Ended {
-    Returned,
+pub(super) enum Ended<R> {
+    Returned(R),
     Raised(mlua::Error),
     Failed(Failure),
 }
@@ -70,6 +77,8 @@ impl Vm {
             time: settings.time_limit,
             cpu: settings.cpu_limit,
             memory: usize::try_from(settings.memory.as_u64()).unwrap_or(usize::MAX),
+            // Not all at the same time: each takes its worker some milliseconds.
+            age: settings.vm_age.mul_f64(rand::random_range(0.9..1.1)),
             stuck_after: settings.stuck_after,
         };
         Self::build(set, set.generation(), Some(Rc::new(services.clone())), limits)
@@ -78,7 +87,8 @@ impl Vm {
     /// A machine that only shows whether the policies load, and whether what they may require compiles: that may be asked for in a
     /// handler, where it would be found too late.
     pub(super) fn scratch(set: &PolicySet) -> Result<(), LoadError> {
-        let limits = Limits { time: LOAD_WALL, cpu: LOAD_CPU, memory: 256 << 20, stuck_after: LOAD_WALL };
+        let limits =
+            Limits { time: LOAD_WALL, cpu: LOAD_CPU, memory: 256 << 20, age: LOAD_WALL, stuck_after: LOAD_WALL };
         let vm = Self::build(set, 0, None, limits);
         let mut problems = vm.as_ref().err().map(|error| error.problems.clone()).unwrap_or_default();
         for problem in uncompiled(set) {
@@ -97,14 +107,26 @@ impl Vm {
         limits: Limits,
     ) -> Result<Self, LoadError> {
         let host = Rc::new(Host::default());
-        let sandbox = Sandbox::new(&host, limits.memory)
+        let sandbox = Sandbox::new(&host, limits.memory, set.policies().iter().any(|policy| policy.old))
             .map_err(|error| LoadError::one(format!("no virtual machine for the policies: {}", text(&error))))?;
         let lane = watchdog::lane(limits.stuck_after);
         let (mut loaded, mut problems) = (Vec::new(), Vec::new());
         for (index, policy) in set.policies().iter().enumerate() {
             let _loading = host.load(policy, set.networks());
-            match load(&sandbox, &lane, index, policy) {
-                Ok(report) => loaded.push(Loaded { name: Rc::from(policy.name.as_str()), report }),
+            let outcome = if policy.old {
+                let config = Rc::new(RefCell::default());
+                let registered = load_old(&sandbox, &host, &lane, index, policy, &config);
+                registered.map(|registered| {
+                    let report = registered.borrow_mut().report.take();
+                    (report, Some(registered))
+                })
+            } else {
+                load(&sandbox, &lane, index, policy).map(|report| (Some(report), None))
+            };
+            match outcome {
+                Ok((report, registered)) => {
+                    loaded.push(Loaded { name: Rc::from(policy.name.as_str()), report, registered });
+                }
                 Err(problem) => problems.push(problem),
             }
         }
@@ -119,6 +141,7 @@ impl Vm {
             limits,
             host,
             spoiled: Cell::new(false),
+            old_at: Instant::now() + limits.age,
             retired,
             lane,
             sandbox,
@@ -130,22 +153,37 @@ impl Vm {
         self.generation
     }
 
-    /// The policies' names, by index.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.policies.iter().map(|policy| &*policy.name)
+    /// Index and name of each policy that wants reports.
+    pub fn names(&self) -> impl Iterator<Item = (usize, &str)> {
+        let wants = |(_, policy): &(usize, &Loaded)| policy.report.is_some();
+        self.policies.iter().enumerate().filter(wants).map(|(index, policy)| (index, &*policy.name))
     }
 
     /// Calls `report(lt)` of the policy with this index. What it raised and wrote is in the effects, and has not taken effect; after a
     /// failure there is nothing of it. Dropping the future ends the call.
     pub async fn run(&self, policy: usize, report: &Arc<LoginReport>) -> Result<Effects, Failure> {
-        let Some((loaded, services)) = self.policies.get(policy).zip(self.services.as_ref()) else {
-            return Err(Failure::Error(format!("there is no policy number {policy}")));
+        let loaded = self.policies.get(policy);
+        let report_of = loaded.and_then(|loaded| loaded.report.as_ref());
+        let (Some(loaded), Some(handler), Some(services)) = (loaded, report_of, self.services.as_ref()) else {
+            return Err(Failure::Error(format!("there is no policy number {policy} that wants reports")));
         };
+        let call = self.begin(services, &loaded.name, Cause::Report(Arc::clone(report)))?;
+        let ended = match self.sandbox.lua.create_userdata(Lt::new(Arc::clone(report))) {
+            Ok(lt) => self.drive(policy, handler.call_async::<()>(lt), &call.0).await,
+            Err(error) => Ended::Raised(error),
+        };
+        self.end(&call, ended).map(|(effects, ())| effects)
+    }
+
+    pub(super) fn begin(&self, services: &Rc<Services>, policy: &Rc<str>, cause: Cause) -> Result<Over, Failure> {
         if self.retired.is_cancelled() {
             return Err(Failure::Cancelled);
         }
-        let call = Over(Call::new(&self.host, services, &loaded.name, report));
-        let ended = self.drive(policy, loaded, &call.0).await;
+        Ok(Over(Call::new(&self.host, services, policy, cause)))
+    }
+
+    /// What a call has come to.
+    pub(super) fn end<R>(&self, call: &Over, ended: Ended<R>) -> Result<(Effects, R), Failure> {
         let effects = call.0.end();
         let unavailable = call.0.dependency.take();
         match ended {
@@ -161,18 +199,18 @@ impl Vm {
             }
             Ended::Failed(failure) => Err(failure),
             Ended::Raised(error) => Err(Failure::Error(text(&error))),
-            Ended::Returned => Ok(effects),
+            Ended::Returned(returned) => Ok((effects, returned)),
         }
     }
 
-    async fn drive(&self, policy: usize, loaded: &Loaded, call: &Rc<Call>) -> Ended {
+    pub(super) async fn drive<R>(
+        &self,
+        policy: usize,
+        handler: impl Future<Output = mlua::Result<R>>,
+        call: &Rc<Call>,
+    ) -> Ended<R> {
         let started = Instant::now();
-        let lt = match self.sandbox.lua.create_userdata(Lt::new(Arc::clone(&call.report))) {
-            Ok(lt) => lt,
-            Err(error) => return Ended::Raised(error),
-        };
-        let handler = pin!(self.guarded(policy, call, started, loaded.report.call_async::<()>(lt)));
-        let mut handler = handler;
+        let mut handler = pin!(self.guarded(policy, call, started, handler));
         // Most handlers never wait: those need no timer.
         if let Poll::Ready(ended) = poll_fn(|context| Poll::Ready(handler.as_mut().poll(context))).await {
             return ended;
@@ -190,20 +228,20 @@ impl Vm {
     }
 
     /// The handler, with its call in place and the watchdog's eye on it during each poll.
-    async fn guarded(
+    async fn guarded<R>(
         &self,
         policy: usize,
         call: &Rc<Call>,
         started: Instant,
-        handler: impl Future<Output = mlua::Result<()>>,
-    ) -> Ended {
+        handler: impl Future<Output = mlua::Result<R>>,
+    ) -> Ended<R> {
         let mut handler = pin!(handler);
         let mut spent = Duration::ZERO;
         poll_fn(|context| {
             let watch = watchdog::Poll {
                 set: self.generation,
                 policy,
-                report: call.report.id,
+                report: call.id(),
                 cpu: self.limits.cpu.saturating_sub(spent),
                 wall: self.limits.time.saturating_sub(started.elapsed()),
             };
@@ -214,7 +252,7 @@ impl Vm {
                 return Poll::Ready(Ended::Failed(Failure::Cpu(self.limits.cpu)));
             }
             polled.map(|result| match result {
-                Ok(()) => Ended::Returned,
+                Ok(returned) => Ended::Returned(returned),
                 Err(error) if is_memory(&error) => Ended::Raised(error),
                 Err(_) if started.elapsed() > self.limits.time => {
                     self.spoiled.set(true);
@@ -229,6 +267,11 @@ impl Vm {
     /// The machine must not be used for further calls: one ran out of time in it, or its memory is used up.
     pub fn spoiled(&self) -> bool {
         self.spoiled.get()
+    }
+
+    /// It is older than `policy.vm_age`: what its policies have left in it is to go. Calls in flight finish in it.
+    pub fn is_old(&self) -> bool {
+        Instant::now() >= self.old_at
     }
 
     /// Bytes of Lua memory.
@@ -249,7 +292,7 @@ impl Vm {
 }
 
 /// Ends the call also where its future is dropped: claims of a call that nobody waits for would be counted for ever.
-struct Over(Rc<Call>);
+pub(super) struct Over(pub(super) Rc<Call>);
 
 impl Drop for Over {
     fn drop(&mut self) {
@@ -257,15 +300,41 @@ impl Drop for Over {
     }
 }
 
-fn load(sandbox: &Sandbox, lane: &Lane, index: usize, policy: &Policy) -> Result<Function, String> {
-    let told = |error: mlua::Error| policy.located(&text(&error));
-    let (chunk, environment) = sandbox.compile(policy).map_err(told)?;
+/// Runs the top level of a policy.
+fn run_chunk(sandbox: &Sandbox, lane: &Lane, index: usize, policy: &Policy, chunk: &Function) -> Result<(), String> {
     let watch = watchdog::Poll { set: 0, policy: index, report: ReportId::default(), cpu: LOAD_CPU, wall: LOAD_WALL };
     let (outcome, used) = lane.watch(&sandbox.lua, watch, || chunk.call::<()>(()));
     if used > LOAD_CPU {
         return Err(format!("{}: used more CPU than {LOAD_CPU:?} while it was loaded", policy.place));
     }
-    outcome.map_err(told)?;
+    outcome.map_err(|error| policy.located(&text(&error)))
+}
+
+/// Loads a configuration of the old program; what its calls say goes into `config`.
+pub(super) fn load_old(
+    sandbox: &Sandbox,
+    host: &Rc<Host>,
+    lane: &Lane,
+    index: usize,
+    policy: &Policy,
+    config: &Rc<RefCell<OldConfig>>,
+) -> Result<Rc<RefCell<Registered>>, String> {
+    let registered: Rc<RefCell<Registered>> = Rc::default();
+    let chunk = sandbox.compile_old(host, policy, config, &registered);
+    let chunk = chunk.map_err(|error| policy.located(&text(&error)))?;
+    run_chunk(sandbox, lane, index, policy, &chunk)?;
+    Ok(registered)
+}
+
+/// The lane of a thread that only loads.
+pub(super) fn loading_lane() -> Rc<Lane> {
+    watchdog::lane(LOAD_WALL)
+}
+
+fn load(sandbox: &Sandbox, lane: &Lane, index: usize, policy: &Policy) -> Result<Function, String> {
+    let told = |error: mlua::Error| policy.located(&text(&error));
+    let (chunk, environment) = sandbox.compile(policy).map_err(told)?;
+    run_chunk(sandbox, lane, index, policy, &chunk)?;
     match environment.raw_get::<mlua::Value>("report") {
         Ok(mlua::Value::Function(report)) => Ok(report),
         Ok(mlua::Value::Nil) => Err(format!("{}: defines no global function report(lt)", policy.place)),

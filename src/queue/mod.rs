@@ -47,6 +47,12 @@ pub mod headers {
     pub const ONLY: &str = "trackalert-only";
     /// How often the message was tried before it became a dead letter, all its lives together.
     pub const ATTEMPTS: &str = "trackalert-attempts";
+    /// In the alerts queue: the message is no alert, it is for the custom webhook of this name, with the body as it is.
+    pub const WEBHOOK: &str = "trackalert-webhook";
+    /// The id of such a message.
+    pub const ID: &str = "trackalert-id";
+    /// Its report's time in microseconds.
+    pub const TIME: &str = "trackalert-time";
 }
 
 /// Section `[queue]`.

@@ -1,7 +1,10 @@
-//! The role `schedule`: what runs on a clock in one replica only. Today that is the keeping of house: the history's retention.
+//! The role `schedule`: what runs on a clock in one replica only: the policies' background functions, and the keeping of house (the
+//! history's retention).
 //!
 //! Owns when such work is due. Never does the work itself.
 
+pub mod cron;
+pub mod runner;
 mod settings;
 
 use std::sync::Arc;

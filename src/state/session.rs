@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::tentative::{Claim, member_hash};
 use super::{State, StateError, Tentative, Write, full_key};
-use crate::report::{LoginReport, Time};
+use crate::report::Time;
 
 /// Writes of one call; a handler that makes more is broken, and its batch would hold up those of all others.
 pub const MAX_WRITES: usize = 1_000;
@@ -53,15 +53,9 @@ struct Own {
 }
 
 impl Session {
-    /// A session for one call of `owner` (a policy's name) on `report`. Values over `max_value` bytes are refused.
-    pub fn new(
-        state: Arc<dyn State>,
-        tentative: Arc<Tentative>,
-        report: &LoginReport,
-        owner: &str,
-        max_value: usize,
-    ) -> Self {
-        Self { state, tentative, owner: owner.to_owned(), at: report.t, max_value, own: RefCell::default() }
+    /// A session for one call of `owner` (a policy's name) at a report's time. Values over `max_value` bytes are refused.
+    pub fn new(state: Arc<dyn State>, tentative: Arc<Tentative>, at: Time, owner: &str, max_value: usize) -> Self {
+        Self { state, tentative, owner: owner.to_owned(), at, max_value, own: RefCell::default() }
     }
 
     /// The value under the owner's key `name`: the one set in this session, else the stored one.

@@ -28,9 +28,13 @@ pub(crate) struct Bench {
 pub(crate) fn settings() -> Settings {
     Settings {
         path: Vec::new(),
+        legacy_config: "".into(),
+        custom_stats: Vec::new(),
         time_limit: Duration::from_secs(20),
         cpu_limit: Duration::from_millis(300),
         memory: ByteSize::mib(64),
+        vm_age: Duration::from_secs(3600),
+        socket_timeout: Duration::from_secs(5),
         max_alert: ByteSize::kib(256),
         in_flight: 2000,
         max_attempts: 3,
@@ -110,6 +114,10 @@ impl Bench {
             web: Arc::new(Web::new(&settings.http, Arc::clone(&metrics)).unwrap()),
             wforce: Arc::new(wforce::Siblings::new(&settings.wforce, settings.http.timeout).unwrap()),
             metrics: Arc::clone(&metrics),
+            operator: None,
+            socket_timeout: Duration::from_secs(5),
+            custom_webhooks: Arc::from(["hook".to_owned()]),
+            custom_stats: Arc::from(["seen".to_owned()]),
             state_max_value: ByteSize::kib(16),
             max_alert: ByteSize::kib(256),
         };

@@ -31,9 +31,13 @@ pub(crate) struct Bench {
 fn settings() -> Settings {
     Settings {
         path: Vec::new(),
+        legacy_config: "".into(),
+        custom_stats: Vec::new(),
         time_limit: Duration::from_secs(30),
         cpu_limit: Duration::from_secs(5),
         memory: ByteSize::mib(64),
+        vm_age: Duration::from_secs(3600),
+        socket_timeout: Duration::from_secs(5),
         max_alert: ByteSize::kib(256),
         in_flight: 100,
         max_attempts: 1,
@@ -83,13 +87,17 @@ impl Bench {
             web: Arc::new(Web::new(&settings().http, Arc::default()).unwrap()),
             wforce: Arc::default(),
             metrics: Arc::default(),
+            operator: None,
+            socket_timeout: Duration::from_secs(5),
+            custom_webhooks: Arc::default(),
+            custom_stats: Arc::default(),
             state_max_value: ByteSize::kib(16),
             max_alert: ByteSize::kib(256),
         };
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
-        let policies = PolicySet::resolve(&[shipped]).unwrap();
+        let policies = PolicySet::load(&[shipped]).unwrap();
         let vm = Vm::new(&policies, &services, &settings()).unwrap();
-        let policy = vm.names().position(|name| name == policy).unwrap();
+        let policy = vm.names().find(|(_, name)| *name == policy).unwrap().0;
         Self { vm, policy, state, history, store }
     }
 
@@ -100,7 +108,8 @@ impl Bench {
 
     /// The state's batch of a call, with its marker.
     pub(crate) async fn apply(&self, report: &LoginReport, effects: Effects) {
-        let handled = Some((report.id, vec![self.vm.names().nth(self.policy).unwrap().to_owned()]));
+        let handled =
+            Some((report.id, vec![self.vm.names().find(|(index, _)| *index == self.policy).unwrap().1.to_owned()]));
         self.state.apply(Batch { writes: effects.writes, handled, claims: effects.claims }).await.unwrap();
     }
 

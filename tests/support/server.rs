@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// A running server.
 pub(crate) struct Server {
@@ -127,4 +128,11 @@ pub(crate) fn free_ports(count: u16) -> u16 {
             return first;
         }
     }
+}
+
+/// The port of a Redis for this binary. `None`: it cannot run here, which was said.
+pub(crate) fn redis() -> Option<u16> {
+    static REDIS: OnceLock<Result<Server, String>> = OnceLock::new();
+    usable("Redis", REDIS.get_or_init(|| Server::start_with("redis", 1, |_| Vec::new())).as_ref())
+        .map(|server| server.port)
 }

@@ -18,7 +18,6 @@ use crate::detect::worker::WorkerId;
 use crate::policy::{Failure, PolicySet, watchdog};
 use crate::queue::ReasonKind;
 use crate::report::ReportId;
-use crate::state::Batch;
 
 impl Detector {
     /// Exchanges the policies: the workers take them between two reports, and what was held because of a broken one goes on.
@@ -98,7 +97,7 @@ impl Detector {
         let (settler, metrics) = (Arc::clone(&self.settler), Arc::clone(&self.parts.services.metrics));
         metrics.unsettled.inc();
         self.spawn_settling(async move {
-            settler.effects(Collected { alerts: vec![alert], batch: Batch::default() }).await;
+            settler.effects(Collected { alerts: vec![alert], ..Collected::default() }).await;
         });
     }
 

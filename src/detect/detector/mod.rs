@@ -128,6 +128,10 @@ impl Detector {
         })
     }
 
+    pub(super) fn settler(&self) -> Arc<Settler> {
+        Arc::clone(&self.settler)
+    }
+
     /// Runs until it is told to drain or fails (the end of its source is a failure); what it holds is finished or handed back.
     pub(super) async fn run(mut self, control: mpsc::Receiver<Control>) -> Result<(), DetectError> {
         let mut deadline = None;
@@ -163,6 +167,14 @@ impl Detector {
                     Some(Control::Load(policies, done)) => {
                         self.load(policies);
                         let _ = done.send(());
+                        Ok(())
+                    }
+                    Some(Control::Errand(sent)) => {
+                        self.pool.send(sent);
+                        Ok(())
+                    }
+                    Some(Control::Everywhere(line)) => {
+                        self.pool.send_all(line);
                         Ok(())
                     }
                     Some(Control::Drain) | None => {

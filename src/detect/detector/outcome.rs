@@ -69,6 +69,7 @@ impl Detector {
                 Ok(effects) => {
                     self.note_breaker(&policy, None, round);
                     collected.alerts.extend(effects.alerts);
+                    collected.hooks.extend(effects.hooks);
                     collected.batch.writes.extend(effects.writes);
                     collected.batch.claims.extend(effects.claims);
                     if let Some(slot) = self.slots.get_mut(&number) {

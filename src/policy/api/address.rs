@@ -6,14 +6,14 @@ use mlua::{MetaMethod, UserData, UserDataMethods, Value};
 
 use super::args;
 
-/// An IP address; an IPv4-mapped one is folded to IPv4.
-pub(super) struct Address(pub(super) IpAddr);
+/// An IP address. A report's is folded to IPv4 where it is IPv4-mapped.
+pub(in crate::policy) struct Address(pub(in crate::policy) IpAddr);
 
 impl Address {
     /// The address behind a Lua value: an address or its text.
-    pub(super) fn of(value: &Value) -> Option<IpAddr> {
+    pub(in crate::policy) fn of(value: &Value) -> Option<IpAddr> {
         match value {
-            Value::UserData(data) => data.borrow::<Self>().ok().map(|address| address.0),
+            Value::UserData(data) => data.borrow::<Self>().ok().map(|address| address.0.to_canonical()),
             Value::String(_) => {
                 args::string(value)?.trim().parse::<IpAddr>().ok().map(|address| address.to_canonical())
             }
@@ -27,8 +27,8 @@ impl UserData for Address {
         methods.add_method("tostring", |_, this, ()| Ok(this.0.to_string()));
         methods.add_method("isIPv4", |_, this, ()| Ok(this.0.is_ipv4()));
         methods.add_method("isIPv6", |_, this, ()| Ok(this.0.is_ipv6()));
-        // Mapped addresses are folded before a policy sees them; the method stays for policies that ask.
-        methods.add_method("isMappedIPv4", |_, _, ()| Ok(false));
+        // Those of reports are folded before a policy sees them; `newCA` of an old configuration makes others.
+        methods.add_method("isMappedIPv4", |_, this, ()| Ok(this.0 != this.0.to_canonical()));
         methods.add_meta_method(MetaMethod::ToString, |_, this, ()| Ok(this.0.to_string()));
         methods.add_meta_function(MetaMethod::Eq, |_, (a, b): (Value, Value)| {
             Ok(Self::of(&a).is_some_and(|a| Self::of(&b) == Some(a)))

@@ -37,7 +37,9 @@ fn raise(call: &Call, mut args: Args) -> Answer<()> {
     }
     let title = required("title", &title)?;
     let severity = level(&args, &severity)?;
-    let key = optional("key", &key)?.unwrap_or_else(|| call.report.login.clone());
+    let report = call.report();
+    let key = optional("key", &key)?.or_else(|| report.map(|report| report.login.clone()));
+    let key = key.ok_or_else(|| args.error("key", "is required where there is no report whose login it could be"))?;
     let text = if text.is_nil() {
         String::new()
     } else {
@@ -51,17 +53,16 @@ fn raise(call: &Call, mut args: Args) -> Answer<()> {
     };
     let some = |name: &str, value: &Value| (!value.is_nil()).then(|| given(name, value)).transpose();
     let (attack, audience) = (some("attack", &attack)?, some("audience", &audience)?);
-    let report = &call.report;
     let key = cut(&key, MAX_KEY);
     let alert = Alert {
-        id: Alert::make_id(&kind, &key, report.id),
-        time: report.t.rfc3339(),
+        id: Alert::make_id(&kind, &key, call.id()),
+        time: call.t().rfc3339(),
         kind,
         severity,
         title: cut(&title, MAX_TITLE),
         text: cut(&text, MAX_TEXT),
-        login: Some(report.login.clone()),
-        remote: Some(report.remote.to_string()),
+        login: report.map(|report| report.login.clone()),
+        remote: report.map(|report| report.remote.to_string()),
         evidence,
         attack,
         audience,

@@ -40,7 +40,8 @@ fn one(call: &Call, function: &'static str, values: MultiValue) -> Answer<Geo> {
 /// What is known of an address; the report's own was looked up when it came.
 fn look(call: &Call, value: &Value) -> Option<Geo> {
     let address = Address::of(value)?;
-    Some(if address == call.report.remote { call.report.geo.clone() } else { call.services.geoip.lookup(address) })
+    let own = call.report().filter(|report| report.remote == address);
+    Some(own.map_or_else(|| call.services.geoip.lookup(address), |report| report.geo.clone()))
 }
 
 fn table(lua: &Lua, geo: &Geo) -> mlua::Result<Table> {

@@ -19,8 +19,8 @@ pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
         |call, values| {
             let body = Args::new(SEARCH, values).table("body")?;
             let body = json::to_json(&Value::Table(body)).map_err(|reason| format!("{SEARCH}: body{reason}"))?;
-            let report = &call.report;
-            let search = Search { body, now: report.t, up_to: Some(report.t), without: Some(report.id) };
+            let without = call.report().map(|report| report.id);
+            let search = Search { body, now: call.t(), up_to: Some(call.t()), without };
             Ok(async move {
                 call.services.history.search(search).await.map_err(|error| match error {
                     HistoryError::Query { path, reason } => format!("{SEARCH}: body: {path}: {reason}"),

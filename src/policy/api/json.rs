@@ -49,7 +49,7 @@ fn empty_array() -> LightUserData {
 
 /// A Lua value as JSON. A table with the keys 1..n is an array, `{}` an object; what JSON has no number for is null. The error is the
 /// path in the value and the reason: `.hits[2]: a function is no JSON`.
-pub(super) fn to_json(value: &Lua_) -> Answer<Value> {
+pub(in crate::policy) fn to_json(value: &Lua_) -> Answer<Value> {
     let mut budget = Budget { values: MAX_VALUES, bytes: MAX_BYTES };
     budget.value(value, MAX_DEPTH)
 }
@@ -124,12 +124,12 @@ fn number(value: f64) -> Value {
 }
 
 /// JSON as a Lua value; null is `json.null`.
-pub(super) fn to_lua(lua: &Lua, value: &Value) -> mlua::Result<Lua_> {
+pub(in crate::policy) fn to_lua(lua: &Lua, value: &Value) -> mlua::Result<Lua_> {
     give(lua, value, true)
 }
 
 /// JSON as a Lua value; a key whose value is null is left out, so that `if answer.value then` means what it says.
-pub(super) fn to_lua_without_null(lua: &Lua, value: &Value) -> mlua::Result<Lua_> {
+pub(in crate::policy) fn to_lua_without_null(lua: &Lua, value: &Value) -> mlua::Result<Lua_> {
     give(lua, value, false)
 }
 

@@ -3,11 +3,11 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use mlua::{Lua, MultiValue, Table, Value};
+use mlua::{Function, Lua, MultiValue, Table, Value};
 
 use super::args::{Args, cut};
 use super::json;
-use crate::policy::call::{Answer, Call, Host};
+use crate::policy::call::{Answer, Host};
 
 /// Lines a second of one policy in one machine, and how many it may save up: a policy that logs each report of a flood must not fill
 /// the disk.
@@ -51,17 +51,40 @@ pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
         ("debug", "log.debug", tracing::Level::DEBUG),
     ];
     for (name, function, level) in levels {
-        let shared = Rc::downgrade(host);
-        let write = host.function(lua, function, move |_, call, values| {
-            let (message, fields) = line(function, values)?;
-            match shared.upgrade() {
-                Some(host) => write(&host, call, level, &message, &fields),
-                None => Ok(()),
-            }
-        })?;
-        log.set(name, write)?;
+        log.set(name, self::function(lua, host, function, level)?)?;
     }
     Ok(log)
+}
+
+/// A function that writes lines of a level. It works while a policy is loaded, too.
+pub(in crate::policy) fn function(
+    lua: &Lua,
+    host: &Rc<Host>,
+    name: &'static str,
+    level: tracing::Level,
+) -> mlua::Result<Function> {
+    let shared = Rc::downgrade(host);
+    host.pure(lua, move |_, values| {
+        let (message, fields) = line(name, values)?;
+        if let Some(host) = shared.upgrade() {
+            write(&host, level, &message, &fields);
+        }
+        Ok(())
+    })
+}
+
+/// `print`: a line of the log, or of the answer to a line of the console.
+pub(super) fn print(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Function> {
+    let shared = Rc::downgrade(host);
+    host.pure(lua, move |_, values| {
+        let text = Args::new("print", values).string("text")?;
+        if let Some(host) = shared.upgrade()
+            && !host.running().is_some_and(|call| call.print(&text))
+        {
+            write(&host, tracing::Level::INFO, &cut(&text, MAX_MESSAGE), "");
+        }
+        Ok(())
+    })
 }
 
 fn line(function: &'static str, values: MultiValue) -> Answer<(String, String)> {
@@ -76,23 +99,21 @@ fn line(function: &'static str, values: MultiValue) -> Answer<(String, String)> 
     Ok((cut(&message, MAX_MESSAGE), cut(&fields, MAX_FIELDS)))
 }
 
-fn write(host: &Host, call: &Call, level: tracing::Level, message: &str, fields: &str) -> Answer<()> {
-    let allowed = {
-        let mut budgets = host.log_budget.borrow_mut();
-        budgets.entry(Rc::clone(&call.policy)).or_insert_with(Budget::new).take()
-    };
-    let Some(dropped) = allowed else { return Ok(()) };
-    let (policy, report) = (&*call.policy, call.report.id);
+fn write(host: &Host, level: tracing::Level, message: &str, fields: &str) {
+    let call = host.running();
+    let policy: Rc<str> = call.as_ref().map_or_else(|| Rc::from("loading"), |call| Rc::clone(&call.policy));
+    let allowed = host.log_budget.borrow_mut().entry(Rc::clone(&policy)).or_insert_with(Budget::new).take();
+    let Some(dropped) = allowed else { return };
+    let (policy, report) = (&*policy, call.and_then(|call| call.report().map(|report| report.id.to_string())));
     if dropped > 0 {
         tracing::warn!(policy, dropped, "a policy logs too much; lines were dropped");
     }
     match level {
-        tracing::Level::ERROR => tracing::error!(policy, %report, fields, "{message}"),
-        tracing::Level::WARN => tracing::warn!(policy, %report, fields, "{message}"),
-        tracing::Level::INFO => tracing::info!(policy, %report, fields, "{message}"),
-        _ => tracing::debug!(policy, %report, fields, "{message}"),
+        tracing::Level::ERROR => tracing::error!(policy, report, fields, "{message}"),
+        tracing::Level::WARN => tracing::warn!(policy, report, fields, "{message}"),
+        tracing::Level::INFO => tracing::info!(policy, report, fields, "{message}"),
+        _ => tracing::debug!(policy, report, fields, "{message}"),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,13 +3,13 @@
 //! Owns the list. Each function checks its arguments and says what is wrong with which; what it raises or writes goes into its call
 //! (`super::call`) and nowhere else.
 
-mod address;
+pub(super) mod address;
 mod alert;
 pub(super) mod args;
 mod geo;
 mod history;
-mod http;
-mod json;
+pub(super) mod http;
+pub(super) mod json;
 pub(super) mod log;
 pub(super) mod lt;
 mod net;
@@ -32,6 +32,7 @@ pub(super) fn install(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
     api.set("http", http::module(lua, host)?)?;
     api.set("json", json::module(lua, host)?)?;
     api.set("log", log::module(lua, host)?)?;
+    api.set("_print", log::print(lua, host)?)?;
     api.set("net", net::module(lua, host)?)?;
     api.set("state", state::module(lua, host)?)?;
     api.set("time", time::module(lua, host)?)?;

@@ -17,7 +17,7 @@ const MAX_PATTERN: usize = 128;
 
 pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
     let time = lua.create_table()?;
-    time.set("now", host.function(lua, "time.now", |_, call, _| Ok(call.report.t.seconds()))?)?;
+    time.set("now", host.function(lua, "time.now", |_, call, _| Ok(call.t().seconds()))?)?;
     let sleep = host.waiting(
         lua,
         "time.sleep",
@@ -42,7 +42,7 @@ pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
         let at = match number(&seconds) {
             Some(seconds) => Time::from_seconds(seconds)
                 .ok_or_else(|| args.error("seconds", "must be a time between 1970 and 9999"))?,
-            None if seconds.is_nil() => call.report.t,
+            None if seconds.is_nil() => call.t(),
             None => return Err(args.wrong("seconds", "a number of seconds since 1970", &seconds)),
         };
         match args.value() {

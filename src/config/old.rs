@@ -1,0 +1,76 @@
+//! A configuration of the old program as a layer: the settings that its calls stand for.
+//!
+//! Owns which file that is. Never runs Lua itself: that is [`crate::policy::legacy`].
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::error::{Error, Errors};
+use super::sources::{Entry, Layer, Source};
+use super::unknown::{Known, Name};
+use crate::policy::legacy::{self, Place, Setting};
+
+/// The setting that names the file.
+const KEY: &str = "policy.legacy_config";
+
+/// Whether a file that `-C` names is one: its ending says so.
+pub(super) fn is_old(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending == "conf" || ending == "lua")
+}
+
+/// The layer of a `-C` that names such a file.
+pub(super) fn named(file: &Path) -> Layer {
+    let source = Source::File { path: file.to_owned(), line: 0 };
+    let value = Value::from(file.display().to_string());
+    Layer(vec![Entry { key: KEY.to_owned(), value, source, parts: Vec::new() }])
+}
+
+/// Runs the file that the layers name, where they name one. Gives its settings, and what to tell of calls that are not needed.
+pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> Result<(Layer, Vec<Error>), Errors> {
+    let named = layers.iter().rev().flat_map(|layer| &layer.0).find(|entry| entry.key == KEY);
+    let Some((entry, path)) = named.and_then(|entry| Some((entry, entry.value.as_str()?))) else {
+        return Ok((Layer::default(), Vec::new()));
+    };
+    if path.is_empty() {
+        return Ok((Layer::default(), Vec::new()));
+    }
+    let said = legacy::read(Path::new(path));
+    let config = said.map_err(|error| Errors::one(entry.source.clone(), format!("{KEY}: {error}")))?;
+    let mut layer = Layer::default();
+    for setting in config.settings {
+        if known.get(setting.key) == Some(Name::Key) {
+            layer.0.push(entry_of(setting, known, path));
+        } else {
+            let (source, key) = (Some(source(&setting.place, path)), setting.key.to_owned());
+            errors.push(Error { source, key, text: "is not in this program yet; take the call out".to_owned() });
+        }
+    }
+    let note = |note: legacy::Note| {
+        let source = Some(source(&note.place, path));
+        Error { source, key: note.call.to_owned(), text: note.text.to_owned() }
+    };
+    Ok((layer, config.notes.into_iter().map(note).collect()))
+}
+
+/// The file's own lines go by the path that named it; what it loads has a path of its own.
+fn source(place: &Place, file: &str) -> Source {
+    let own = Path::new(file).file_name().is_some_and(|name| name == place.path.as_os_str());
+    let path = if own { file.into() } else { place.path.clone() };
+    Source::File { path, line: place.line }
+}
+
+fn entry_of(setting: Setting, known: &Known, file: &str) -> Entry {
+    let key = setting.key;
+    let before = match known.default_of(key) {
+        Value::Array(default) if setting.after_default => default.clone(),
+        _ => Vec::new(),
+    };
+    let part = |(at, place): (usize, &Place)| (format!("{key}[{}]", before.len() + at), source(place, file));
+    let parts = setting.entries.iter().enumerate().map(part).collect();
+    let value = match setting.value {
+        Value::Array(entries) => Value::Array(before.into_iter().chain(entries).collect()),
+        value => value,
+    };
+    Entry { key: key.to_owned(), value, source: source(&setting.place, file), parts }
+}

@@ -1,0 +1,60 @@
+//! The console: an operator's lines of Lua in the running program, over an authenticated and encrypted connection.
+//!
+//! Owns the listening and the way of a line there and back. Never runs Lua itself, and never listens without a key.
+
+pub mod noise;
+mod server;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::settings::Secret;
+
+pub use server::{Console, ConsoleError, Run, start};
+
+/// Section `[console]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    pub listen: String,
+    pub key: Secret,
+    pub key_file: PathBuf,
+}
+
+/// A line on its way to the program.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Line {
+    /// Lua, perhaps of several lines.
+    pub lua: String,
+}
+
+/// What came of a line.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// What the first worker said.
+    pub text: String,
+    /// It was an error.
+    pub failed: bool,
+    /// The line has a beginning and no end: more is to come.
+    pub incomplete: bool,
+    /// Workers that said something else, each with its number.
+    pub others: Vec<(usize, String)>,
+}
+
+/// The names that a line may begin with, for completion.
+pub const COMMANDS: [&str; 12] = [
+    "makeKey()",
+    "reloadGeoIPDBs()",
+    "showACL()",
+    "showCommandStats()",
+    "showCustomEndpoints()",
+    "showCustomStats()",
+    "showCustomWebHooks()",
+    "showPerfStats()",
+    "showVersion()",
+    "shutdown()",
+    "stats()",
+    "testCrypto(",
+];

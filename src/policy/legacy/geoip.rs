@@ -1,0 +1,49 @@
+//! Records of GeoIP files by the names that a file has given them.
+//!
+//! What is read out of a record stands in `modules/geoip.lua`.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+use mlua::{Lua, Table, Value};
+
+use super::Registered;
+use crate::policy::api::address::Address;
+use crate::policy::api::args::Args;
+use crate::policy::api::json;
+use crate::policy::call::Host;
+
+const LOOKUP: &str = "lookup";
+
+pub(super) fn install(
+    lua: &Lua,
+    host: &Rc<Host>,
+    names: &Table,
+    registered: &Rc<RefCell<Registered>>,
+) -> mlua::Result<()> {
+    let files = Rc::clone(registered);
+    let raw = host.function(lua, LOOKUP, move |lua, call, values| {
+        let mut args = Args::new(LOOKUP, values);
+        let name = args.string("name")?;
+        let value = args.value();
+        let address = Address::of(&value).ok_or_else(|| args.wrong("ca", "an address", &value))?;
+        let path = files.borrow().geoip.get(&name).cloned().unwrap_or_default();
+        match call.services.geoip.record(Path::new(&path), address.to_canonical()) {
+            Some(record) => json::to_lua_without_null(lua, &record).map_err(|error| args.error("ca", error)),
+            None => Ok(Value::Nil),
+        }
+    })?;
+    let files = Rc::clone(registered);
+    let has = host.pure(lua, move |_, values| {
+        let name = Args::new("getGeoIP2DB", values).string("name")?;
+        Ok(files.borrow().geoip.contains_key(&name))
+    })?;
+    let source = lua.load(include_str!("modules/geoip.lua")).set_name("=__geoip");
+    let made: Table = source.call((raw, has))?;
+    for pair in made.pairs::<String, Value>() {
+        let (name, function) = pair?;
+        names.set(name, function)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Configurations of the old program: one Lua file that configures the daemon and registers its functions.
+//!
+//! ```text
+//! trackalert.conf ──run once, when the configuration is read──▶ its calls, as settings of ours ([`read`])
+//!                 └─run once in each virtual machine──────────▶ the functions that it registered
+//! ```
+//!
+//! Owns the names of the old program (`docs/legacy.md` lists them) and what each means here. The file is the operator's own: it gets the
+//! standard libraries that it had, and is not kept from the other policies as they are from each other.
+
+mod addresses;
+mod calls;
+mod counters;
+mod duration;
+mod environment;
+mod geoip;
+mod hooks;
+mod log;
+mod modules;
+pub(super) mod operator;
+mod redis;
+mod registered;
+mod smtp;
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use serde_json::Value;
+
+pub(super) use environment::Environment;
+pub use operator::{Operator, Show};
+pub(super) use registered::Registered;
+
+use super::call::Host;
+use super::load::{LoadError, Policy};
+use super::sandbox::Sandbox;
+use super::vm;
+use crate::schedule::cron::Scheduled;
+
+/// Lua memory while the file is run for its settings.
+const MEMORY: usize = 256 << 20;
+
+/// Where in the file, or in one that it loads, a call stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub path: PathBuf,
+    /// From 1; 0 where it is not known.
+    pub line: usize,
+}
+
+/// One setting that a call stands for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    /// `section.key`.
+    pub key: &'static str,
+    /// Its value; of a list the entries that the calls add.
+    pub value: Value,
+    /// The entries come after those of the default.
+    pub after_default: bool,
+    /// The last call that changed it.
+    pub place: Place,
+    /// Of a list: the call that added each entry.
+    pub entries: Vec<Place>,
+}
+
+/// A call that changes nothing here, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// The name of the call.
+    pub call: &'static str,
+    /// The reason.
+    pub text: &'static str,
+    /// The first such call.
+    pub place: Place,
+}
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub struct OldConfig {
+    /// Each key once.
+    pub settings: Vec<Setting>,
+    /// Each call once.
+    pub notes: Vec<Note>,
+    /// The background functions, and when each runs.
+    pub scheduled: Vec<Scheduled>,
+}
+
+impl OldConfig {
+    fn set(&mut self, key: &'static str, value: impl Into<Value>, place: &Place) {
+        self.settings.retain(|setting| setting.key != key);
+        let (value, place) = (value.into(), place.clone());
+        let entries = value.as_array().map_or_else(Vec::new, |list| vec![place.clone(); list.len()]);
+        self.settings.push(Setting { key, value, after_default: false, place, entries });
+    }
+
+    /// Adds an entry to a list. The first one takes the place of the default, or comes after it.
+    fn push(&mut self, key: &'static str, value: impl Into<Value>, after_default: bool, place: &Place) {
+        let index = self.settings.iter().position(|setting| setting.key == key).unwrap_or_else(|| {
+            let (value, entries) = (Value::Array(Vec::new()), Vec::new());
+            self.settings.push(Setting { key, value, after_default, place: place.clone(), entries });
+            self.settings.len() - 1
+        });
+        let setting = &mut self.settings[index];
+        setting.place = place.clone();
+        setting.entries.push(place.clone());
+        if let Value::Array(entries) = &mut setting.value {
+            entries.push(value.into());
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.settings.iter().find(|setting| setting.key == key).map(|setting| &setting.value)
+    }
+
+    fn note(&mut self, call: &'static str, text: &'static str, place: &Place) {
+        if !self.notes.iter().any(|note| note.call == call) {
+            self.notes.push(Note { call, text, place: place.clone() });
+        }
+    }
+}
+
+/// Runs a file for the settings in it, in a machine of its own. Blocks for some milliseconds, and for what the file itself does.
+pub fn read(path: &Path) -> Result<OldConfig, LoadError> {
+    let policy = Policy::read_old(path).map_err(LoadError::one)?;
+    let host = Rc::new(Host::default());
+    let sandbox = Sandbox::new(&host, MEMORY, true).map_err(|error| LoadError::one(vm::text(&error)))?;
+    let config = Rc::new(RefCell::new(OldConfig::default()));
+    let loaded = vm::load_old(&sandbox, &host, &vm::loading_lane(), 0, &policy, &config);
+    loaded.map_err(LoadError::one)?;
+    Ok(config.take())
+}
+
+/// As much of a text as an error repeats.
+fn shown(text: &str) -> String {
+    format!("`{}`", super::api::args::cut(text, 64))
+}

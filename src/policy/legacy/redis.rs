@@ -1,0 +1,161 @@
+//! The commands of the module `redis`, over one connection a server and thread.
+//!
+//! Owns the connections. Commands of all reports of a machine share one, each answered in its turn, so that a report that waits holds up
+//! no other. A command is never sent twice: whether the server did it is not known.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mlua::{Function, Lua, MultiValue, Table, Value as Lua_};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value};
+
+use crate::policy::api::args::{Args, number, string};
+use crate::policy::call::{Answer, Host};
+
+const CALL: &str = "redis";
+/// Servers of one thread.
+const MAX_CONNECTIONS: usize = 64;
+/// Arguments of one command, and their bytes.
+const MAX_ARGUMENTS: usize = 10_000;
+const MAX_BYTES: usize = 4 << 20;
+
+/// Who is asked, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Server {
+    host: String,
+    port: u16,
+    db: i64,
+    user: String,
+    password: String,
+}
+
+thread_local! {
+    static CONNECTIONS: RefCell<HashMap<Server, MultiplexedConnection>> = RefCell::default();
+}
+
+/// `call(server, arguments)`: the answer, or an error.
+pub(super) fn function(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Function> {
+    host.waiting(
+        lua,
+        CALL,
+        |call, values| {
+            let (server, command) = parse(values)?;
+            Ok(async move {
+                let answered = tokio::time::timeout(call.services.socket_timeout, ask(&server, command)).await;
+                let outcome =
+                    answered.unwrap_or_else(|_| Err(format!("no answer within {:?}", call.services.socket_timeout)));
+                outcome.map_err(|error| {
+                    let Server { host, port, .. } = &server;
+                    format!("{CALL}: {host}:{port}: {error}")
+                })
+            })
+        },
+        give,
+    )
+}
+
+fn parse(values: MultiValue) -> Answer<(Server, Cmd)> {
+    let mut args = Args::new(CALL, values);
+    let (server, arguments) = (args.table("server")?, args.table("arguments")?);
+    let [host, port, db, user, password] = args.fields(&server, ["host", "port", "db", "user", "password"])?;
+    let text = |value: &Lua_| string(value).unwrap_or_default();
+    let port = number(&port).filter(|port| port.fract() == 0.0 && (1.0..65_536.0).contains(port));
+    let server = Server {
+        host: text(&host),
+        port: port.ok_or_else(|| args.error("port", "must be a whole number from 1 to 65535"))? as u16,
+        db: number(&db).unwrap_or_default() as i64,
+        user: text(&user),
+        password: text(&password),
+    };
+    let mut command = Cmd::new();
+    let mut bytes = 0;
+    for (at, value) in arguments.sequence_values::<Lua_>().enumerate() {
+        let value = value.map_err(|error| args.error("arguments", error))?;
+        let name = format!("argument {}", at + 1);
+        match &value {
+            // Bytes, whatever they are.
+            Lua_::String(text) => {
+                bytes += text.as_bytes().len();
+                command.arg(&text.as_bytes()[..]);
+            }
+            Lua_::Boolean(flag) => drop(command.arg(flag.to_string())),
+            other => {
+                let text = string(other).ok_or_else(|| args.wrong(&name, "a string", other))?;
+                bytes += text.len();
+                command.arg(text);
+            }
+        }
+        if at >= MAX_ARGUMENTS || bytes > MAX_BYTES {
+            let reason = format!("more than {MAX_ARGUMENTS} arguments or {MAX_BYTES} bytes in one command");
+            return Err(args.error("arguments", reason));
+        }
+    }
+    Ok((server, command))
+}
+
+async fn ask(server: &Server, command: Cmd) -> Result<Value, String> {
+    let known = CONNECTIONS.with_borrow(|connections| connections.get(server).cloned());
+    let mut connection = match known {
+        Some(connection) => connection,
+        None => connect(server).await?,
+    };
+    let answer = connection.send_packed_command(&command).await;
+    if answer.as_ref().is_err_and(|error| error.is_unrecoverable_error() || error.is_connection_dropped()) {
+        CONNECTIONS.with_borrow_mut(|connections| connections.remove(server));
+    }
+    answer.and_then(Value::extract_error).map_err(|error| error.to_string())
+}
+
+async fn connect(server: &Server) -> Result<MultiplexedConnection, String> {
+    let mut login = RedisConnectionInfo::default().set_db(server.db).set_skip_set_lib_name();
+    if !server.user.is_empty() {
+        login = login.set_username(&server.user);
+    }
+    if !server.password.is_empty() {
+        login = login.set_password(&server.password);
+    }
+    let address = ConnectionAddr::Tcp(server.host.clone(), server.port);
+    let info = address.into_connection_info().map_err(|error| error.to_string())?.set_redis_settings(login);
+    let client = Client::open(info).map_err(|error| error.to_string())?;
+    // The whole command has its time in `function`.
+    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None::<Duration>);
+    let connected = client.get_multiplexed_async_connection_with_config(&config).await;
+    let connection = connected.map_err(|error| error.to_string())?;
+    CONNECTIONS.with_borrow_mut(|connections| {
+        if connections.len() >= MAX_CONNECTIONS {
+            connections.clear();
+        }
+        connections.insert(server.clone(), connection.clone());
+    });
+    Ok(connection)
+}
+
+fn give(lua: &Lua, value: Value) -> mlua::Result<Lua_> {
+    Ok(match value {
+        Value::Nil => Lua_::Nil,
+        Value::Int(number) => Lua_::Number(number as f64),
+        Value::Double(number) => Lua_::Number(number),
+        Value::Boolean(flag) => Lua_::Boolean(flag),
+        Value::Okay => Lua_::Boolean(true),
+        Value::SimpleString(text) => Lua_::String(lua.create_string(text)?),
+        Value::BulkString(bytes) => Lua_::String(lua.create_string(bytes)?),
+        Value::VerbatimString { text, .. } => Lua_::String(lua.create_string(text)?),
+        Value::Array(items) | Value::Set(items) => Lua_::Table(list(lua, items)?),
+        Value::Map(pairs) => Lua_::Table(list(lua, pairs.into_iter().flat_map(<[Value; 2]>::from).collect())?),
+        // What nothing that is asked here answers.
+        _ => Lua_::Nil,
+    })
+}
+
+/// What is nil in an array is false, as the old module had it: a table has no nil in it.
+fn list(lua: &Lua, items: Vec<Value>) -> mlua::Result<Table> {
+    let table = lua.create_table_with_capacity(items.len(), 0)?;
+    for (at, item) in items.into_iter().enumerate() {
+        let value = give(lua, item)?;
+        table.raw_set(at + 1, if value.is_nil() { Lua_::Boolean(false) } else { value })?;
+    }
+    Ok(table)
+}

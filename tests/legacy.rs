@@ -1,0 +1,575 @@
+//! Configurations of the old program: one case for each name that existing files use, and a whole one that runs.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
+#[path = "support/policy.rs"]
+mod bench;
+#[path = "support/stores.rs"]
+mod stores;
+mod support;
+
+use axum::Router;
+use axum::http::HeaderMap;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bench::{Bench, on_worker, settings};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+use trackalert::policy::legacy::{self, OldConfig};
+use trackalert::policy::{Failure, PolicySet};
+
+use support::program::{PATIENCE, Site, free_address};
+use support::wire::{exchange, request};
+
+struct File {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn file(source: &str) -> File {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trackalert.conf");
+    std::fs::write(&path, source).unwrap();
+    File { _folder: folder, path }
+}
+
+fn read(source: &str) -> OldConfig {
+    legacy::read(&file(source).path).unwrap_or_else(|error| panic!("{source}: {error}"))
+}
+
+fn refused(source: &str) -> String {
+    let file = file(source);
+    let error = legacy::read(&file.path).unwrap_err().to_string();
+    error.replace(&file.path.display().to_string(), "trackalert.conf")
+}
+
+/// A machine with the file alone.
+fn machine(source: &str) -> Bench {
+    let file = file(source);
+    let none = file.path.parent().unwrap().join("none");
+    std::fs::create_dir(&none).unwrap();
+    let mut settings = settings();
+    settings.path = vec![none];
+    settings.legacy_config = file.path.clone();
+    let set = PolicySet::resolve(&settings).unwrap_or_else(|error| panic!("{source}: {error}"));
+    Bench::of(&set, &settings)
+}
+
+/// Runs the body of a report function, which must not fail.
+fn handle(body: &str) {
+    let source = format!("setReport(function(lt)\n{body}\nend)");
+    let outcome = on_worker(async { machine(&source).at(1_700_000_000.0).await });
+    assert!(outcome.is_ok(), "{body}: {outcome:?}");
+}
+
+#[test]
+fn each_call_that_configures_is_a_setting_of_ours() {
+    let geoip = |name: &str| json!([format!("/usr/share/GeoIP/{name}.mmdb")]);
+    let cases: Vec<(&str, Vec<(&str, Value)>)> = vec![
+        (
+            r#"webserver("0.0.0.0:8084", "secret")"#,
+            vec![("http.listen", json!(["http://0.0.0.0:8084"])), ("http.password", json!("secret"))],
+        ),
+        (
+            r#"addListener("[::1]:9000", true, "c.pem", "k.pem", { minimum_protocol = "TLSv1.3" })"#,
+            vec![
+                ("http.listen", json!(["https://[::1]:9000"])),
+                ("http.tls_cert", json!("c.pem")),
+                ("http.tls_key", json!("k.pem")),
+                ("http.tls_min", json!("1.3")),
+            ],
+        ),
+        (
+            r#"addListener("127.0.0.1:1", false, "", "", {}) addListener("127.0.0.1:2", false)"#,
+            vec![("http.listen", json!(["http://127.0.0.1:1", "http://127.0.0.1:2"]))],
+        ),
+        (r#"setWebserverPassword("pw")"#, vec![("http.password", json!("pw"))]),
+        (r#"setACL { "10.0.0.0/8", "::1" }"#, vec![("http.acl", json!(["10.0.0.0/8", "::1"]))]),
+        (r#"setACL { "10.0.0.0/8" } addACL("::1")"#, vec![("http.acl", json!(["10.0.0.0/8", "::1"]))]),
+        ("setMetricsNoPassword()", vec![("http.metrics_password", json!(false))]),
+        ("setMaxWebserverConns(99)", vec![("http.max_connections", json!(99))]),
+        (r#"controlSocket("127.0.0.1")"#, vec![("console.listen", json!("127.0.0.1:5199"))]),
+        (r#"controlSocket("[::1]:99")"#, vec![("console.listen", json!("[::1]:99"))]),
+        ("setNumLuaStates(4)", vec![("detect.workers", json!(4))]),
+        (r#"newGeoIP2DB("x", "/x.mmdb")"#, vec![("geoip.files", json!(["/x.mmdb"]))]),
+        ("initGeoIPDB()", vec![("geoip.files", geoip("GeoLite2-Country"))]),
+        ("initGeoIPCityDB()", vec![("geoip.files", geoip("GeoLite2-City"))]),
+        ("initGeoIPISPDB()", vec![("geoip.files", geoip("GeoLite2-ASN"))]),
+        (
+            r#"addCustomWebHook("h", { url = "http://x/", secret = "s", ["basic-auth"] = "u:p", ["api-key"] = "k",
+                ["content-type"] = "text/plain", kafka = "true" })"#,
+            vec![(
+                "notify.custom_webhooks",
+                json!([{"name": "h", "url": "http://x/", "secret": "s", "basic_auth": "u:p", "api_key": "k",
+                    "content_type": "text/plain", "kafka": true}]),
+            )],
+        ),
+        ("setNumWebHookThreads(4) setNumWebHookConnsPerThread(5)", vec![("notify.channel_in_flight", json!(20))]),
+        ("setWebHookTimeoutSecs(3)", vec![("notify.timeout", json!("3s"))]),
+        ("disableCurlPeerVerification()", vec![("outbound.verify_certificates", json!(false))]),
+        ("disableCurlHostVerification()", vec![("outbound.verify_hosts", json!(false))]),
+        (r#"setCurlCABundleFile("/ca")"#, vec![("outbound.ca_file", json!("/ca"))]),
+        (
+            r#"setCurlClientCertAndKey("/c", "/k")"#,
+            vec![("outbound.client_cert", json!("/c")), ("outbound.client_key", json!("/k"))],
+        ),
+        (r#"addCustomStat("a") addCustomStat("b")"#, vec![("policy.custom_stats", json!(["a", "b"]))]),
+    ];
+    for (source, expected) in cases {
+        let said = read(source);
+        let found: BTreeMap<_, _> = said.settings.iter().map(|setting| (setting.key, setting.value.clone())).collect();
+        assert_eq!(found, expected.into_iter().collect(), "{source}");
+        assert!(said.settings.iter().all(|setting| setting.place.line == 1), "{source}: {said:?}");
+    }
+}
+
+#[test]
+fn a_key_is_made_and_taken_and_one_that_is_none_is_not() {
+    let said = read("assert(setKey(makeKey()))");
+    assert_eq!(said.settings[0].key, "console.key");
+    assert!(read(r#"assert(setKey("short") == false)"#).settings.is_empty());
+}
+
+#[test]
+fn what_is_not_needed_is_told_once_with_its_reason() {
+    let calls =
+        ["setNumWorkerThreads", "setNumReportThreads", "setNumSchedulerThreads", "setWebHookQueueSize"].map(|call| {
+            let said = read(&format!("{call}(4)\n{call}(5)"));
+            assert!(said.settings.is_empty());
+            assert_eq!((said.notes.len(), said.notes[0].place.line), (1, 1), "{call}");
+            assert!(said.notes[0].text.contains("not needed"), "{call}");
+            said.notes[0].call
+        });
+    assert_eq!(calls[3], "setWebHookQueueSize");
+}
+
+#[test]
+fn acl_that_is_added_to_keeps_the_default() {
+    let said = read(r#"addACL("192.0.2.0/24")"#);
+    assert!(said.settings[0].after_default);
+}
+
+#[test]
+fn wrong_argument_names_file_line_function_and_argument() {
+    let place = "trackalert.conf:2: ";
+    for (call, expected) in [
+        ("addACL({})", "addACL: mask: a string is required, got a table"),
+        ("setNumLuaStates(\"x\")", "setNumLuaStates: number: a whole number is required, got a string"),
+        ("setReport(1)", "setReport: function: a function is required, got the number 1"),
+        ("addCustomWebHook(\"h\", {})", "addCustomWebHook: url: is missing"),
+        ("addCustomWebHook(\"h\", {urk = 1})", "addCustomWebHook: urk: no such key; did you mean url?"),
+        (
+            "addListener(\"127.0.0.1:1\", true, \"c\", \"k\", {min_protocol = \"TLSv9\"})",
+            "addListener: min_protocol: TLSv9 is no version of TLS, such as TLSv1.2",
+        ),
+        (
+            "addListener(\"127.0.0.1:1\", true, \"c\", \"k\", {ciphers = \"x\"})",
+            "addListener: options: ciphers cannot be honoured here; take it out",
+        ),
+        ("newCA(\"x\")", "newCA: address: `x` is no IP address"),
+        ("newNetmask(\"10.0.0.0/99\")", "newNetmask: network: `10.0.0.0/99` is no network"),
+        (
+            "cronScheduleBackgroundFunc(\"* * * * *\", \"f\")",
+            "cronScheduleBackgroundFunc: name: setBackground has set no function with the name f",
+        ),
+    ] {
+        assert_eq!(refused(&format!("-- first\n{call}")), format!("{place}{expected}"), "{call}");
+    }
+    assert!(refused("this is no Lua").contains("trackalert.conf:1:"));
+}
+
+#[test]
+fn addresses_and_networks_go_by_their_old_names() {
+    handle(
+        r#"
+        local ca = newCA("192.0.2.7:99")
+        assert(ca:tostring() == "192.0.2.7" and ca:isIPv4() and not ca:isIPv6())
+        local six = newCA("[2001:db8::1]:25")
+        assert(six:tostring() == "2001:db8::1" and six:isIPv6() and not six:isMappedIPv4())
+        assert(newCA("::ffff:192.0.2.1"):isMappedIPv4())
+        assert(newNetmask("10.1.2.3/8"):toStringNetwork() == "10.0.0.0/8")
+        assert(newNetmaskFromCA(ca, 24):toStringNetwork() == "192.0.2.0/24")
+        assert(newNetmaskFromCA(lt.remote, 32):toStringNetwork() == lt.remote:tostring() .. "/32")
+        assert(durationToSeconds("1:30") == 5400)
+        local group = newNetmaskGroup()
+        group:addMask("192.0.2.0/24")
+        group:addMask("!192.0.2.128/25")
+        assert(group:size() == 2 and group:match(ca) and not group:match(newCA("192.0.2.200")))
+        group:clear()
+        assert(group:size() == 0 and not group:match(ca))
+        assert(not pcall(group.addMask, group, "x"))
+        "#,
+    );
+}
+
+#[test]
+fn log_calls_take_their_fields() {
+    let calls = ["infoLog", "vinfoLog", "warnLog", "errorLog", "debugLog"];
+    for call in calls {
+        handle(&format!(r#"{call}("said", {{ login = lt.login, n = 1, ok = true }})"#));
+        // While the file is loaded, too.
+        machine(&format!(r#"{call}("loading", {{}})"#));
+    }
+}
+
+#[test]
+fn modules_are_there_under_their_names() {
+    handle(
+        r#"
+        local cjson = require "cjson"
+        assert(cjson.encode({ a = { 1, 2 } }) == '{"a":[1,2]}' and cjson.decode('[null]')[1] == cjson.null)
+        assert(require("mime").b64("ann:pw") == "YW5uOnB3")
+        local ltn12 = require "ltn12"
+        local sink, parts = ltn12.sink.table()
+        assert(ltn12.pump.all(ltn12.source.string("abc"), sink) == 1 and table.concat(parts) == "abc")
+        assert(require("socket.http").request and require("ssl.https").request)
+        assert(require("elasticsearch").client { hosts = { { host = "127.0.0.1" } } }.search)
+        assert(os.time() > 0 and io.open("/dev/null") and bit.band(3, 1) == 1 and package.loaded.string == string)
+        for _, name in ipairs { "ffi", "debug", "no.such.module" } do
+          local ok, reason = pcall(require, name)
+          assert(not ok and reason:find(name, 1, true), reason)
+        end
+        assert(not pcall(os.exit, 0))
+        "#,
+    );
+}
+
+#[test]
+fn module_in_lua_is_found_by_its_path_and_may_wait_at_its_top_level() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("waits.lua"), "time.sleep(0.001)\nreturn { name = ... }").unwrap();
+    std::fs::write(folder.path().join("old.lua"), "module('old', package.seeall)\nfunction f() return type(os) end")
+        .unwrap();
+    std::fs::write(folder.path().join("loop.lua"), "return require 'loop'").unwrap();
+    let body = format!(
+        r#"
+        package.path = "{}/?.lua"
+        assert(require("waits").name == "waits")
+        require "old"
+        assert(old.f() == "table")
+        local ok, reason = pcall(require, "loop")
+        assert(not ok and reason:find("required by itself", 1, true), reason)
+        "#,
+        folder.path().display()
+    );
+    handle(&body);
+}
+
+#[test]
+fn report_that_fails_is_told_with_file_and_line() {
+    let source = "setReport(function(lt)\nlocal x = lt.attrs.a.b\nend)";
+    match on_worker(async { machine(source).at(1.0).await }) {
+        Err(Failure::Error(text)) => assert!(text.starts_with("trackalert.conf:2: attempt to index"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn webhook_takes_effect_when_the_handler_has_returned_and_is_the_same_when_it_runs_again() {
+    let source = r#"
+        addCustomWebHook("hook", { url = "http://127.0.0.1:9/" })
+        addCustomStat("seen")
+        setReport(function(lt)
+            runCustomWebHook("hook", "exactly \0 this")
+            runCustomWebHook("hook", "exactly \0 this")
+            incCustomStat("seen")
+        end)"#;
+    let (first, again) = on_worker(async {
+        let bench = machine(source);
+        (bench.at(5.0).await.unwrap(), bench.at(5.0).await.unwrap())
+    });
+    assert_eq!(first.hooks, again.hooks);
+    assert_eq!(first.hooks.len(), 2);
+    assert_ne!(first.hooks[0].id, first.hooks[1].id, "two calls are two webhooks");
+    assert_eq!(&first.hooks[0].body[..], b"exactly \0 this");
+}
+
+/// A receiver that tells each request: path, headers, body.
+fn receiver() -> (String, mpsc::UnboundedReceiver<(String, HeaderMap, String)>) {
+    let (told, requests) = mpsc::unbounded_channel();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let take = async move |uri: axum::http::Uri, headers: HeaderMap, body: String| {
+                let _ = told.send((uri.to_string(), headers, body));
+            };
+            axum::serve(listener, Router::new().fallback(take)).await.unwrap();
+        });
+    });
+    (address, requests)
+}
+
+/// A whole configuration of the old program.
+fn whole(address: &str, hook: &str) -> String {
+    format!(
+        r#"
+webserver("{address}", "s3cret of the web")
+addACL("192.0.2.0/24")
+setNumLuaStates(2)
+setNumReportThreads(6)
+addCustomWebHook("tell", {{ url = "http://{hook}/%{{YYYY}}", secret = "s1gn", ["basic-auth"] = "ann:pw", ["api-key"] = "k3y" }})
+addCustomWebHook("topic", {{ url = "http://{hook}/topics/x", kafka = "true" }})
+addCustomStat("seen")
+local cjson = require "cjson"
+
+setReport(function(lt)
+  infoLog("seen", {{ login = lt.login }})
+  incCustomStat("seen")
+  runCustomWebHook("tell", cjson.encode {{ login = lt.login, remote = lt.remote:tostring() }})
+  runCustomWebHook("topic", '{{"a":1}}')
+end)
+
+setBackground("beat", function() runCustomWebHook("tell", "beat") end)
+intervalScheduleBackgroundFunc("00:00:01", "beat")
+
+setCustomEndpoint("echo", function(args)
+  if args.attrs.fail then error("it fails \"so\"") end
+  return true, {{ one = args.attrs.one, count = #(args.attrs_mv.many or {{}}) }}
+end)
+"#
+    )
+}
+
+#[test]
+fn whole_configuration_runs_and_answers_as_the_old_program_did() {
+    let (hook, mut requests) = receiver();
+    let site = Site::new("");
+    let conf = site.folder.path().join("trackalert.conf");
+    std::fs::write(&conf, whole(&site.address, &hook)).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trackalert"));
+    command.arg("run").arg("-C").arg(&conf).current_dir(site.folder.path());
+    let program = site.start_command(command);
+    assert!(site.log_text().contains("setNumReportThreads"), "what is not needed is not told");
+
+    let password = format!("Authorization: Basic {}\r\n", STANDARD.encode("any:s3cret of the web"));
+    let post = |path: &str, headers: &str, body: &str| {
+        exchange(&site.address, &request("POST", path, headers, body.as_bytes())).unwrap()
+    };
+    let report = r#"{"login":"ann","remote":"192.0.2.7","t":1700000000.5}"#;
+    assert_eq!(post("/command/report", "", report).status, 401);
+    assert_eq!(post("/command/report", &password, report).json(), json!({ "status": "ok" }));
+
+    let mut expected = vec!["tell", "topic", "beat"];
+    while !expected.is_empty() {
+        let (path, headers, body) =
+            on_worker(async { tokio::time::timeout(PATIENCE, requests.recv()).await }).unwrap().unwrap();
+        let seen = match (path.as_str(), body.as_str()) {
+            ("/2023", r#"{"login":"ann","remote":"192.0.2.7"}"#) => {
+                assert_eq!(headers["x-wforce-event"], "tell");
+                assert_eq!(headers["authorization"], "Basic YW5uOnB3");
+                assert_eq!(
+                    (&headers["x-api-key"], &headers["content-type"]),
+                    (&"k3y".parse().unwrap(), &"application/json".parse().unwrap())
+                );
+                assert!(headers.contains_key("x-wforce-signature") && headers.contains_key("x-wforce-delivery"));
+                "tell"
+            }
+            ("/topics/x", r#"{"records":[{"value":{"a":1}}]}"#) => {
+                assert_eq!(headers["content-type"], "application/vnd.kafka.json.v2+json");
+                "topic"
+            }
+            (_, "beat") => "beat",
+            other => panic!("{other:?}"),
+        };
+        expected.retain(|one| *one != seen);
+    }
+
+    let body = r#"{"attrs":{"one":"1","many":["a","b"]}}"#;
+    for path in ["/command/echo", "/?command=echo"] {
+        let answer = post(path, &password, body);
+        assert_eq!(
+            (answer.status, answer.json()),
+            (200, json!({"success": true, "r_attrs": {"one": "1", "count": 2}}))
+        );
+    }
+    let failed = post("/command/echo", &password, r#"{"attrs":{"fail":"x"}}"#);
+    assert_eq!((failed.status, failed.json()["success"].clone()), (500, json!(false)));
+    assert!(failed.json()["reason"].as_str().unwrap().contains("it fails \"so\""), "{failed:?}");
+    assert_eq!(post("/command/nobody", &password, "{}").json(), json!({"status": "failure", "reason": "Not found"}));
+    assert_eq!(post("/command/echo", &password, "no JSON").status, 400);
+    assert_eq!(post("/command/echo", "", "{}").status, 401);
+
+    let stats = exchange(&site.address, &request("GET", "/command/stats", &password, b"")).unwrap().json();
+    assert_eq!(stats["customstats"]["seen"], 1);
+    assert_eq!(stats["commandstats"]["custom"], 3);
+
+    // A broken file leaves the functions that run; a mended one takes their place.
+    let text = whole(&site.address, &hook);
+    std::fs::write(&conf, format!("{text}\nthis is no Lua")).unwrap();
+    program.signal(Signal::SIGHUP);
+    program.wait_until("the refusal", PATIENCE, |_| site.log_text().contains("not reloaded"));
+    assert_eq!(post("/command/echo", &password, body).status, 200);
+    std::fs::write(&conf, text.replace("return true, {", "return false, {")).unwrap();
+    program.signal(Signal::SIGHUP);
+    let answered =
+        |_: &support::program::Program| post("/command/echo", &password, body).json()["success"] == json!(false);
+    program.wait_until("the new function", PATIENCE, answered);
+    assert_eq!(program.terminate(), Some(0));
+    assert!(!site.log_text().contains("s3cret of the web") && !site.log_text().contains("s1gn"));
+}
+
+#[test]
+fn toml_file_that_names_the_old_one_wins_over_it_and_a_wrong_value_is_told_with_its_line() {
+    let site = Site::new("policy.legacy_config = \"trackalert.conf\"\n");
+    let conf = site.folder.path().join("trackalert.conf");
+    std::fs::write(&conf, format!("webserver(\"{}\", \"pw\")\nsetMaxWebserverConns(77)\n", free_address())).unwrap();
+    let command = |what: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trackalert"));
+        command.arg(what).arg("-C").arg(site.config()).current_dir(site.folder.path());
+        command
+    };
+    let shown = command("config").args(["--format", "json"]).output().unwrap();
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let one = |key: &str| shown.as_array().unwrap().iter().find(|one| one["key"] == key).unwrap().clone();
+    assert_eq!(one("http.listen")["value"], json!([site.address]));
+    assert_eq!(one("http.max_connections")["value"], 77);
+    assert_eq!(one("http.max_connections")["source"], "trackalert.conf:2");
+    assert_eq!(one("http.password")["value"], "********");
+
+    std::fs::write(&conf, "addACL(\"10.0.0.0/8\")\naddACL(\"nonsense\")\n").unwrap();
+    let said = command("check").output().unwrap();
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("trackalert.conf:2: http.acl[9]: \"nonsense\" is no network"), "{said}");
+}
+
+#[test]
+fn geoip_files_are_asked_by_their_names_and_what_is_not_known_is_empty() {
+    let source = r#"
+        newGeoIP2DB("mine", "/nowhere.mmdb")
+        initGeoIPDB() initGeoIPCityDB() initGeoIPISPDB()
+        setReport(function(lt)
+            local db = getGeoIP2DB("mine")
+            assert(db:lookupCountry(lt.remote) == "" and db:lookupISP(lt.remote) == "")
+            local city = db:lookupCity(lt.remote)
+            assert(city.city == "" and city.latitude == 0 and city.country_code == "")
+            assert(db:lookupStringValue(lt.remote, { "city", "names", "en" }) == "")
+            assert(db:lookupUIntValue(lt.remote, { "x" }) == 0 and db:lookupBoolValue(lt.remote, { "x" }) == false)
+            assert(db:lookupDoubleValue(lt.remote, { "x" }) == 0)
+            assert(lookupCountry(lt.remote) == "" and lookupISP(lt.remote) == "" and lookupCity(lt.remote).city == "")
+            local ok, reason = pcall(getGeoIP2DB, "other")
+            assert(not ok and reason:find("newGeoIP2DB has named no file other", 1, true), reason)
+        end)"#;
+    let outcome = on_worker(async { machine(source).at(1_700_000_000.0).await });
+    assert!(outcome.is_ok(), "{outcome:?}");
+}
+
+#[test]
+fn elasticsearch_and_socket_http_ask_a_server_and_yield() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let answer = async |method: axum::http::Method, uri: axum::http::Uri, headers: HeaderMap, body: String| {
+                let kind = headers.get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
+                let status = if uri.path() == "/refused/_search" { 400 } else { 200 };
+                let said = json!({
+                    "method": method.as_str(), "uri": uri.to_string(), "body": body, "kind": kind,
+                    "error": {"type": "parsing_exception", "reason": "so"},
+                });
+                (axum::http::StatusCode::from_u16(status).unwrap(), said.to_string())
+            };
+            axum::serve(listener, Router::new().fallback(answer)).await.unwrap();
+        });
+    });
+    handle(&format!(
+        r#"
+        local client = require("elasticsearch").client {{ hosts = {{ {{ host = "127.0.0.1", port = {port} }} }} }}
+        local data, err = client:search {{ index = "logs-*", size = 5, body = {{ query = {{ match_all = {{}} }} }} }}
+        assert(not err and data.method == "POST" and data.uri == "/logs-*/_search?size=5", err or data.uri)
+        assert(data.body == '{{"query":{{"match_all":{{}}}}}}' and data.kind == "application/json")
+        data = assert(client:count {{ index = "a" }})
+        assert(data.uri == "/a/_count")
+        data = assert(client:index {{ index = "a", id = "x/y", body = {{ b = 1 }} }})
+        assert(data.method == "PUT" and data.uri == "/a/_doc/x%2Fy")
+        data = assert(client:msearch {{ body = {{ {{ index = "a" }}, {{ size = 0 }} }} }})
+        assert(data.uri == "/_msearch" and data.body == '{{"index":"a"}}\n{{"size":0}}\n' and data.kind == "application/x-ndjson")
+        data, err = client:search {{ index = "refused", body = {{}} }}
+        assert(data == nil and err == "status 400: parsing_exception: so", err)
+
+        local http, ltn12 = require "socket.http", require "ltn12"
+        local body, status = http.request("http://127.0.0.1:{port}/one")
+        assert(status == 200 and body:find('"GET"', 1, true), body)
+        local parts = {{}}
+        local ok, code, headers = http.request {{
+            url = "http://127.0.0.1:{port}/two", method = "PUT", headers = {{ ["X-A"] = "1", ["Content-Length"] = 3 }},
+            source = ltn12.source.string("abc"), sink = ltn12.sink.table(parts),
+        }}
+        assert(ok == 1 and code == 200 and table.concat(parts):find('"body":"abc"', 1, true))
+        local nothing, reason = http.request("http://127.0.0.1:9/")
+        assert(nothing == nil and reason:find("refused", 1, true), reason)
+        "#
+    ));
+}
+
+#[test]
+fn redis_takes_commands_and_smtp_sends_a_mail() {
+    let Some(redis) = support::server::redis() else { return };
+    let (mail, mut mails) = mail_sink();
+    handle(&format!(
+        r#"
+        local redis = require("redis").connect("127.0.0.1", {redis})
+        assert(redis:ping() and redis:set("a", "1") == true and redis:get("a") == "1" and redis:get("b") == nil)
+        assert(redis:incr("n") == 1 and redis:exists("a") == true and redis:exists("b") == false)
+        redis:hmset("h", {{ x = "1", y = "2" }})
+        local h = redis:hgetall("h")
+        assert(h.x == "1" and h.y == "2")
+        assert(redis:sadd("s", "m") == 1 and redis:sismember("s", "m") and redis:smembers("s")[1] == "m")
+        assert(redis:select(1) and redis:get("a") == nil)
+        local ok, reason = pcall(redis.lpush, redis, "l")
+        assert(not ok and reason:find("wrong number of arguments", 1, true), reason)
+        ok, reason = pcall(function() return require("redis").connect("127.0.0.1", 9):ping() end)
+        assert(not ok and reason:find("127.0.0.1:9", 1, true), reason)
+
+        local smtp = require "socket.smtp"
+        local source = smtp.message {{ headers = {{ to = "ann@example.com", subject = "x\r\nBcc: eve@example.com" }}, body = "one\n.two\n" }}
+        assert(smtp.send {{ from = "<ta@example.com>", rcpt = {{ "<ann@example.com>" }}, source = source, server = "127.0.0.1", port = {mail} }})
+        local sent, why = smtp.send {{ from = "a@example.com", rcpt = "b@example.com", source = smtp.message {{ body = "" }}, port = 9 }}
+        assert(sent == nil and why:find("9", 1, true), why)
+        "#
+    ));
+    let text = mails.blocking_recv().unwrap();
+    assert!(text.contains("MAIL FROM:<ta@example.com>") && text.contains("RCPT TO:<ann@example.com>"), "{text}");
+    assert!(text.contains("Subject: x Bcc: eve@example.com\r\n") && text.contains("\r\none\r\n..two\r\n"), "{text}");
+}
+
+/// Takes one mail and tells all that was said.
+fn mail_sink() -> (u16, mpsc::UnboundedReceiver<String>) {
+    use std::io::{BufRead, BufReader, Write};
+    let (told, mails) = mpsc::unbounded_channel();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let (mut out, mut said, mut data) = (stream.try_clone().unwrap(), String::new(), false);
+        out.write_all(b"220 sink\r\n").unwrap();
+        for line in BufReader::new(stream).split(b'\n') {
+            let line = String::from_utf8(line.unwrap()).unwrap() + "\n";
+            said.push_str(&line);
+            let answer = match line.trim_end() {
+                "." => {
+                    data = false;
+                    let _ = told.send(said.clone());
+                    "250 taken\r\n"
+                }
+                _ if data => continue,
+                "DATA" => {
+                    data = true;
+                    "354 go on\r\n"
+                }
+                _ => "250 well\r\n",
+            };
+            out.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (port, mails)
+}

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Redis on loopback, nothing on disk.
+NAME=redis PORT=${PORT:-16379}
+. "$(dirname "$0")/lib.sh"
+
+do_install() { apt_install redis-server curl; }
+
+do_ready() { [ "$(redis-cli -p "$PORT" ping)" = PONG ]; }
+
+do_launch() { exec redis-server --port "$PORT" --bind 127.0.0.1 --save '' --appendonly no --dir "$DATA_DIR"; }
+main "$@"
