@@ -1,6 +1,6 @@
 //! What the GeoIP files say of an address: country, place, network.
 //!
-//! Owns the files: takes each whole and checked ([`file`]), reads both forms of records ([`record`]), and exchanges a file that has
+//! Owns the files: takes each whole and checked (`file`), reads both forms of records (`record`), and exchanges a file that has
 //! changed while look-ups go on. An address that no file knows has an empty [`Geo`]. Never downloads a file, and never fails a
 //! report: what cannot be looked up is unknown.
 
