@@ -25,6 +25,8 @@ const SHIPPED: &[(&str, &str)] = &[
 const FILE: &str = "policy.lua";
 /// Lua that the policies of one folder share; no policy.
 const LIBRARY: &str = "lib";
+/// Definitions for editors; no policy.
+const TYPES: &str = "types";
 /// Policies of one set.
 const MAX_POLICIES: usize = 256;
 /// Bytes of a name: it is part of metrics, of keys in the state, and of every place in an error, which Lua cuts at 60.
@@ -348,7 +350,7 @@ fn subfolders(path: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
     }
     found.retain(|folder| {
         let name = name_of(folder);
-        !name.starts_with('.') && name != LIBRARY && folder.is_dir()
+        !name.starts_with('.') && ![LIBRARY, TYPES].contains(&name.as_str()) && folder.is_dir()
     });
     found
 }
