@@ -1,0 +1,72 @@
+//! Reloads under load: no report is lost, none runs half with one set of policies and half with another, and nothing is left behind.
+//!
+//! The small form runs with the tests; `tests/trials/reload` runs the full one.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
+
+mod support;
+
+use std::sync::atomic::Ordering;
+
+use nix::sys::signal::Signal;
+
+use support::driver::Driver;
+use support::load::{Load, PATIENCE, POLICY, Rig, repeated, unsettled};
+use support::program::Program;
+use support::trial;
+
+/// What the program takes of memory, in MiB.
+fn resident(program: &Program) -> f64 {
+    program.metric("process_resident_memory_bytes").unwrap() / f64::from(1 << 20)
+}
+
+fn reloads(program: &Program, outcome: &str) -> f64 {
+    program.metric(&format!("trackalert_reloads_total{{outcome=\"{outcome}\"}}")).unwrap_or_default()
+}
+
+#[test]
+fn reloads_under_load_lose_nothing_and_leak_nothing() {
+    let (total, times) = trial::size((20_000, 20), (200_000, 200));
+    let mut rig = Rig::new(Driver::Embedded);
+    let site = rig.site("");
+    let mut load = Load::new(total, 500, 1, 0..=20, &mut rig.random);
+    let program = site.start();
+    let senders = rig.send(&site, load.shares.remove(0));
+    rig.wait_for_work(&program);
+    let (mut in_hand, mut early, mut refused) = (0, 0.0, 0.0);
+    for time in 0..times {
+        // The same policy with another text; each tenth time a broken one, which must leave the one that runs.
+        let broken = time % 10 == 9;
+        let text = if broken { "this is no Lua".to_owned() } else { format!("-- {time}\n{POLICY}") };
+        site.policy("load", &text);
+        let (outcome, before) = if broken { ("refused", refused) } else { ("done", reloads(&program, "done")) };
+        in_hand += usize::from(unsettled(&program) > 0.0);
+        program.signal(Signal::SIGHUP);
+        program.wait_until("the reload", PATIENCE, |program| reloads(program, outcome) > before);
+        refused += f64::from(u8::from(broken));
+        if time + 1 == times / 2 {
+            early = resident(&program);
+        }
+        rig.pause(0..=100);
+    }
+    let late = resident(&program);
+    let under_way = rig.progress.accepted.load(Ordering::Relaxed);
+    rig.join(senders);
+    rig.everything_handled(&site, &program, &load);
+    let table = [
+        ("reloads, and those with reports in hand", format!("{times} and {in_hand}")),
+        ("reports accepted when the last one was done", under_way.to_string()),
+        ("MiB resident after half of the reloads, and after all", format!("{early:.0} and {late:.0}")),
+        ("reports that came again", repeated(&program).to_string()),
+        (
+            "machines replaced by a reload",
+            program.metric("trackalert_vms_replaced_total{why=\"reload\"}").unwrap().to_string(),
+        ),
+    ];
+    rig.print("reload", &table);
+    assert!(in_hand * 2 > times, "nothing was in hand at most of the reloads: this proves little");
+    assert_eq!(repeated(&program), 0.0, "a report was handled twice");
+    // Each machine of a set that is gone would be some MiB.
+    assert!(late < early + 64.0, "it grows with each reload: {early:.0} to {late:.0} MiB");
+    assert_eq!(program.terminate(), Some(0));
+}
