@@ -27,7 +27,7 @@
 pub mod config;
 pub mod console;
 pub mod health;
-mod outbound;
+pub mod outbound;
 pub mod perfstats;
 pub mod settings;
 pub mod stamp;

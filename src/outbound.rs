@@ -1,21 +1,116 @@
-//! What all HTTP that goes out has in common: how the client is set up, what an address may be, and the words for what went wrong.
+//! What all HTTP that goes out has in common: how the client is set up, by which certificates both sides know each other, what an
+//! address may be, and the words for what went wrong.
 //!
 //! Owns that no proxy of the environment is asked and no redirect is followed: either would hand a request, with the credentials in it,
 //! to somebody whom nobody named. And that no error shows more of a URL than its host: the path and the query of many a service are its
 //! password. Never sends anything.
 
 use std::error::Error;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::{ClientBuilder, Url};
+use reqwest::{Certificate, ClientBuilder, Identity, Url};
+use serde::{Deserialize, Serialize};
 
 /// Who does not take a connection in this time is down.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Servers close idle connections; one that waited longer is likely to be closed under the next request.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// A client whose requests are given up after `timeout`.
-pub(crate) fn builder(timeout: Duration) -> ClientBuilder {
+/// Bytes of a file of certificates: all authorities of the world have a quarter of that.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Settings of `[outbound]`; the meaning of each stands in `config/default.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
+pub struct Settings {
+    pub ca_file: PathBuf,
+    pub client_cert: PathBuf,
+    pub client_key: PathBuf,
+    pub verify_certificates: bool,
+    pub verify_hosts: bool,
+}
+
+/// How the two sides of an `https://` connection know each other.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    authorities: Vec<Certificate>,
+    identity: Option<Identity>,
+    verify_certificates: bool,
+    verify_hosts: bool,
+}
+
+impl Default for Tls {
+    /// The authorities that this machine trusts, and no certificate of our own.
+    fn default() -> Self {
+        Self { authorities: Vec::new(), identity: None, verify_certificates: true, verify_hosts: true }
+    }
+}
+
+impl Tls {
+    /// Reads the files. The error begins with the key of the setting.
+    pub fn new(settings: &Settings) -> Result<Self, String> {
+        let Settings { ca_file, client_cert, client_key, verify_certificates, verify_hosts } = settings;
+        let mut authorities = Vec::new();
+        if !ca_file.as_os_str().is_empty() {
+            let wrong = |why| format!("outbound.ca_file: {}: {why}", ca_file.display());
+            let found = Certificate::from_pem_bundle(&read(ca_file).map_err(wrong)?);
+            authorities = found.map_err(|error| wrong(words(error)))?;
+            if authorities.is_empty() {
+                return Err(wrong("holds no certificate in PEM form".to_owned()));
+            }
+            // A certificate in the right wrapping and broken inside shows only here, and not at the first request.
+            let client = client(CONNECT).tls_certs_only(authorities.clone()).build();
+            client.map_err(|error| wrong(words(error)))?;
+        }
+        if !verify_hosts && *verify_certificates {
+            // The library leaves names out only where it is given all authorities.
+            let own = rustls_native_certs::load_native_certs().certs;
+            authorities.extend(own.iter().filter_map(|certificate| Certificate::from_der(certificate).ok()));
+        }
+        let mut identity = None;
+        if !client_cert.as_os_str().is_empty() {
+            let of =
+                |key: &str, path: &Path| read(path).map_err(|why| format!("outbound.{key}: {}: {why}", path.display()));
+            let mut pem = of("client_cert", client_cert)?;
+            pem.push(b'\n');
+            pem.extend(of("client_key", client_key)?);
+            let wrong = |error| {
+                let (cert, key) = (client_cert.display(), client_key.display());
+                format!("outbound.client_cert: {cert} with {key}: {}", words(error))
+            };
+            let found = Identity::from_pem(&pem).map_err(wrong)?;
+            // That the two belong together shows only here.
+            client(CONNECT).tls_certs_only(std::iter::empty()).identity(found.clone()).build().map_err(wrong)?;
+            identity = Some(found);
+        }
+        let (verify_certificates, verify_hosts) = (*verify_certificates, *verify_hosts);
+        Ok(Self { authorities, identity, verify_certificates, verify_hosts })
+    }
+
+    /// A client for `https://` whose requests are given up after `timeout`.
+    pub(crate) fn client(&self, timeout: Duration) -> ClientBuilder {
+        let mut builder = client(timeout);
+        builder = if !self.verify_certificates {
+            builder.tls_danger_accept_invalid_certs(true)
+        } else if self.verify_hosts {
+            builder.tls_certs_merge(self.authorities.clone())
+        } else {
+            builder.tls_certs_only(self.authorities.clone()).tls_danger_accept_invalid_hostnames(true)
+        };
+        if let Some(identity) = &self.identity { builder.identity(identity.clone()) } else { builder }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+    if size > MAX_FILE {
+        return Err(format!("is {size} bytes; certificates have at most {MAX_FILE}"));
+    }
+    std::fs::read(path).map_err(|error| error.to_string())
+}
+
+fn client(timeout: Duration) -> ClientBuilder {
     // The first caller in the process wins; whoever it was installed the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
@@ -27,9 +122,9 @@ pub(crate) fn builder(timeout: Duration) -> ClientBuilder {
         .pool_idle_timeout(IDLE)
 }
 
-/// The same for `http://` only. No certificates are looked for: a container may have none, and the client would not start.
+/// A client for `http://` only. No certificates are looked for: a container may have none, and the client would not start.
 pub(crate) fn plain(timeout: Duration) -> ClientBuilder {
-    builder(timeout).tls_certs_only(std::iter::empty())
+    client(timeout).tls_certs_only(std::iter::empty())
 }
 
 /// The URL, or why it is none. The text itself is not repeated, for it may carry a password.
@@ -80,6 +175,33 @@ mod tests {
         }
         assert_eq!(host(&url("https://ann:pw@example.com:8443/x?y").unwrap()), "example.com:8443");
         assert_eq!(host(&url("http://[::1]/").unwrap()), "[::1]");
+    }
+
+    #[test]
+    fn file_of_authorities_that_is_none_is_an_error_with_its_key_and_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca_file = folder.path().join("ca.pem");
+        let none = PathBuf::new();
+        let settings = Settings {
+            ca_file: ca_file.clone(),
+            client_cert: none.clone(),
+            client_key: none,
+            verify_certificates: true,
+            verify_hosts: true,
+        };
+        let told = |bytes: Option<&[u8]>| {
+            let _ = std::fs::remove_file(&ca_file);
+            if let Some(bytes) = bytes {
+                std::fs::write(&ca_file, bytes).unwrap();
+            }
+            let error = Tls::new(&settings).unwrap_err();
+            assert!(error.starts_with("outbound.ca_file: ") && error.contains("ca.pem: "), "{error}");
+            error
+        };
+        assert!(told(None).contains("No such file"));
+        assert!(told(Some(b"no certificate")).contains("holds no certificate"));
+        told(Some(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
+        assert!(told(Some(&vec![b'x'; (MAX_FILE + 1) as usize])).contains("is 1048577 bytes"));
     }
 
     #[tokio::test]

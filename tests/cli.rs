@@ -181,7 +181,7 @@ fn check_names_the_file_that_cannot_be_read() {
             "--set=geoip.files=nowhere.mmdb",
             "--set=http.tls_cert=c.pem",
             "--set=http.tls_key=k.pem",
-            "--set=policy.http.ca_file=ca.pem",
+            "--set=outbound.ca_file=ca.pem",
         ],
     );
     assert_eq!(code, 2);
@@ -189,7 +189,7 @@ fn check_names_the_file_that_cannot_be_read() {
         "error: geoip.files: nowhere.mmdb",
         "error: http.tls_cert: c.pem",
         "error: http.tls_key: k.pem",
-        "error: policy.http.ca_file: ca.pem: No such file",
+        "error: outbound.ca_file: ca.pem: No such file",
     ] {
         assert!(out.contains(expected), "{expected} is missing in\n{out}");
     }

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use trackalert::alert::Alert;
 use trackalert::health::Health;
 use trackalert::notify::{ChannelSettings, Notify, NotifyError, Parts, Settings, build_channels};
+use trackalert::outbound::Tls;
 use trackalert::queue::delivery::ReasonKind;
 use trackalert::queue::{AckToken, Delivery, Message, Reason, Settlement, Subscription, Tag, headers};
 use trackalert::settings::Secret;
@@ -78,6 +79,7 @@ impl Rig {
         let (metrics, health) = (Arc::new(Metrics::new()), Arc::new(Health::default()));
         let notify = Notify::start(Parts {
             settings,
+            tls: Tls::default(),
             alerts: Subscription { deliveries: receiver, pause, source },
             state: Arc::clone(&state) as _,
             metrics: Arc::clone(&metrics),
@@ -470,12 +472,12 @@ fn errors_of_the_settings_come_all_at_once_with_their_keys() {
     let mut wrong = settings(&["http://good.example/", "hunter2", "http://good.example/x"]);
     wrong.channels[2].kind = "pigeon".to_owned();
     wrong.max_attempts = 0;
-    let errors = build_channels(&wrong).unwrap_err();
+    let errors = build_channels(&wrong, &Tls::default()).unwrap_err();
     for key in ["notify.max_attempts: ", "notify.channels[1].url: ", "notify.channels[2].kind: "] {
         assert!(errors.iter().any(|error| error.starts_with(key)), "{key} in {errors:?}");
     }
     assert_eq!(errors.len(), 3);
-    let names = build_channels(&settings(&["http://one.example/a", "http://one.example/b"])).unwrap();
+    let names = build_channels(&settings(&["http://one.example/a", "http://one.example/b"]), &Tls::default()).unwrap();
     assert_eq!(
         names.iter().map(|channel| channel.name()).collect::<Vec<_>>(),
         ["webhook:one.example", "webhook:one.example#1"]

@@ -9,6 +9,7 @@ mod support;
 #[path = "support/web.rs"]
 mod web;
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +17,9 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use stores::report;
 use support::{Bench, on_worker, settings};
+use trackalert::outbound::{Settings as TlsSettings, Tls};
 use trackalert::policy::web::{Fetch, Settings as HttpSettings, Web};
-use trackalert::policy::{Failure, Settings};
+use trackalert::policy::{Failure, PolicySet, Settings};
 use trackalert::telemetry::Metrics;
 use web::{Page, Server};
 
@@ -29,10 +31,25 @@ fn short() -> Settings {
     }
 }
 
+fn tls_settings() -> TlsSettings {
+    let none = PathBuf::new();
+    TlsSettings {
+        ca_file: none.clone(),
+        client_cert: none.clone(),
+        client_key: none,
+        verify_certificates: true,
+        verify_hosts: true,
+    }
+}
+
 /// Runs one handler in which `URL` is the address.
 async fn run(settings: &Settings, url: &str, body: &str) -> (Bench, Result<(), Failure>) {
+    run_with(settings, Tls::default(), url, body).await
+}
+
+async fn run_with(settings: &Settings, tls: Tls, url: &str, body: &str) -> (Bench, Result<(), Failure>) {
     let policy = format!("local URL = {url:?}\nfunction report(lt)\n{body}\nend");
-    let bench = Bench::with([("p", policy.as_str())], settings);
+    let bench = Bench::over(&PolicySet::from_sources([("p", policy.as_str())]), settings, tls);
     let outcome = bench.at(1_000.0).await.map(drop);
     (bench, outcome)
 }
@@ -168,18 +185,60 @@ fn answer_that_drips_and_one_that_is_huge_are_given_up() {
     });
 }
 
+/// Who may be asked with these settings of TLS.
+async fn answered(tls: &TlsSettings, url: &str) -> bool {
+    let body = r#"local a, why = http.get(URL) assert(a or why:find("certificate", 1, true) or why:find("Certificate", 1, true), why)
+        assert(a, "REFUSED")"#;
+    let (bench, outcome) = run_with(&settings(), Tls::new(tls).unwrap(), url, body).await;
+    match outcome {
+        Ok(()) => true,
+        Err(failure) => {
+            assert!(format!("{failure:?}").contains("REFUSED"), "{failure:?}");
+            assert_eq!(counted(&bench, "failed"), 1);
+            false
+        }
+    }
+}
+
 #[test]
-fn own_authority_is_trusted_and_no_other() {
+fn server_is_known_by_its_authority_and_its_name_unless_the_settings_say_otherwise() {
     on_worker(async {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::start_tls(folder.path(), |_| Page::json("{}")).await;
-        let base = settings();
-        let trusting = HttpSettings { ca_file: folder.path().join("ca.pem"), ..base.http.clone() };
-        let trusting = Settings { http: trusting, ..base };
-        passes(&trusting, &server.url(), "assert(http.get(URL).status == 200)").await;
-        let body = r#"local a, why = http.get(URL); assert(a == nil and why:find("certificate"), why)"#;
-        let bench = passes(&settings(), &server.url(), body).await;
-        assert_eq!(counted(&bench, "failed"), 1);
+        let (right, other) = (server.url(), server.url().replace("127.0.0.1", "localhost"));
+        let none = tls_settings();
+        let ours = TlsSettings { ca_file: folder.path().join("ca.pem"), ..tls_settings() };
+        for (settings, right_name, other_name) in [
+            (none.clone(), false, false),
+            (ours.clone(), true, false),
+            (TlsSettings { verify_hosts: false, ..ours }, true, true),
+            (TlsSettings { verify_hosts: false, ..none.clone() }, false, false),
+            (TlsSettings { verify_certificates: false, ..none }, true, true),
+        ] {
+            assert_eq!(answered(&settings, &right).await, right_name, "{settings:?}");
+            assert_eq!(answered(&settings, &other).await, other_name, "{settings:?}");
+        }
+    });
+}
+
+#[test]
+fn server_that_asks_who_we_are_is_shown_our_certificate() {
+    on_worker(async {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start_mutual_tls(folder.path(), |_| Page::json("{}")).await;
+        let file = |name: &str| folder.path().join(name);
+        let unknown = TlsSettings { ca_file: file("ca.pem"), ..tls_settings() };
+        assert!(!answered(&unknown, &server.url()).await);
+        let known = TlsSettings { client_cert: file("client.pem"), client_key: file("client.key"), ..unknown };
+        assert!(answered(&known, &server.url()).await);
+        for (settings, expected) in [
+            (TlsSettings { client_key: file("nowhere"), ..known.clone() }, "outbound.client_key: "),
+            (TlsSettings { client_key: file("ca.pem"), ..known.clone() }, "outbound.client_cert: "),
+            (TlsSettings { client_cert: file("ca.pem"), ..known }, "outbound.client_cert: "),
+        ] {
+            let said = Tls::new(&settings).unwrap_err();
+            assert!(said.starts_with(expected), "{said}");
+        }
     });
 }
 
@@ -317,7 +376,7 @@ fn wrong_arguments_name_function_argument_file_and_line_and_no_secret() {
             assert!(!text.contains("hunter2"), "{text}");
         }
     });
-    let set = trackalert::policy::PolicySet::from_sources([("p", "http.get('http://x/')\nfunction report() end")]);
+    let set = PolicySet::from_sources([("p", "http.get('http://x/')\nfunction report() end")]);
     let text = set.check().unwrap_err().to_string();
     assert_eq!(text, "p/policy.lua:1: http.get: works in a handler only, not while the policy is loaded");
 }
@@ -326,7 +385,7 @@ fn wrong_arguments_name_function_argument_file_and_line_and_no_secret() {
 fn way_out_outlives_the_worker_that_used_it_first() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let server = runtime.block_on(Server::start(|_| Page::of(b"x".to_vec())));
-    let web = Arc::new(Web::new(&settings().http, Arc::new(Metrics::new())).unwrap());
+    let web = Arc::new(Web::new(&settings().http, Tls::default(), Arc::new(Metrics::new())));
     for _ in 0..3 {
         let (web, url) = (Arc::clone(&web), server.url());
         let worker = std::thread::spawn(move || {

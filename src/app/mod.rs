@@ -34,6 +34,7 @@ use crate::health::Health;
 use crate::history::HistoryError;
 use crate::http::{self, HttpError, Server, admin};
 use crate::notify::{self, Notify, NotifyError};
+use crate::outbound::Tls;
 use crate::perfstats::PerfStats;
 use crate::policy::networks::Networks;
 use crate::policy::web::Web;
@@ -345,6 +346,7 @@ fn start_notify(
     let limit = Unsettled { messages: config.notify.in_flight, bytes: usize::MAX };
     let parts = notify::Parts {
         settings: config.notify.clone(),
+        tls: Tls::new(&config.outbound).map_err(StartError::Settings)?,
         alerts: stores.alerts.subscribe(limit, backoff(config))?,
         state: Arc::clone(&stores.state),
         metrics: Arc::clone(metrics),
@@ -370,12 +372,13 @@ fn start_detect(
         metrics.custom_stats.with_label_values(&[name]);
     }
     let siblings = Siblings::new(&config.policy.wforce, config.policy.http.timeout);
+    let tls = Tls::new(&config.outbound).map_err(StartError::Settings)?;
     let services = policy::Services {
         history: Arc::clone(&stores.history),
         state: Arc::clone(&stores.state),
         tentative: Arc::new(Tentative::default()),
         geoip: Arc::clone(&files.geoip),
-        web: Arc::new(Web::new(&config.policy.http, Arc::clone(metrics)).map_err(StartError::Settings)?),
+        web: Arc::new(Web::new(&config.policy.http, tls, Arc::clone(metrics))),
         wforce: Arc::new(siblings.map_err(StartError::Settings)?),
         metrics: Arc::clone(metrics),
         custom_webhooks: config.notify.custom_webhooks.iter().map(|hook| hook.name.clone()).collect(),

@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -14,8 +13,8 @@ use super::{Common, Failure, output};
 use crate::config::{Config, Error, Errors, Roles};
 use crate::device::Devices;
 use crate::geoip::GeoIp;
+use crate::outbound::Tls;
 use crate::policy::PolicySet;
-use crate::policy::web::Web;
 use crate::{http, notify, queue};
 
 const EXAMPLES: &str = "\
@@ -110,14 +109,14 @@ impl Findings {
         }
         findings.add("history", format!("{}, {} days", value("history.kind"), value("history.retention_days")));
         findings.add("state", value("state.kind"));
+        let tls = if roles.detect || roles.notify { findings.outbound(config) } else { Tls::default() };
         if roles.detect {
             findings.policies(config);
-            findings.web(config);
             findings.geoip(config);
             findings.devices(config);
         }
         if roles.notify {
-            findings.channels(config);
+            findings.channels(config, &tls);
         }
         findings.tls(config);
         findings.reachable(config);
@@ -196,10 +195,11 @@ impl Findings {
         }
     }
 
-    fn web(&mut self, config: &Config) {
-        if let Err(error) = Web::new(&config.policy.http, Arc::default()) {
+    fn outbound(&mut self, config: &Config) -> Tls {
+        Tls::new(&config.outbound).unwrap_or_else(|error| {
             self.said(&error);
-        }
+            Tls::default()
+        })
     }
 
     fn geoip(&mut self, config: &Config) {
@@ -231,8 +231,8 @@ impl Findings {
         }
     }
 
-    fn channels(&mut self, config: &Config) {
-        match notify::build_channels(&config.notify) {
+    fn channels(&mut self, config: &Config, tls: &Tls) {
+        match notify::build_channels(&config.notify, tls) {
             Ok(channels) => {
                 let names: Vec<&str> =
                     std::iter::once("log").chain(channels.iter().map(|channel| channel.name())).collect();

@@ -106,6 +106,7 @@ pub(super) fn all(merged: &mut Merged) {
     kafka::all(merged);
     channels(merged);
     hooks::all(merged);
+    outbound(merged);
     wforce(merged);
     log(merged);
 }
@@ -271,6 +272,20 @@ fn http(merged: &mut Merged) {
         (true, false) => merged.complain("http.tls_cert", "http.tls_key is not set; HTTPS needs both"),
         (false, true) => merged.complain("http.tls_key", "http.tls_cert is not set; HTTPS needs both"),
         _ => {}
+    }
+}
+
+fn outbound(merged: &mut Merged) {
+    let set = |key: &str| merged.text(key).is_some_and(|path| !path.is_empty());
+    match (set("outbound.client_cert"), set("outbound.client_key")) {
+        (true, false) => merged.complain("outbound.client_cert", "outbound.client_key is not set; a client has both"),
+        (false, true) => merged.complain("outbound.client_key", "outbound.client_cert is not set; a client has both"),
+        _ => {}
+    }
+    for key in ["outbound.verify_certificates", "outbound.verify_hosts"] {
+        if merged.get(key) == &Value::Bool(false) {
+            merged.warn(key, "is off: whoever stands on the way can answer for a server, and read what is sent to it");
+        }
     }
 }
 

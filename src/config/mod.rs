@@ -26,7 +26,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::{console, detect, geoip, history, http, notify, policy, queue, receive, schedule, state, telemetry};
+use crate::{
+    console, detect, geoip, history, http, notify, outbound, policy, queue, receive, schedule, state, telemetry,
+};
 
 pub use error::{Error, Errors};
 pub use explain::Explained;
@@ -64,6 +66,8 @@ pub struct Config {
     pub notify: notify::Settings,
     /// `[console]`.
     pub console: console::Settings,
+    /// `[outbound]`.
+    pub outbound: outbound::Settings,
     /// `[schedule]`.
     pub schedule: schedule::Settings,
     /// `[log]`.
@@ -119,12 +123,14 @@ impl Config {
             (merged.section("http"), merged.section("receive"), merged.section("queue"), merged.section("detect")),
             (merged.section("policy"), merged.section("history"), merged.section("state"), merged.section("geoip")),
             (merged.section("notify"), merged.section("schedule"), merged.section("log"), merged.section("console")),
+            merged.section("outbound"),
         );
         match sections {
             (
                 (Some(http), Some(receive), Some(queue), Some(detect)),
                 (Some(policy), Some(history), Some(state), Some(geoip)),
                 (Some(notify), Some(schedule), Some(log), Some(console)),
+                Some(outbound),
             ) if merged.errors.is_empty() => Ok(Self {
                 explained: explain::explain(&merged),
                 warnings: merged.warnings,
@@ -138,6 +144,7 @@ impl Config {
                 state,
                 geoip,
                 notify,
+                outbound,
                 console,
                 schedule,
                 log,

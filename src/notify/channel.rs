@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::Settings;
 use super::webhook::{self, Webhook};
 use crate::health::Health;
+use crate::outbound::Tls;
 use crate::queue::Backoff;
 use crate::report::Time;
 use crate::settings::{MASK, Secret};
@@ -181,7 +182,7 @@ impl Channel {
 }
 
 /// Builds the channels of the settings. All errors at once, each with its key.
-pub fn build_channels(settings: &Settings) -> Result<Vec<Arc<Channel>>, Vec<String>> {
+pub fn build_channels(settings: &Settings, tls: &Tls) -> Result<Vec<Arc<Channel>>, Vec<String>> {
     let mut errors = Vec::new();
     for (key, value) in [
         ("in_flight", settings.in_flight),
@@ -205,7 +206,7 @@ pub fn build_channels(settings: &Settings) -> Result<Vec<Arc<Channel>>, Vec<Stri
         match entry.kind.as_str() {
             "webhook" => {
                 let taken = |name: &str| channels.iter().any(|channel| channel.name() == name);
-                match Webhook::new(&path, index, entry, settings.timeout, taken) {
+                match Webhook::new(&path, index, entry, settings.timeout, tls, taken) {
                     Ok(webhook) => {
                         let way = Way::Webhook(webhook);
                         channels.push(Arc::new(Channel { way, places: Semaphore::new(places) }));
@@ -220,12 +221,12 @@ pub fn build_channels(settings: &Settings) -> Result<Vec<Arc<Channel>>, Vec<Stri
 }
 
 /// Builds the custom webhooks of the settings, by name. All errors at once, each with its key.
-pub fn build_hooks(settings: &Settings) -> Result<HashMap<String, Arc<Channel>>, Vec<String>> {
+pub fn build_hooks(settings: &Settings, tls: &Tls) -> Result<HashMap<String, Arc<Channel>>, Vec<String>> {
     let places = settings.channel_in_flight.clamp(1, Semaphore::MAX_PERMITS);
     let (mut hooks, mut errors) = (HashMap::new(), Vec::new());
     for (index, entry) in settings.custom_webhooks.iter().enumerate() {
         let path = format!("notify.custom_webhooks[{index}]");
-        match Webhook::custom(&path, index, entry, settings.timeout) {
+        match Webhook::custom(&path, index, entry, settings.timeout, tls) {
             Ok(webhook) => {
                 let channel = Channel { way: Way::Webhook(webhook), places: Semaphore::new(places) };
                 if hooks.insert(entry.name.clone(), Arc::new(channel)).is_some() {

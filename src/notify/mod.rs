@@ -37,6 +37,7 @@ pub use render::line;
 pub use webhook::Webhook;
 
 use crate::health::{Beat, Health};
+use crate::outbound::Tls;
 use crate::queue::delivery::ReasonKind;
 use crate::queue::{Delivery, Message, Settlement, Subscription};
 use crate::state::State;
@@ -72,6 +73,8 @@ const BEAT: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// `[notify]`.
     pub settings: Settings,
+    /// For webhooks to `https://`.
+    pub tls: Tls,
     /// The alerts queue.
     pub alerts: Subscription,
     /// Where the windows of suppression lie.
@@ -105,10 +108,11 @@ pub struct Notify {
 impl Notify {
     /// Builds the channels and starts taking alerts. All errors of the settings at once. Needs a tokio runtime.
     pub fn start(parts: Parts) -> Result<Self, Vec<String>> {
-        let (channels, hooks) = match (build_channels(&parts.settings), build_hooks(&parts.settings)) {
-            (Ok(channels), Ok(hooks)) => (channels, hooks),
-            (channels, hooks) => return Err(channels.err().into_iter().chain(hooks.err()).flatten().collect()),
-        };
+        let (channels, hooks) =
+            match (build_channels(&parts.settings, &parts.tls), build_hooks(&parts.settings, &parts.tls)) {
+                (Ok(channels), Ok(hooks)) => (channels, hooks),
+                (channels, hooks) => return Err(channels.err().into_iter().chain(hooks.err()).flatten().collect()),
+            };
         for channel in channels.iter().chain(hooks.values()) {
             channel.show_waiting(&parts.metrics, false);
         }

@@ -18,7 +18,7 @@ use super::channel::{ChannelSettings, Post, SendError};
 use super::custom;
 use super::custom::HookSettings;
 use super::render::printable;
-use crate::outbound;
+use crate::outbound::{self, Tls};
 use crate::report::Time;
 use crate::settings::Secret;
 
@@ -79,6 +79,7 @@ impl Webhook {
         index: usize,
         settings: &ChannelSettings,
         timeout: Duration,
+        tls: &Tls,
         taken: impl Fn(&str) -> bool,
     ) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
@@ -88,7 +89,7 @@ impl Webhook {
             errors.push(format!("{path}.secret_file: {} was not read", settings.secret_file.display()));
         }
         let client = url.as_ref().and_then(|url| {
-            let built = client(url, timeout);
+            let built = client(url, timeout, tls);
             built.map_err(|error| errors.push(format!("{path}: cannot set up HTTP: {}", outbound::words(error)))).ok()
         });
         let (Some(url), Some(client), true) = (url, client, errors.is_empty()) else {
@@ -115,6 +116,7 @@ impl Webhook {
         index: usize,
         settings: &HookSettings,
         timeout: Duration,
+        tls: &Tls,
     ) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
         let sample = custom::dated(&settings.url, Time::from_micros(0));
@@ -124,7 +126,7 @@ impl Webhook {
         }
         let form = settings.form().map_err(|why| errors.push(format!("{path}.{why}"))).ok();
         let client = url.as_ref().and_then(|url| {
-            let built = client(url, timeout);
+            let built = client(url, timeout, tls);
             built.map_err(|error| errors.push(format!("{path}: cannot set up HTTP: {}", outbound::words(error)))).ok()
         });
         let (Some(url), Some(client), Some(form), true) = (url, client, form, errors.is_empty()) else {
@@ -249,8 +251,8 @@ pub(super) fn host(url: &str) -> Option<String> {
     Some(outbound::host(&Url::parse(url).ok()?)).filter(|host| !host.is_empty())
 }
 
-fn client(url: &Url, timeout: Duration) -> reqwest::Result<Client> {
-    if url.scheme() == "http" { outbound::plain(timeout).build() } else { outbound::builder(timeout).build() }
+fn client(url: &Url, timeout: Duration, tls: &Tls) -> reqwest::Result<Client> {
+    if url.scheme() == "http" { outbound::plain(timeout).build() } else { tls.client(timeout).build() }
 }
 
 #[cfg(test)]
@@ -264,7 +266,9 @@ mod tests {
             secret: Secret::from(secret.to_owned()),
             secret_file: std::path::PathBuf::new(),
         };
-        Webhook::new("notify.channels[3]", 3, &settings, Duration::from_secs(1), |name| name == "webhook:taken.example")
+        Webhook::new("notify.channels[3]", 3, &settings, Duration::from_secs(1), &Tls::default(), |name| {
+            name == "webhook:taken.example"
+        })
     }
 
     #[test]
@@ -301,7 +305,7 @@ mod tests {
             secret: Secret::default(),
             secret_file: "/etc/hook".into(),
         };
-        let errors = Webhook::new("c", 0, &settings, Duration::from_secs(1), |_| false).unwrap_err();
+        let errors = Webhook::new("c", 0, &settings, Duration::from_secs(1), &Tls::default(), |_| false).unwrap_err();
         assert_eq!(errors, ["c.secret_file: /etc/hook was not read"]);
     }
 

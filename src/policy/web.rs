@@ -5,7 +5,6 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,16 +13,13 @@ use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
 use futures_util::future::BoxFuture;
 use reqwest::header::HeaderMap;
-use reqwest::{Certificate, Client, Method, Url};
+use reqwest::{Client, Method, Url};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use crate::outbound;
+use crate::outbound::{self, Tls};
 use crate::telemetry::Metrics;
-
-/// Bytes of `policy.http.ca_file`: all authorities of the world have a quarter of that.
-const MAX_CA_FILE: u64 = 1 << 20;
 
 /// Settings of `[policy.http]`; the meaning of each stands in `config/default.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -33,7 +29,6 @@ pub struct Settings {
     pub timeout: Duration,
     pub max_answer: ByteSize,
     pub in_flight: usize,
-    pub ca_file: PathBuf,
 }
 
 /// One request of a policy, checked.
@@ -80,7 +75,7 @@ pub struct Web {
     /// Which one of the process, for the clients that each thread keeps.
     number: u64,
     settings: Settings,
-    authorities: Vec<Certificate>,
+    tls: Tls,
     turns: Semaphore,
     metrics: Arc<Metrics>,
 }
@@ -113,16 +108,16 @@ enum Unanswered {
 }
 
 impl Web {
-    /// Reads the file of authorities. The error begins with the key of the setting.
-    pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, String> {
+    /// With nothing under way.
+    pub fn new(settings: &Settings, tls: Tls, metrics: Arc<Metrics>) -> Self {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
-        Ok(Self {
+        Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             settings: settings.clone(),
-            authorities: authorities(settings)?,
+            tls,
             turns: Semaphore::new(settings.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
             metrics,
-        })
+        }
     }
 
     /// This thread's client. They are cheap to clone, and one for each scheme is made when it is first needed.
@@ -135,11 +130,8 @@ impl Web {
             if let Some(client) = kept {
                 return Ok(client.clone());
             }
-            let builder = if tls {
-                outbound::builder(self.settings.timeout).tls_certs_merge(self.authorities.clone())
-            } else {
-                outbound::plain(self.settings.timeout)
-            };
+            let builder =
+                if tls { self.tls.client(self.settings.timeout) } else { outbound::plain(self.settings.timeout) };
             // Thousands of reports may wait at once, and each new connection costs more than the request.
             let built = builder.pool_max_idle_per_host(usize::MAX).build();
             let client = built.map_err(|error| format!("cannot set up HTTP: {}", outbound::words(error)))?;
@@ -228,33 +220,9 @@ async fn exchange(client: Client, request: Request, most: usize) -> Result<Answe
     Ok(Answer { status, headers, body: body.freeze() })
 }
 
-fn authorities(settings: &Settings) -> Result<Vec<Certificate>, String> {
-    let path = &settings.ca_file;
-    if path.as_os_str().is_empty() {
-        return Ok(Vec::new());
-    }
-    let wrong = |why: String| format!("policy.http.ca_file: {}: {why}", path.display());
-    let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
-    if size > MAX_CA_FILE {
-        return Err(wrong(format!("is {size} bytes; certificates have at most {MAX_CA_FILE}")));
-    }
-    let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-    let found = Certificate::from_pem_bundle(&pem).map_err(|error| wrong(outbound::words(error)))?;
-    if found.is_empty() {
-        return Err(wrong("holds no certificate in PEM form".to_owned()));
-    }
-    // A certificate in the right wrapping and broken inside shows only here, and not at the first request of the first policy.
-    let client = outbound::builder(settings.timeout).tls_certs_only(found.clone()).build();
-    client.map(|_| found).map_err(|error| wrong(outbound::words(error)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn settings(ca_file: PathBuf) -> Settings {
-        Settings { timeout: Duration::from_secs(5), max_answer: ByteSize::kib(1), in_flight: 10, ca_file }
-    }
 
     #[test]
     fn nothing_of_a_request_is_shown_but_its_host() {
@@ -266,24 +234,5 @@ mod tests {
             timeout: None,
         };
         assert_eq!(format!("{request:?}"), "POST to api.example:8443");
-    }
-
-    #[test]
-    fn file_of_authorities_that_is_none_is_an_error_with_its_key_and_path() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
-        let told = |bytes: Option<&[u8]>| {
-            let _ = std::fs::remove_file(&path);
-            if let Some(bytes) = bytes {
-                std::fs::write(&path, bytes).unwrap();
-            }
-            let error = Web::new(&settings(path.clone()), Arc::new(Metrics::new())).unwrap_err();
-            assert!(error.starts_with("policy.http.ca_file: ") && error.contains("ca.pem: "), "{error}");
-            error
-        };
-        assert!(told(None).contains("No such file"));
-        assert!(told(Some(b"no certificate")).contains("holds no certificate"));
-        told(Some(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
-        assert!(told(Some(&vec![b'x'; (MAX_CA_FILE + 1) as usize])).contains("is 1048577 bytes"));
     }
 }

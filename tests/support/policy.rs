@@ -2,12 +2,13 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use trackalert::geoip::GeoIp;
+use trackalert::outbound::Tls;
 use trackalert::policy::web::{self, Web};
 use trackalert::policy::wforce;
 use trackalert::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
@@ -46,12 +47,7 @@ pub(crate) fn settings() -> Settings {
         stuck_after: Duration::from_millis(200),
         abort_after: Duration::from_secs(60),
         check_files_every: Duration::from_secs(60),
-        http: web::Settings {
-            timeout: Duration::from_secs(10),
-            max_answer: ByteSize::kib(256),
-            in_flight: 2000,
-            ca_file: PathBuf::new(),
-        },
+        http: web::Settings { timeout: Duration::from_secs(10), max_answer: ByteSize::kib(256), in_flight: 2000 },
         wforce: wforce::Settings::default(),
     }
 }
@@ -104,6 +100,10 @@ impl Bench {
 
     /// The same with policies from a folder, say.
     pub(crate) fn of(set: &PolicySet, settings: &Settings) -> Self {
+        Self::over(set, settings, Tls::default())
+    }
+
+    pub(crate) fn over(set: &PolicySet, settings: &Settings, tls: Tls) -> Self {
         let (state, history, tentative) = (Arc::default(), Arc::default(), Arc::default());
         let metrics: Arc<Metrics> = Arc::default();
         let services = Services {
@@ -111,7 +111,7 @@ impl Bench {
             state: Arc::clone(&state) as _,
             tentative: Arc::clone(&tentative),
             geoip: Arc::new(GeoIp::default()),
-            web: Arc::new(Web::new(&settings.http, Arc::clone(&metrics)).unwrap()),
+            web: Arc::new(Web::new(&settings.http, tls, Arc::clone(&metrics))),
             wforce: Arc::new(wforce::Siblings::new(&settings.wforce, settings.http.timeout).unwrap()),
             metrics: Arc::clone(&metrics),
             operator: None,

@@ -1,6 +1,6 @@
 //! One shipped policy in the real virtual machine, over a state and a history in memory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use trackalert::alert::Alert;
 use trackalert::geoip::GeoIp;
 use trackalert::history::History;
 use trackalert::history::embedded::EmbeddedHistory;
+use trackalert::outbound::Tls;
 use trackalert::policy::web::{self, Web};
 use trackalert::policy::wforce;
 use trackalert::policy::{Effects, PolicySet, Services, Settings, Vm};
@@ -49,12 +50,7 @@ fn settings() -> Settings {
         stuck_after: Duration::from_secs(30),
         abort_after: Duration::from_secs(60),
         check_files_every: Duration::from_secs(60),
-        http: web::Settings {
-            timeout: Duration::from_secs(10),
-            max_answer: ByteSize::kib(256),
-            in_flight: 2000,
-            ca_file: PathBuf::new(),
-        },
+        http: web::Settings { timeout: Duration::from_secs(10), max_answer: ByteSize::kib(256), in_flight: 2000 },
         wforce: wforce::Settings::default(),
     }
 }
@@ -84,7 +80,7 @@ impl Bench {
             state: Arc::clone(&state) as _,
             tentative: Arc::default(),
             geoip: Arc::new(GeoIp::none()),
-            web: Arc::new(Web::new(&settings().http, Arc::default()).unwrap()),
+            web: Arc::new(Web::new(&settings().http, Tls::default(), Arc::default())),
             wforce: Arc::default(),
             metrics: Arc::default(),
             operator: None,

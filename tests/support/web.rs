@@ -117,7 +117,12 @@ impl Server {
 
     /// One with TLS; the authority that signed its certificate is in `ca.pem` of the folder.
     pub(crate) async fn start_tls(folder: &Path, answer: impl Fn(Seen) -> Page + Send + Sync + 'static) -> Self {
-        Self::listen(Arc::new(answer), true, Some(certified(folder))).await
+        Self::listen(Arc::new(answer), true, Some(certified(folder, false))).await
+    }
+
+    /// The same, and it speaks only to who has a certificate of this authority: `client.pem`, with `client.key`.
+    pub(crate) async fn start_mutual_tls(folder: &Path, answer: impl Fn(Seen) -> Page + Send + Sync + 'static) -> Self {
+        Self::listen(Arc::new(answer), true, Some(certified(folder, true))).await
     }
 
     async fn listen(answer: Answer, open: bool, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
@@ -220,7 +225,7 @@ pub(crate) async fn raw(bytes: Vec<u8>, drips: bool) -> SocketAddr {
     address
 }
 
-fn certified(folder: &Path) -> tokio_rustls::TlsAcceptor {
+fn certified(folder: &Path, asks: bool) -> tokio_rustls::TlsAcceptor {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -230,7 +235,18 @@ fn certified(folder: &Path) -> tokio_rustls::TlsAcceptor {
     let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
     let _ = rustls::crypto::ring::default_provider().install_default();
     let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder().with_no_client_auth();
+    let config = if asks {
+        let own = KeyPair::generate().unwrap();
+        let client = CertificateParams::new(vec!["client".to_owned()]).unwrap().signed_by(&own, &authority).unwrap();
+        std::fs::write(folder.join("client.pem"), client.pem()).unwrap();
+        std::fs::write(folder.join("client.key"), own.serialize_pem()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority.der().clone()).unwrap();
+        let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
+        rustls::ServerConfig::builder().with_client_cert_verifier(verifier)
+    } else {
+        rustls::ServerConfig::builder().with_no_client_auth()
+    };
     let config = config.with_single_cert(vec![leaf.der().clone()], key).unwrap();
     tokio_rustls::TlsAcceptor::from(Arc::new(config))
 }
