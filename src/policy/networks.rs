@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 use tokio_util::sync::CancellationToken;
 
+use crate::stamp::Stamp;
 use crate::telemetry::Metrics;
 
 /// Bytes of one file, and networks in it: all that the registries give out are half of that.
@@ -78,21 +78,6 @@ fn folded(network: IpNet) -> IpNet {
         return IpNet::V4(v4);
     }
     network
-}
-
-/// What tells that a file was changed or replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    size: u64,
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let about = std::fs::metadata(path).ok()?;
-        Some(Self { modified: about.modified().ok(), size: about.len(), inode: about.ino() })
-    }
 }
 
 /// A file of networks, in use.

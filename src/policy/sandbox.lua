@@ -155,9 +155,9 @@ local function requirer(env, find)
   end
 end
 
--- A fresh environment: its own copy of every table, so that nothing that one policy changes is there for another.
 local function nowhere(name) return nil, "require: " .. tostring(name) .. " cannot be loaded here" end
 
+-- A fresh environment: its own copy of every table, so that nothing that one policy changes is there for another.
 local function environment(api, find)
   local env = {}
   for _, name in pairs(safe) do env[name] = G[name] end
