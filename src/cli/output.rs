@@ -74,8 +74,10 @@ fn write(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
 }
 
 /// A line for the person, on stderr: progress, hints, what went wrong. Whether it can be written changes nothing.
+///
+/// Written at once, because stderr has no buffer: where it goes to the same place as stdout, no other line stands in the midst of it.
 pub(super) fn say(text: impl Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
 /// Whether stdout is a terminal.
