@@ -161,6 +161,22 @@ impl<'de> Deserialize<'de> for ReportId {
 /// What is known of a device, by flat dotted keys such as `os.family`, sorted by them.
 pub type DeviceAttributes = Arc<[(String, String)]>;
 
+/// The fields of a login attempt as wforce's API and its webhooks name them.
+pub const ATTEMPT_FIELDS: [&str; 12] = [
+    "login",
+    "remote",
+    "success",
+    "policy_reject",
+    "fail_type",
+    "pwhash",
+    "protocol",
+    "tls",
+    "device_id",
+    "device_attrs",
+    "session_id",
+    "attrs",
+];
+
 /// One login attempt. The maps are sorted by key, so that equal reports have equal canonical forms.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoginReport {

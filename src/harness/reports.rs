@@ -12,28 +12,14 @@ use toml::{Spanned, Table, Value};
 use super::file::{Lines, Mistake, did_you_mean};
 use super::when;
 use crate::decode::{self, Limits};
-use crate::report::{LoginReport, ReportId, Time};
+use crate::report::{ATTEMPT_FIELDS, LoginReport, ReportId, Time};
 
 /// Reports of one case, those in its history included.
 const MAX_REPORTS: usize = 100_000;
 /// What a report has besides its fields.
 const TIMES: [&str; 4] = ["t", "after", "repeat", "every"];
-/// The fields of a report.
-const FIELDS: [&str; 13] = [
-    "login",
-    "remote",
-    "success",
-    "fail_type",
-    "policy_reject",
-    "pwhash",
-    "protocol",
-    "tls",
-    "device_id",
-    "device_attrs",
-    "session_id",
-    "attrs",
-    "type",
-];
+/// What a webhook has besides: it may be pasted whole, and this says nothing of the login.
+const KIND: &str = "type";
 /// From one report to the next, where nothing else is said: two reports of one time with the same fields would be the same report.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -163,7 +149,7 @@ struct Series {
 /// Whether every key is one of a report.
 pub(super) fn known(table: &Table, with_times: bool) -> Result<(), String> {
     let times: &[&str] = if with_times { &TIMES } else { &[] };
-    let all = || FIELDS.iter().chain(times).copied();
+    let all = || ATTEMPT_FIELDS.iter().chain([&KIND]).chain(times).copied();
     match table.keys().find(|key| !all().any(|known| known == key.as_str())) {
         Some(key) => Err(format!("a report has no key `{key}`{}", did_you_mean(key, all()))),
         None => Ok(()),

@@ -12,22 +12,9 @@ use super::args::{Args, number, string};
 use super::json;
 use crate::policy::call::{Answer, Call, Host};
 use crate::policy::wforce::Command;
+use crate::report::ATTEMPT_FIELDS;
 
-/// The fields of a login attempt.
-const ATTEMPT: [&str; 12] = [
-    "login",
-    "remote",
-    "success",
-    "policy_reject",
-    "fail_type",
-    "pwhash",
-    "protocol",
-    "tls",
-    "device_id",
-    "device_attrs",
-    "session_id",
-    "attrs",
-];
+/// Those that are known after the login only.
 const OF_REPORTS: [&str; 3] = ["success", "policy_reject", "fail_type"];
 /// Ten years, in seconds.
 const LONGEST: f64 = 10.0 * 366.0 * 86_400.0;
@@ -143,11 +130,11 @@ fn attempt(call: &Call, args: &mut Args, is_report: bool) -> Answer<Value> {
     reachable(call, args)?;
     let table = args.table("attempt")?;
     let args = &*args;
-    let values = args.fields(&table, ATTEMPT)?;
+    let values = args.fields(&table, ATTEMPT_FIELDS)?;
     let mut body = Body { args, map: Map::new() };
     // wforce refuses an attempt without one; not every policy has one to give.
     body.map.insert("pwhash".to_owned(), Value::from(""));
-    for (name, value) in ATTEMPT.into_iter().zip(&values) {
+    for (name, value) in ATTEMPT_FIELDS.into_iter().zip(&values) {
         if !is_report && OF_REPORTS.contains(&name) && !value.is_nil() {
             return Err(args.error(name, "is not known before the login; it is part of a report"));
         }
