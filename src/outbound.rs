@@ -48,6 +48,12 @@ impl Default for Tls {
 }
 
 impl Tls {
+    /// These authorities besides those that this machine trusts.
+    #[cfg(feature = "amqp")]
+    pub(crate) fn trusting(authorities: Vec<Certificate>) -> Self {
+        Self { authorities, ..Self::default() }
+    }
+
     /// Reads the files. The error begins with the key of the setting.
     pub fn new(settings: &Settings) -> Result<Self, String> {
         let Settings { ca_file, client_cert, client_key, verify_certificates, verify_hosts } = settings;

@@ -56,9 +56,9 @@ impl Address {
         Ok(OwnedTLSConfig { identity, cert_chain: chain })
     }
 
-    /// The authority's certificate for a client of the management API.
-    pub(super) fn certificates(&self, wanted: bool) -> Result<Vec<reqwest::Certificate>, String> {
-        let Some(pem) = read(&self.ca_file, "ca_file")?.filter(|_| wanted) else { return Ok(Vec::new()) };
+    /// Those of the setting, for a client of the management API.
+    pub(super) fn authorities(&self) -> Result<Vec<reqwest::Certificate>, String> {
+        let Some(pem) = read(&self.ca_file, "ca_file")? else { return Ok(Vec::new()) };
         reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| format!("queue.amqp.ca_file: {error}"))
     }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::broker::Broker;
+use crate::outbound::{self, Tls};
 
 /// A message that came back so often makes one think of what a limit would do to it.
 pub(super) const RETURNS: i64 = 5;
@@ -38,30 +39,24 @@ impl Broker {
 
     async fn ask(&self, queue: &str) -> Result<Shown, String> {
         let (user, password, vhost) = self.address.login();
-        let mut url = self.settings.management_url.parse::<reqwest::Url>().map_err(|error| error.to_string())?;
+        let mut url = outbound::url(&self.settings.management_url)?;
         url.path_segments_mut()
             .map_err(|()| "it is no address")?
             .pop_if_empty()
             .extend(["api", "queues", vhost, queue]);
-        // The client asks for it; who installed one before keeps it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let tls = self.address.certificates(url.scheme() == "https")?;
-        let builder = reqwest::Client::builder().no_proxy().timeout(self.settings.connect_timeout);
-        // Without TLS no certificates are looked for: a container may have none, and the client would not start.
-        let builder = if url.scheme() == "http" {
-            builder.tls_certs_only(std::iter::empty())
-        } else {
-            builder.tls_certs_merge(tls)
+        let timeout = self.settings.connect_timeout;
+        let client = match url.scheme() {
+            "https" => Tls::trusting(self.address.authorities()?).client(timeout),
+            _ => outbound::plain(timeout),
         };
-        let client = builder.build().map_err(|error| error.to_string())?;
+        let client = client.build().map_err(outbound::words)?;
         let answer = client.get(url).basic_auth(user, Some(password)).send().await;
         let answer = answer.and_then(reqwest::Response::error_for_status);
         let body = match answer {
             Ok(answer) => answer.bytes().await,
             Err(error) => Err(error),
         };
-        // An address may hold a password.
-        let body = body.map_err(|error| error.without_url().to_string())?;
+        let body = body.map_err(outbound::words)?;
         serde_json::from_slice(&body).map_err(|error| format!("its answer is not understood: {error}"))
     }
 
