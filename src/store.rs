@@ -4,7 +4,7 @@
 //! callers at once. Knows nothing of what is stored: each user has keyspaces of its own.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,6 +58,7 @@ struct Held {
 struct Inner {
     held: Arc<Held>,
     folder: PathBuf,
+    id: String,
     syncs: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
 }
 
@@ -79,6 +80,7 @@ impl Store {
         let failed = |reason| StoreError::Folder { folder: folder.to_owned(), reason };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let lock = take(folder)?;
+        let id = identify(folder).map_err(failed)?;
         let database =
             Database::builder(folder.join("store")).cache_size(cache).max_journaling_size(JOURNALS).open().map_err(
                 |error| match error {
@@ -94,12 +96,17 @@ impl Store {
         let thread = std::thread::Builder::new().name("store-sync".to_owned());
         let of_thread = Arc::clone(&held);
         thread.spawn(move || sync_for_many(&of_thread.database, waiting)).map_err(failed)?;
-        Ok(Self(Arc::new(Inner { held, folder: folder.to_owned(), syncs })))
+        Ok(Self(Arc::new(Inner { held, folder: folder.to_owned(), id, syncs })))
     }
 
     /// The data folder.
     pub fn folder(&self) -> &Path {
         &self.0.folder
+    }
+
+    /// Who this is among the processes of an installation, over restarts: 16 hexadecimal digits that the folder was given once.
+    pub fn id(&self) -> &str {
+        &self.0.id
     }
 
     /// The database.
@@ -193,6 +200,19 @@ fn take(folder: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
+/// The folder's id, given to it where it has none. One that is lost in a power cut is given anew.
+fn identify(folder: &Path) -> std::io::Result<String> {
+    let path = folder.join("id");
+    match std::fs::read_to_string(&path) {
+        Ok(id) if id.len() == 16 && id.bytes().all(|digit| digit.is_ascii_hexdigit()) => return Ok(id),
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => return Err(error),
+        _ => {}
+    }
+    let id = format!("{:016x}", rand::random::<u64>());
+    std::fs::write(&path, &id)?;
+    Ok(id)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -211,6 +231,19 @@ mod tests {
         assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
         assert!(refused.contains("same -C"), "{refused}");
         drop(store);
+    }
+
+    #[test]
+    fn id_stays_and_a_broken_one_is_given_anew() {
+        let temp = tempfile::tempdir().unwrap();
+        let id = identify(temp.path()).unwrap();
+        assert_eq!(identify(temp.path()).unwrap(), id);
+        for broken in [&b""[..], b"0123", b"0123456789abcde\xff", b"../../../../../.."] {
+            std::fs::write(temp.path().join("id"), broken).unwrap();
+            let other = identify(temp.path()).unwrap();
+            assert_eq!(other.len(), 16);
+            assert_ne!(other, id);
+        }
     }
 
     #[tokio::test]

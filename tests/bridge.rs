@@ -151,7 +151,9 @@ impl Rig {
         let (name, metrics, backoff) = (self.reports(), Arc::new(Metrics::new()), settings.backoff());
         let queue: Arc<dyn Queue> = match self.broker {
             Broker::Kafka(_) => KafkaQueue::open(&name, &settings.kafka, 1 << 20, metrics, "reports").unwrap(),
-            Broker::Rabbit(_) => AmqpQueue::open(&name, &settings.amqp, backoff, 1 << 20, metrics, "reports").unwrap(),
+            Broker::Rabbit(_) => {
+                AmqpQueue::open(&name, "reader", &settings.amqp, backoff, 1 << 20, metrics, "reports").unwrap()
+            }
         };
         runtime.block_on(take_all(queue, backoff, wanted))
     }

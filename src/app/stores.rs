@@ -169,7 +169,8 @@ impl Place {
             #[cfg(feature = "amqp")]
             queue::Kind::Amqp => {
                 let backoff = settings.backoff();
-                let opened = queue::amqp::AmqpQueue::open(name, &settings.amqp, backoff, most, metrics, label);
+                let opened =
+                    queue::amqp::AmqpQueue::open(name, store.id(), &settings.amqp, backoff, most, metrics, label);
                 Ok(opened.map_err(|error| match error {
                     queue::amqp::OpenError::Unreachable(error) => Failure::Unreachable(error.to_string()),
                     queue::amqp::OpenError::Refused(error) => Failure::Refused(error.to_string()),

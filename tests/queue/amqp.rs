@@ -15,6 +15,8 @@ use super::*;
 mod shards;
 #[path = "amqp_start.rs"]
 mod start;
+#[path = "amqp_turn.rs"]
+mod turn;
 
 /// A queue with a name of its own on the broker of this binary.
 pub(crate) struct Amqp {
@@ -41,6 +43,7 @@ pub(crate) fn settings(url: &str) -> Settings {
         start_timeout: Duration::from_secs(2),
         connect_timeout: Duration::from_secs(10),
         confirm_timeout: Duration::from_secs(10),
+        predecessor_timeout: Duration::from_secs(30),
         ack_batch: 256,
         ack_every: Duration::from_millis(20),
         hold: Duration::from_secs(1200),
@@ -56,9 +59,15 @@ impl Amqp {
         Some(Self { rabbit, name, settings: settings(&rabbit.url()), metrics })
     }
 
+    /// As a process that was never here before.
     async fn try_open(&self) -> Result<Arc<AmqpQueue>, OpenError> {
+        self.try_open_as(&format!("{:x}", rand::random::<u64>())).await
+    }
+
+    async fn try_open_as(&self, process: &str) -> Result<Arc<AmqpQueue>, OpenError> {
         let (name, settings, metrics) = (self.name.clone(), self.settings.clone(), Arc::clone(&self.metrics));
-        let open = move || AmqpQueue::open(&name, &settings, BACKOFF, 10_000, metrics, "reports");
+        let process = process.to_owned();
+        let open = move || AmqpQueue::open(&name, &process, &settings, BACKOFF, 10_000, metrics, "reports");
         tokio::task::spawn_blocking(open).await.unwrap()
     }
 

@@ -23,7 +23,7 @@ async fn child_that_takes_from_shards() {
     let [Ok(url), Ok(name), Ok(file)] = CHILD.map(std::env::var) else { return };
     let mut settings = settings(&url);
     settings.shards = SHARDS;
-    let open = move || AmqpQueue::open(&name, &settings, BACKOFF, 10_000, Arc::new(Metrics::new()), "reports");
+    let open = move || AmqpQueue::open(&name, "", &settings, BACKOFF, 10_000, Arc::new(Metrics::new()), "reports");
     let queue = tokio::task::spawn_blocking(open).await.unwrap().unwrap();
     let mut subscription = queue.subscribe(Unsettled { messages: 2000, bytes: 1 << 24 }, BACKOFF).unwrap();
     let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();

@@ -21,7 +21,7 @@ impl Write for Log {
     }
 }
 
-fn keep_the_log() {
+pub(super) fn keep_the_log() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let log = tracing_subscriber::fmt().with_env_filter("off,trackalert=info").with_ansi(false);
@@ -30,7 +30,7 @@ fn keep_the_log() {
 }
 
 /// Whether one line of the log has all of these.
-fn logged(parts: &[&str]) -> bool {
+pub(super) fn logged(parts: &[&str]) -> bool {
     let log = String::from_utf8_lossy(&LOGGED.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
     log.lines().any(|line| parts.iter().all(|part| line.contains(part)))
 }
@@ -44,7 +44,7 @@ async fn start_waits_for_the_broker_and_says_which_plugin_is_missing() {
     driver.settings.start_timeout = Duration::from_secs(300);
     let (name, waiting) = (driver.name.clone(), driver.settings.clone());
     let metrics = Arc::clone(&driver.metrics);
-    let open = move || AmqpQueue::open(&name, &waiting, BACKOFF, 10_000, metrics, "reports");
+    let open = move || AmqpQueue::open(&name, "", &waiting, BACKOFF, 10_000, metrics, "reports");
     let opening = tokio::task::spawn_blocking(open);
     let (port, name) = (rabbit.server.port.to_string(), driver.name.clone());
     until("no try is told", async || logged(&[&name, &port, "cannot be reached", "trying again"])).await;

@@ -185,14 +185,6 @@ impl Rig {
         program.wait_until("reports in hand", PATIENCE, |program| unsettled(program) > 0.0);
     }
 
-    /// Waits until what a killed process had in hand is with the broker again, where that is not the next one's own business.
-    pub(crate) fn wait_for_what_comes_back(&self) {
-        #[cfg(feature = "amqp")]
-        if let Driver::Amqp(rabbit) = self.driver {
-            self.runtime.block_on(rabbit.until_nobody_receives(&format!("reports-{}", self.number)));
-        }
-    }
-
     /// Waits until every report is in the history and the queues are empty, then holds that each stands there once, has counted once and
     /// in its login's order, and that its alert arrived.
     pub(crate) fn everything_handled(&self, site: &Site, program: &Program, load: &Load) {

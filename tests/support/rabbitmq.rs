@@ -95,23 +95,6 @@ impl Rabbit {
         (status, serde_json::from_str(body).unwrap_or_default())
     }
 
-    /// Waits until a queue hands out to nobody: what its last receiver had in hand is back in it then.
-    #[cfg(feature = "amqp")]
-    pub(crate) async fn until_nobody_receives(&self, queue: &str) {
-        use lapin::options::QueueDeclareOptions;
-        use lapin::types::FieldTable;
-        let url = self.url();
-        let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await.unwrap();
-        let channel = connection.create_channel().await.unwrap();
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let began = std::time::Instant::now();
-        while channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().consumer_count() > 0 {
-            assert!(began.elapsed() < super::load::PATIENCE, "{queue} still hands out to somebody");
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        connection.close(200, "done".into()).await.unwrap();
-    }
-
     /// Cuts every connection whose name contains this. Gives how many.
     pub(crate) fn cut(&self, name: &str) -> usize {
         let mut cut = 0;

@@ -55,6 +55,8 @@ pub(super) struct Broker {
     pub(super) queues: Vec<String>,
     /// The exchange over which the processes that take from shards know of each other.
     pub(super) members: String,
+    /// The queue by which the broker knows the source of this process.
+    pub(super) process: String,
     /// What is held of each of `queues`.
     pub(super) held: Vec<Held>,
     pub(super) complaints: Complaints,
@@ -86,6 +88,7 @@ impl Broker {
         backoff: Backoff,
         metrics: Arc<Metrics>,
         name: &str,
+        process: &str,
         max_message: usize,
     ) -> Self {
         let queues: Vec<String> = if settings.shards > 1 {
@@ -102,6 +105,7 @@ impl Broker {
             dead: format!("{name}.dead"),
             max_message,
             members: format!("{name}.members"),
+            process: format!("{name}.process.{process}"),
             held: queues.iter().map(|_| Held::default()).collect(),
             queues,
             complaints: Complaints::default(),

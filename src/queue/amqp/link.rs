@@ -21,6 +21,7 @@ use super::dead::Dead;
 use super::form::{self, MAX_HEADERS, Outgoing};
 use super::publisher::{self, Request, To};
 use super::source;
+use super::turn::Turn;
 use super::wire::Wire;
 use crate::report::Time;
 use crate::telemetry::Metrics;
@@ -105,10 +106,12 @@ pub struct AmqpQueue {
 }
 
 impl AmqpQueue {
-    /// Waits for the broker within `queue.amqp.start_timeout`, and declares (or looks for) the queue `name` and its dead letters. `max_message` bounds the body of one message;
-    /// `label` is the value of the label `queue`. Blocks.
+    /// Waits for the broker within `queue.amqp.start_timeout`, and declares (or looks for) the queue `name` and its dead letters. `process`
+    /// stays the same over restarts and is no other's; `max_message` bounds the body of one message; `label` is the value of the label
+    /// `queue`. Blocks.
     pub fn open(
         name: &str,
+        process: &str,
         settings: &Settings,
         backoff: Backoff,
         max_message: usize,
@@ -117,7 +120,7 @@ impl AmqpQueue {
     ) -> Result<Arc<Self>, OpenError> {
         let refused = |reason| OpenError::Refused(QueueError::Unavailable { queue: name.to_owned(), reason });
         let address = Address::of(settings).map_err(refused)?;
-        let broker = Arc::new(Broker::new(address, settings.clone(), backoff, metrics, name, max_message));
+        let broker = Arc::new(Broker::new(address, settings.clone(), backoff, metrics, name, process, max_message));
         let link = Link::start(broker, label).map_err(OpenError::Refused)?;
         let (answer, answered) = std::sync::mpsc::channel();
         let broker = Arc::clone(&link.broker);
@@ -167,6 +170,7 @@ impl Queue for AmqpQueue {
             member: format!("{:016x}", rand::random::<u64>()).into(),
             share: Arc::new(AtomicUsize::new(1)),
             released: CancellationToken::new(),
+            turn: Turn::default(),
             limit,
             backoff,
             out,

@@ -11,7 +11,7 @@
 //!
 //! `address` knows where the broker is and what its refusals mean, `broker` and `wire` connect, `topology` declares, `policies` looks for
 //! limits that the broker's policies set, `link` is the thread that publishes and looks (`publisher`, `dead`), `form` is how a message
-//! looks on the wire. `source` owns one subscription and its thread, `session` one channel of it, `settling` what becomes of deliveries
+//! looks on the wire. `source` owns one subscription and its thread, `session` one channel of it, `turn` lets it begin after the one before, `settling` what becomes of deliveries
 //! there. `shards` runs one channel for each shard of ours, `members` says which those are. What the broker hands out on a channel that
 //! is gone it hands out again: none is lost, some come twice.
 
@@ -41,6 +41,8 @@ mod shards;
 mod source;
 #[cfg(feature = "amqp")]
 mod topology;
+#[cfg(feature = "amqp")]
+mod turn;
 #[cfg(feature = "amqp")]
 mod wire;
 
@@ -79,6 +81,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub confirm_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub predecessor_timeout: Duration,
     pub ack_batch: usize,
     #[serde(with = "humantime_serde")]
     pub ack_every: Duration,
@@ -107,6 +111,7 @@ mod tests {
             start_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(5),
             confirm_timeout: Duration::from_secs(5),
+            predecessor_timeout: Duration::from_secs(30),
             ack_batch: 256,
             ack_every: Duration::from_millis(20),
             hold: Duration::from_secs(60),

@@ -91,6 +91,7 @@ impl<'a> Session<'a> {
     pub(super) async fn open(parts: &'a mut Parts) -> Result<Self, QueueError> {
         let broker = Arc::clone(&parts.link.broker);
         let (connection, channel) = parts.wire.channel(&broker, false).await?;
+        parts.turn.take(&broker, &connection).await?;
         let prefetch = parts.limit().messages.clamp(1, MOST_PREFETCH);
         let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
         broker.within("prefetch", channel.basic_qos(count, BasicQosOptions::default())).await?;

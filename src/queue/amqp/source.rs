@@ -16,6 +16,7 @@ use super::broker::Held;
 use super::link::Link;
 use super::session::{End, Session};
 use super::shards;
+use super::turn::Turn;
 use super::wire::Wire;
 
 /// What a source is made of. Of a queue with shards, each of ours has a copy.
@@ -40,6 +41,7 @@ pub(super) struct Parts {
     pub(super) share: Arc<AtomicUsize>,
     /// The lane is to go to another process.
     pub(super) released: CancellationToken,
+    pub(super) turn: Turn,
     /// Of all lanes together.
     pub(super) limit: Unsettled,
     pub(super) backoff: Backoff,
