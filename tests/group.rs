@@ -102,7 +102,7 @@ fn drained_process_hands_over_at_once(driver: Driver) {
     let mut load = Load::new(8000, 40, 40, 0..=50, &mut rig.random);
     let (a, b) = (site_a.start(), site_b.start());
     let mut shares = load.shares.drain(..);
-    until_all_work(&rig, &site_b, &[&a, &b], &mut shares);
+    until_all_work(&rig, &site_b, &[&a, &b], &mut shares, 20);
     let last = shares.next_back().unwrap();
     let senders = rig.send(&site_b, merged(shares));
     a.wait_until("many reports in hand", PATIENCE, |a| unsettled(a) > 500.0);
@@ -156,12 +156,13 @@ fn members_added_drained_and_killed_under_load_lose_nothing(driver: Driver) {
     let mut load = Load::new(total, 100, 40, 0..=50, &mut rig.random);
     let mut shares = load.shares.drain(..);
     let (a, b, c) = (first.start(), killed.start(), drained.start());
-    until_all_work(&rig, &first, &[&a, &b, &c], &mut shares);
+    // What follows needs some of them.
+    until_all_work(&rig, &first, &[&a, &b, &c], &mut shares, 28);
     // One is added.
     let mut senders = rig.send(&first, merged(shares.by_ref().take(8)));
     let d = added.start();
     rig.join(senders);
-    until_all_work(&rig, &first, &[&d], &mut shares);
+    let joined = until_all_work(&rig, &first, &[&d], &mut shares, 14);
     // One is drained.
     senders = rig.send(&first, merged(shares.by_ref().take(6)));
     rig.wait_for_work(&c);
@@ -192,6 +193,7 @@ fn members_added_drained_and_killed_under_load_lose_nothing(driver: Driver) {
     let by_killed = by_both(of_b, of_a) + by_both(of_b, of_d);
     let table = [
         ("in hand at SIGTERM, and at SIGKILL", format!("{at_drain} and {at_kill}")),
+        ("seconds until the added one handled some", format!("{:.1}", joined.as_secs_f64())),
         (
             "handled by: first, added, drained, killed",
             format!("{:?}", of_each.iter().map(HashSet::len).collect::<Vec<_>>()),
@@ -225,13 +227,25 @@ fn looking(site: &Site) -> std::process::Command {
     command
 }
 
-/// Sends one share after the other until each of these has handled some.
-fn until_all_work(rig: &Rig, to: &Site, programs: &[&Program], shares: &mut impl Iterator<Item = Vec<Vec<String>>>) {
+/// Sends one share after the other, all but so many, until each of these has handled some. Gives how long that took: partitions move
+/// when what is in hand of them is handled, and twice in a row where several members give some up.
+fn until_all_work(
+    rig: &Rig,
+    to: &Site,
+    programs: &[&Program],
+    shares: &mut impl ExactSizeIterator<Item = Vec<Vec<String>>>,
+    keep: usize,
+) -> Duration {
     let handled = |program: &&Program| program.metric("trackalert_handled_reports_total").unwrap_or_default() > 0.0;
+    let began = Instant::now();
     while !programs.iter().all(handled) {
-        rig.join(rig.send(to, shares.next().unwrap()));
+        if shares.len() > keep {
+            rig.join(rig.send(to, shares.next().unwrap()));
+        }
+        assert!(began.elapsed() < PATIENCE, "a member has handled nothing, TRACKALERT_SEED={}", rig.seed);
         std::thread::park_timeout(Duration::from_millis(500));
     }
+    began.elapsed()
 }
 
 /// Several shares as one.
