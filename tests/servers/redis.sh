@@ -7,5 +7,6 @@ do_install() { apt_install redis-server curl; }
 
 do_ready() { [ "$(redis-cli -p "$PORT" ping)" = PONG ]; }
 
-do_launch() { exec redis-server --port "$PORT" --bind 127.0.0.1 --save '' --appendonly no --dir "$DATA_DIR"; }
+# A title of its own would overwrite its environment, by which the script knows that the process is the one it started.
+do_launch() { exec redis-server --set-proc-title no --port "$PORT" --bind 127.0.0.1 --save '' --appendonly no --dir "$DATA_DIR"; }
 main "$@"
