@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 
 use super::*;
 
