@@ -131,7 +131,7 @@ struct Worker {
     /// The VM for the next reports; one that is spoiled stays with those in flight in it.
     current: RefCell<Rc<Vm>>,
     /// VMs that wait for a report that runs alone.
-    idle: RefCell<Vec<Vm>>,
+    idle: RefCell<Vec<Rc<Vm>>>,
     /// Outcomes that are about to be sent.
     ended: RefCell<Vec<Outcome>>,
     /// What this worker has added to the gauge of Lua memory.
@@ -179,7 +179,7 @@ impl Worker {
 
     /// Brings this worker's share of the gauge of Lua memory up to date.
     fn count_memory(&self) {
-        let idle: usize = self.idle.borrow().iter().map(Vm::used_memory).sum();
+        let idle: usize = self.idle.borrow().iter().map(|vm| vm.used_memory()).sum();
         let used = i64::try_from(idle + self.current.borrow().used_memory()).unwrap_or(i64::MAX);
         self.plan.borrow().services.metrics.vm_bytes.add(used - self.counted_memory.replace(used));
     }
@@ -259,7 +259,7 @@ impl Worker {
     async fn call_policies(&self, job: &Job, handled: &[String]) -> Vec<Call> {
         if self.plan.borrow().alone {
             let idle = self.idle.borrow_mut().pop();
-            let vm = match idle.map_or_else(|| new_vm(&self.plan.borrow()), Ok) {
+            let vm = match idle.map_or_else(|| new_vm(&self.plan.borrow()).map(Rc::new), Ok) {
                 Ok(vm) => vm,
                 // The policies were checked before, so this is the system's want of memory.
                 Err(error) => {

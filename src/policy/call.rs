@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::{Either, ready};
 use mlua::debug::DebugSource;
 use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Value};
 
@@ -293,16 +295,12 @@ impl Host {
                 Some(host) => host.call(name).and_then(|call| start(call, args)),
                 None => Err(format!("{name}: the virtual machine is gone")),
             };
-            async move {
-                let result = match started {
-                    Ok(future) => future.await,
-                    Err(text) => Err(text),
-                };
-                match result {
-                    Ok(value) => answer_many(&lua, Ok(give(&lua, value)?)),
-                    Err(text) => answer_many::<()>(&lua, Err(text)),
-                }
-            }
+            // No block of `async`: it would keep room for the future twice, and thousands wait at once.
+            let result = started.map_or_else(|text| Either::Right(ready(Err(text))), Either::Left);
+            result.map(move |result| match result {
+                Ok(value) => answer_many(&lua, Ok(give(&lua, value)?)),
+                Err(text) => answer_many::<()>(&lua, Err(text)),
+            })
         })?;
         self.guarded(raw)
     }

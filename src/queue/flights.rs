@@ -17,7 +17,7 @@ pub(super) enum Stage {
     /// Handed out again when due.
     Waiting,
     /// On its way to the dead letters.
-    Rejected(Reason),
+    Rejected(Box<Reason>),
 }
 
 #[derive(Debug)]

@@ -55,7 +55,8 @@ pub(super) struct Detector {
     dispatch: Dispatch,
     intake: Intake,
     pool: Pool,
-    slots: HashMap<u64, Slot>,
+    /// Boxed: a table that grows has room for twice as many, and the old one beside it.
+    slots: HashMap<u64, Box<Slot>>,
     next_number: u64,
     running: usize,
     /// Reports that wait for a VM of their own.
@@ -326,7 +327,7 @@ impl Detector {
         if !self.hung.is_empty() {
             self.give_up_hung(&mut slot);
         }
-        self.slots.insert(number, slot);
+        self.slots.insert(number, Box::new(slot));
     }
 
     fn say_unordered(&mut self) {

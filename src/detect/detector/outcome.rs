@@ -173,7 +173,7 @@ impl Detector {
         }
         let login: Option<Box<str>> = (slot.place == Place::InOrder).then(|| slot.report.login.as_str().into());
         let settler = Arc::clone(&self.settler);
-        let Slot { report, token, wrote, .. } = slot;
+        let Slot { report, token, wrote, .. } = *slot;
         let (decided, t) = (Instant::now(), report.t);
         // Nothing to wait for: a task would cost more than the report itself.
         if collected.is_empty() && !wrote && !settler.history.keeps() {

@@ -28,7 +28,7 @@ impl Session<'_> {
                 }
             }
             Settlement::Reject(reason) => {
-                self.flights.taken_back(tag, Stage::Rejected(reason));
+                self.flights.taken_back(tag, Stage::Rejected(Box::new(reason)));
                 self.bury(tag);
             }
         }
@@ -185,7 +185,7 @@ impl Session<'_> {
         let Some(open) = self.flights.get(tag) else { return };
         let Stage::Rejected(reason) = &open.stage else { return };
         let unique = coordinates.rsplit('/').take(2).collect::<Vec<_>>().join("-");
-        let mut letter = DeadLetter::of(&open.message, reason.clone(), coordinates, &unique);
+        let mut letter = DeadLetter::of(&open.message, reason.as_ref().clone(), coordinates, &unique);
         let outgoing = form::buried(&letter).or_else(|_| {
             letter.message.headers.clear();
             letter.reason.text.push_str(" (its headers were too large to be kept)");

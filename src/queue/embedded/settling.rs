@@ -31,7 +31,7 @@ impl Source {
             attempts: 0,
         };
         tracing::error!(coordinates = self.coordinates(sequence), "damaged record in the queue");
-        if self.flights.add(sequence, size, Arc::new(message), Stage::Rejected(reason)) {
+        if self.flights.add(sequence, size, Arc::new(message), Stage::Rejected(Box::new(reason))) {
             self.bury(sequence);
         }
     }
@@ -50,7 +50,7 @@ impl Source {
                 }
             }
             Settlement::Reject(reason) => {
-                self.flights.taken_back(tag.sequence, Stage::Rejected(reason));
+                self.flights.taken_back(tag.sequence, Stage::Rejected(Box::new(reason)));
                 self.bury(tag.sequence);
             }
         }
@@ -72,7 +72,7 @@ impl Source {
         let coordinates = self.coordinates(sequence);
         let Some(open) = self.flights.get(sequence) else { return };
         let Stage::Rejected(reason) = &open.stage else { return };
-        let (key, letter) = dead::letter(sequence, &open.message, reason.clone(), coordinates);
+        let (key, letter) = dead::letter(sequence, &open.message, reason.as_ref().clone(), coordinates);
         let command = Command::Bury { sequence, key, letter, answer: self.buried_sender.clone() };
         if self.parts.commands.try_send(command).is_ok() {
             self.burying += 1;

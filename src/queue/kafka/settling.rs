@@ -43,7 +43,7 @@ impl Shared {
                 }
             }
             Settlement::Reject(reason) => {
-                if lanes.taken_back(tag, Stage::Rejected(reason)).is_some() {
+                if lanes.taken_back(tag, Stage::Rejected(Box::new(reason))).is_some() {
                     self.bury(lanes, tag);
                 }
             }
@@ -56,7 +56,8 @@ impl Shared {
         let Stage::Rejected(reason) = &open.stage else { return };
         let Tag { lane, sequence, .. } = tag;
         let coordinates = format!("{}/{lane}/{sequence}", self.name);
-        let letter = DeadLetter::of(&open.message, reason.clone(), coordinates, &format!("{lane:x}-{sequence:x}"));
+        let letter =
+            DeadLetter::of(&open.message, reason.as_ref().clone(), coordinates, &format!("{lane:x}-{sequence:x}"));
         self.producer.bury(tag, &letter, &self.buried_sender);
     }
 
