@@ -183,12 +183,18 @@ impl Program {
 
     /// Resident memory now and at its highest, in MiB.
     pub(crate) fn memory_mib(&self) -> (f64, f64) {
+        (self.kib("VmRSS:") / 1024.0, self.kib("VmHWM:") / 1024.0)
+    }
+
+    /// Resident memory that is no page of a file, in KiB.
+    pub(crate) fn anonymous_kib(&self) -> f64 {
+        self.kib("RssAnon:")
+    }
+
+    fn kib(&self, name: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let kib = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-            line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok()).unwrap_or_default()
-        };
-        (kib("VmRSS:") / 1024.0, kib("VmHWM:") / 1024.0)
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok()).unwrap_or_default()
     }
 
     /// SIGKILL: nothing is finished, nothing is said.

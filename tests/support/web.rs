@@ -206,6 +206,63 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, sta
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
+/// A server for thousands at once: it answers each request after a time with the same page, and remembers only how many it had.
+pub(crate) struct Slow {
+    address: SocketAddr,
+    now: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    task: AbortHandle,
+}
+
+impl Slow {
+    pub(crate) async fn start(wait: Duration, json: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (now, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let counts = (Arc::clone(&now), Arc::clone(&most));
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let counts = counts.clone();
+                let service = service_fn(move |request: hyper::Request<Incoming>| {
+                    let (now, most) = counts.clone();
+                    async move {
+                        most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                        let _ = request.into_body().collect().await;
+                        tokio::time::sleep(wait).await;
+                        now.fetch_sub(1, Ordering::Relaxed);
+                        let answer = hyper::Response::builder().header("content-type", "application/json");
+                        Ok::<_, Infallible>(answer.body(Full::new(Bytes::from_static(json.as_bytes()))).unwrap())
+                    }
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        Self { address, now, most, task: task.abort_handle() }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Requests that wait for their answer.
+    pub(crate) fn waiting(&self) -> usize {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// The most that waited at once since this was asked last.
+    pub(crate) fn most(&self) -> usize {
+        self.most.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// Sends these bytes to whoever connects, whatever is asked. `drips`: then a byte now and then as one chunk, for ever; else it closes.
 pub(crate) async fn raw(bytes: Vec<u8>, drips: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
