@@ -31,6 +31,21 @@ pub struct Settings {
     pub in_flight: usize,
 }
 
+/// What a server may be asked to do. The others open a tunnel, or give the request back with its secrets.
+const METHODS: [Method; 7] =
+    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+
+/// The method of this name, in whatever case. The error names those that there are.
+pub fn method(name: &str) -> Result<Method, String> {
+    let found = METHODS.into_iter().find(|known| known.as_str().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("is none of {}", METHODS.map(|method| method.to_string()).join(", ")))
+}
+
+/// The words for an answer that is larger than it may be.
+pub fn too_large(host: &str, most: ByteSize) -> String {
+    format!("the answer of {host} is larger than policy.http.max_answer ({most})")
+}
+
 /// One request of a policy, checked.
 #[derive(Clone)]
 pub struct Request {
@@ -68,6 +83,12 @@ pub struct Answer {
 pub trait Fetch: Send + Sync {
     /// The error says, for the policy, why there is no answer. It is called on the policy's own thread.
     fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, String>>;
+
+    /// Whether the modules of old configurations may open connections of their own (Redis, mail). The error says, for the policy, why
+    /// not.
+    fn connects(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// The network.
@@ -172,9 +193,7 @@ impl Web {
                 self.settings.in_flight
             ),
             Unanswered::Time => format!("no whole answer from {host} within {limit:?}"),
-            Unanswered::TooLarge => {
-                format!("the answer of {host} is larger than policy.http.max_answer ({})", self.settings.max_answer)
-            }
+            Unanswered::TooLarge => too_large(host, self.settings.max_answer),
             Unanswered::Failed(said) => format!("no answer from {host}: {said}"),
         }
     }

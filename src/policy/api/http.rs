@@ -23,9 +23,6 @@ const MAX_HEADERS: usize = 64 << 10;
 const MAX_BODY: usize = 1 << 20;
 /// Entries.
 const MAX_ENTRIES: usize = 100;
-/// What a server may be asked to do. The others open a tunnel, or give the request back with its secrets.
-const METHODS: [Method; 7] =
-    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
 /// How the message is framed and how long the connection stays is not the policy's business.
 const OURS: [&str; 6] = ["connection", "content-length", "te", "trailer", "transfer-encoding", "upgrade"];
 /// Under which name a machine keeps the metatable of answers.
@@ -105,11 +102,7 @@ fn request(args: &mut Args) -> Answer<web::Request> {
         Value::Nil => Method::GET,
         Value::String(_) => {
             let name = string(&method).unwrap_or_default();
-            let found = METHODS.into_iter().find(|known| known.as_str().eq_ignore_ascii_case(&name));
-            found.ok_or_else(|| {
-                let known = METHODS.map(|method| method.to_string()).join(", ");
-                args.error("method", format!("{} is none of {known}", cut(&name, 64)))
-            })?
+            web::method(&name).map_err(|why| args.error("method", format!("{} {why}", cut(&name, 64))))?
         }
         other => return Err(args.wrong("method", "a string", other)),
     };

@@ -44,9 +44,14 @@ pub(super) fn function(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Function> {
         |call, values| {
             let (server, command) = parse(values)?;
             Ok(async move {
-                let answered = tokio::time::timeout(call.services.socket_timeout, ask(&server, command)).await;
-                let outcome =
-                    answered.unwrap_or_else(|_| Err(format!("no answer within {:?}", call.services.socket_timeout)));
+                let limit = call.services.socket_timeout;
+                let outcome = match call.services.web.connects() {
+                    Ok(()) => {
+                        let answered = tokio::time::timeout(limit, ask(&server, command)).await;
+                        answered.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+                    }
+                    Err(why) => Err(why),
+                };
                 outcome.map_err(|error| {
                     let Server { host, port, .. } = &server;
                     format!("{CALL}: {host}:{port}: {error}")

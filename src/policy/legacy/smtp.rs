@@ -36,6 +36,9 @@ pub(super) fn function(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Function> {
             let mail = parse(values, limit)?;
             Ok(async move {
                 let Mail { transport, envelope, text, server } = mail;
+                if let Err(why) = call.services.web.connects() {
+                    return Ok(Some(format!("{server}: {why}")));
+                }
                 let sent = tokio::time::timeout(limit, transport.send_raw(&envelope, &text)).await;
                 Ok(match sent {
                     Ok(Ok(_)) => None,
