@@ -5,17 +5,19 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
+use crate::policy::legacy::is_old;
+
 /// Flags without a meaning here, and how many values each has: to go to the background or not is the supervisor's business, and the log
 /// goes to the standard error.
 const IGNORED: [(&str, usize); 5] = [("-s", 0), ("-d", 0), ("-D", 0), ("-f", 1), ("-l", 1)];
 
 /// The arguments as this program has them. Only those are touched that begin with a flag: all else has a command.
 pub(super) fn translated(arguments: Vec<OsString>) -> Vec<OsString> {
-    let is_old = |argument: &OsString| {
+    let is_flag = |argument: &OsString| {
         let known = ["-C", "-R", "-c", "-e", "-v"].into_iter().chain(IGNORED.map(|(flag, _)| flag));
         known.into_iter().any(|flag| argument == flag)
     };
-    if !arguments.get(1).is_some_and(is_old) {
+    if !arguments.get(1).is_some_and(is_flag) {
         return arguments;
     }
     let original = arguments.clone();
@@ -34,8 +36,7 @@ pub(super) fn translated(arguments: Vec<OsString>) -> Vec<OsString> {
             }
             Some("-C" | "-R") => {
                 let value = given.next();
-                let ending = value.as_ref().and_then(|file| Path::new(file).extension());
-                only_toml &= ending.is_none_or(|ending| ending != "conf" && ending != "lua");
+                only_toml &= !value.as_ref().is_some_and(|file| is_old(Path::new(file)));
                 common.push(argument);
                 common.extend(value);
             }

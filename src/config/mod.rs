@@ -99,7 +99,7 @@ impl Config {
         let (known, defaults) = defaults()?;
         let mut layers = vec![defaults];
         match file {
-            Some(file) if old::is_old(file) => layers.push(old::named(file)),
+            Some(file) if policy::legacy::is_old(file) => layers.push(old::named(file)),
             Some(file) => layers.push(sources::read_file(file, &known, &mut errors)?),
             None => {}
         }

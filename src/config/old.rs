@@ -1,6 +1,6 @@
 //! A configuration of the old program as a layer: the settings that its calls stand for.
 //!
-//! Owns which file that is. Never runs Lua itself: that is [`crate::policy::legacy`].
+//! Owns which setting names that file. Never runs Lua itself: that is [`crate::policy::legacy`].
 
 use std::path::Path;
 
@@ -13,11 +13,6 @@ use crate::policy::legacy::{self, Place, Setting};
 
 /// The setting that names the file.
 const KEY: &str = "policy.legacy_config";
-
-/// Whether a file that `-C` names is one: its ending says so.
-pub(super) fn is_old(file: &Path) -> bool {
-    file.extension().is_some_and(|ending| ending == "conf" || ending == "lua")
-}
 
 /// The layer of a `-C` that names such a file.
 pub(super) fn named(file: &Path) -> Layer {

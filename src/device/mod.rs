@@ -139,6 +139,11 @@ impl Devices {
         Ok(devices)
     }
 
+    /// Whether User-Agents are read: there are regexes.
+    pub fn reads_user_agents(&self) -> bool {
+        self.current.load().regexes.is_some()
+    }
+
     /// Whether there are regexes that work, and which: `1234 regexes in FILE`. Blocks.
     pub fn check(named: &Path) -> Result<String, RegexesError> {
         let path = regexes::find(named);

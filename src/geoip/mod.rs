@@ -38,6 +38,8 @@ pub struct Settings {
 #[derive(Default)]
 pub struct GeoIp {
     paths: Vec<PathBuf>,
+    /// What [`GeoIp::record`] knows the files by.
+    names: Vec<PathBuf>,
     /// In the order of `paths`. A look-up takes the list as it is and never waits: who exchanges a file makes a new list.
     databases: ArcSwap<Vec<Arc<Database>>>,
     /// What each file looked like when it was last read, well or not: a broken file is reported once, not at each check. Also what
@@ -66,7 +68,14 @@ impl GeoIp {
             seen.push(Stamp::of(path));
             databases.push(Arc::new(read(path)?));
         }
-        Ok(Self { paths: settings.files.clone(), databases: ArcSwap::from_pointee(databases), seen: Mutex::new(seen) })
+        let (paths, names) = (settings.files.clone(), settings.files.clone());
+        Ok(Self { paths, names, databases: ArcSwap::from_pointee(databases), seen: Mutex::new(seen) })
+    }
+
+    /// With other names for [`GeoIp::record`], in the order of the files. For tests of policies: what stands for the operator's file
+    /// lies elsewhere.
+    pub fn known_as(self, names: Vec<PathBuf>) -> Self {
+        Self { names, ..self }
     }
 
     /// What the files say of an address; a later file fills in what earlier ones do not know.
@@ -83,7 +92,7 @@ impl GeoIp {
 
     /// All that one file says of an address, in the file's own form. `None`: nothing, or there is no such file.
     pub fn record(&self, path: &Path, remote: IpAddr) -> Option<serde_json::Value> {
-        let at = self.paths.iter().position(|known| known == path)?;
+        let at = self.names.iter().position(|known| known == path)?;
         let databases = self.databases.load();
         databases.get(at)?.lookup(remote).ok()?.decode::<serde_json::Value>().ok()?
     }

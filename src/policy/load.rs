@@ -204,6 +204,12 @@ impl PolicySet {
         set.check().map(|()| set)
     }
 
+    /// The one policy that a configuration of the old program is.
+    pub fn load_old(file: &Path) -> Result<Self, LoadError> {
+        let set = Self::default().with_old(file)?;
+        set.check().map(|()| set)
+    }
+
     /// The folders of policies in a folder, sorted: every one but `lib` and the hidden ones.
     pub fn folders_in(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
         let mut problems = Vec::new();
@@ -219,7 +225,12 @@ impl PolicySet {
 
     /// Whether this folder is a policy's, and not one of policies.
     pub fn is_policy(folder: &Path) -> bool {
-        folder.join(FILE).is_file()
+        Self::file_in(folder).is_file()
+    }
+
+    /// The file of the policy whose folder this is.
+    pub fn file_in(folder: &Path) -> PathBuf {
+        folder.join(FILE)
     }
 
     /// An error of a policy of this set, with the path of its file in place of the short name that Lua knows.

@@ -85,6 +85,8 @@ pub struct OldConfig {
     pub notes: Vec<Note>,
     /// The background functions, and when each runs.
     pub scheduled: Vec<Scheduled>,
+    /// Whether it has set a function for reports.
+    pub reports: bool,
 }
 
 impl OldConfig {
@@ -121,6 +123,11 @@ impl OldConfig {
     }
 }
 
+/// Whether a file of this name is one: its ending says so.
+pub fn is_old(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending == "conf" || ending == "lua")
+}
+
 /// Runs a file for the settings in it, in a machine of its own. Blocks for some milliseconds, and for what the file itself does.
 pub fn read(path: &Path) -> Result<OldConfig, LoadError> {
     let policy = Policy::read_old(path).map_err(LoadError::one)?;
@@ -128,8 +135,8 @@ pub fn read(path: &Path) -> Result<OldConfig, LoadError> {
     let sandbox = Sandbox::new(&host, MEMORY, true).map_err(|error| LoadError::one(vm::text(&error)))?;
     let config = Rc::new(RefCell::new(OldConfig::default()));
     let loaded = vm::load_old(&sandbox, &host, &vm::loading_lane(), 0, &policy, &config);
-    loaded.map_err(LoadError::one)?;
-    Ok(config.take())
+    let reports = loaded.map_err(LoadError::one)?.borrow().report.is_some();
+    Ok(OldConfig { reports, ..config.take() })
 }
 
 /// As much of a text as an error repeats.
