@@ -2,62 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
 
+#[path = "support/cases.rs"]
+mod cases;
+
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long a run may take before a test fails.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn program(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_trackalert"));
-    command.current_dir(folder).env_clear().stdin(Stdio::null()).arg("test");
-    command
-}
-
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl std::fmt::Display for Ran {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "exit code {}\n{}\n--- stderr\n{}", self.code, self.out, self.err)
-    }
-}
-
-fn run(folder: &Path, args: &[&str]) -> Ran {
-    let output = program(folder).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Ran { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
-}
-
-fn json(folder: &Path, args: &[&str]) -> (i32, Value) {
-    let ran = run(folder, &[args, &["--format", "json"]].concat());
-    (ran.code, serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran}")))
-}
+use cases::{PATIENCE, QUIET, Watching, case, elements, json, program, run, site, write};
 
 fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("policies")
-}
-
-fn write(path: &Path, text: &str) {
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(path, text).unwrap();
-}
-
-/// A folder with one policy `p` and its tests.
-fn site(policy: &str, tests: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    write(&folder.path().join("policies/p/policy.lua"), policy);
-    write(&folder.path().join("policies/p/tests/cases.toml"), tests);
-    folder
 }
 
 /// A copy of a shipped policy with its tests, and something in the policy exchanged.
@@ -86,8 +45,6 @@ const LOUD: &str = "function report(lt)
       evidence = { n = n, before = found.hits.total.value, country = geo.country(lt.remote), group = lt.attrs_mv.groups } }
   end
 end";
-
-const QUIET: &str = "function report(lt) end";
 
 // ---- the shipped policies
 
@@ -230,10 +187,6 @@ fn everything_a_case_can_give_and_expect_is_looked_at() {
 }
 
 // ---- what stops a policy
-
-fn case(name: &str) -> String {
-    format!("[[case]]\nname = \"{name}\"\nreports = [{{ login = \"{name}\", remote = \"192.0.2.1\" }}]\nalerts = []\n")
-}
 
 #[test]
 fn policy_that_fails_ends_its_case_with_the_text_and_the_others_pass() {
@@ -388,41 +341,6 @@ fn paths_and_filters_that_find_nothing_are_told() {
 
 // ---- machines that read it
 
-/// Each element with its attributes and the text in it; an error where it is no XML.
-fn elements(xml: &str) -> Vec<(String, BTreeMap<String, String>, String)> {
-    use quick_xml::events::Event;
-    let mut reader = quick_xml::Reader::from_str(xml);
-    let (mut found, mut open) = (Vec::new(), Vec::new());
-    loop {
-        let event = reader.read_event().unwrap_or_else(|error| panic!("{error}: {xml}"));
-        match &event {
-            Event::Start(start) | Event::Empty(start) => {
-                let attributes = start.attributes().map(|attribute| {
-                    let attribute = attribute.unwrap();
-                    let value = quick_xml::escape::unescape(&attribute.value).unwrap().into_owned();
-                    (attribute.key.0.to_owned(), value)
-                });
-                let name = start.name();
-                found.push((name.0.to_owned(), attributes.collect(), String::new()));
-                if matches!(event, Event::Start(_)) {
-                    open.push(found.len() - 1);
-                }
-            }
-            Event::End(_) => drop(open.pop().unwrap()),
-            Event::Text(text) => {
-                if let Some(at) = open.last() {
-                    found[*at].2.push_str(text);
-                }
-            }
-            Event::GeneralRef(_) | Event::Decl(_) => {}
-            Event::Eof => break,
-            other => panic!("{other:?}"),
-        }
-    }
-    assert!(open.is_empty());
-    found
-}
-
 #[test]
 fn junit_report_is_xml_with_every_case_whatever_stands_in_its_texts() {
     let nasty = "<&>\\\" ' \\u001b[31m";
@@ -472,77 +390,11 @@ fn json_has_each_case_with_its_differences() {
 
 // ---- watching
 
-/// A running `--watch`, with what it has written so far.
-struct Watching {
-    child: Child,
-    said: Arc<Mutex<String>>,
-}
-
-impl Watching {
-    fn start(folder: &Path) -> Self {
-        let mut child = program(folder)
-            .args(["--watch", "--interval", "20ms"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let said: Arc<Mutex<String>> = Arc::default();
-        let streams: [Box<dyn Read + Send>; 2] =
-            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
-        for mut stream in streams {
-            let said = Arc::clone(&said);
-            std::thread::spawn(move || {
-                let mut bytes = [0; 4096];
-                while let Ok(count @ 1..) = stream.read(&mut bytes) {
-                    said.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
-                }
-            });
-        }
-        Self { child, said }
-    }
-
-    /// Waits until all of this was said since the last time, and forgets it.
-    fn wait_for(&self, words: &[&str]) {
-        let began = Instant::now();
-        loop {
-            let mut said = self.said.lock().unwrap();
-            if words.iter().all(|word| said.contains(word)) {
-                said.clear();
-                return;
-            }
-            assert!(began.elapsed() < PATIENCE, "waited for {words:?} in\n{said}");
-            drop(said);
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-    }
-
-    /// Ctrl-C, and the exit code.
-    fn interrupt(mut self) -> Option<i32> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-        let began = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(began.elapsed() < PATIENCE, "it does not end at Ctrl-C");
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn watch_runs_again_at_each_change_until_ctrl_c() {
     let folder = site(QUIET, &case("x"));
     let at = folder.path();
-    let watching = Watching::start(at);
+    let watching = Watching::start(at, &[]);
     watching.wait_for(&["ok      p: x", "1 case: 1 passed in", "watching 2 files; Ctrl-C ends it"]);
     write(&at.join("policies/p/policy.lua"), LOUD);
     watching.wait_for(&[
@@ -562,7 +414,7 @@ fn watch_runs_again_at_each_change_until_ctrl_c() {
     watching.wait_for(&["has changed", "ok      p: x", "1 case: 1 passed in", "watching 2"]);
     assert_eq!(watching.interrupt(), Some(0));
 
-    let watching = Watching::start(at);
+    let watching = Watching::start(at, &[]);
     watching.wait_for(&["watching 2"]);
     write(&at.join("policies/p/policy.lua"), LOUD);
     watching.wait_for(&["FAILED", "watching 2"]);
