@@ -270,9 +270,9 @@ fn each_mistake_in_a_test_file_is_told_with_its_line() {
         (format!("{one}alerts = []\n[case.geo.\"nowhere\"]\ncountry = \"DE\"\n"), ":5:", "no address and no network"),
         (format!("{one}alerts = []\n[case.geo.\"::1\"]\ncountry = \"de\"\n"), ":5:", "two capital letters"),
         (
-            format!("{one}alerts = []\n[[case.http]]\nurl = \"https://x\"\n"),
+            format!("{one}alerts = []\n[[case.http]]\nurl = \"https://x\"\nstatus = 700\n"),
             ":5:",
-            "http: this program's policies have no module http yet",
+            "http: status: a number from 100 to 599 is needed",
         ),
         (
             format!("{one}alerts = []\ncounts_after = [{{ key = \"k\", within = \"x\", is = 1 }}]\n"),
@@ -472,6 +472,16 @@ fn example_of_the_manual_runs_and_fails_as_it_says() {
     for line in shown.lines() {
         assert!(ran.out.lines().any(|real| real == line), "{line:?} is not in\n{ran}");
     }
+    // The list of our own addresses has no answer.
+    let tests = folder.path().join("policies/block_guessing/tests/blocking.toml");
+    let toml = std::fs::read_to_string(&tests).unwrap();
+    let changed = toml.replace("contains = \"ours.example/v1", "contains = \"elsewhere.example/v1");
+    assert_ne!(changed, toml);
+    write(&tests, &changed);
+    let ran = run(folder.path(), &["--filter", "block_guessing"]);
+    let (_, rest) = manual.split_once("```text\n    unanswered: ").unwrap();
+    let shown = format!("    unanswered: {}", rest.split("```").next().unwrap());
+    assert!(ran.code == 1 && ran.out.contains(&shown), "{shown} is not in\n{ran}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One case, from its reports to what is different.
 //!
 //! Owns the running: one report after another, each handled whole before the next, in report time. Ends at the first failure of the policy:
-//! what follows it would say nothing.
+//! what follows it would say nothing but of requests without an answer, which are often its cause.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,13 +10,18 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::compare::{self, Difference, Raised};
+use super::alerts::{Alerts, Raised};
+use super::answers::Given;
+use super::calls::{Calls, Made, Run, Webhooks};
+use super::compare::{self, Difference};
 use super::expected::Expected;
+use super::old::Found;
 use super::places::Place;
 use super::reports::Placed;
 use super::said::Said;
 use super::stage::Stage;
 use super::{Settings, Verdict, when};
+use crate::device::Devices;
 use crate::policy::{Failure, PolicySet, Vm};
 use crate::report::{LoginReport, Time};
 
@@ -32,7 +37,11 @@ pub struct Case {
     /// Its name.
     pub name: String,
     pub(super) set: PolicySet,
+    pub(super) found: Found,
+    /// `None`: no case has a device to be read.
+    pub(super) devices: Option<Arc<Devices>>,
     pub(super) start: Time,
+    pub(super) http: Vec<Given>,
     pub(super) places: Vec<(IpNet, Place)>,
     pub(super) history: Vec<Placed>,
     pub(super) state: Vec<(String, Value)>,
@@ -44,6 +53,12 @@ impl Case {
     /// The number of its reports.
     pub fn reports(&self) -> usize {
         self.reports.len()
+    }
+
+    /// The reports whose `device_id` the program would read.
+    pub(super) fn unread_devices(&self) -> impl Iterator<Item = &LoginReport> {
+        let all = self.history.iter().chain(&self.reports).map(|placed| &placed.report);
+        all.filter(|report| !report.device_id.is_empty() && report.device_attrs.is_empty())
     }
 
     /// A report of the case, for people: `report 13 (+1day, policies/x/tests/y.toml:17)`.
@@ -83,20 +98,32 @@ async fn play(case: &Case, settings: &Settings, stage: &Stage, said: &Said) -> R
     if let Some(first) = case.reports.first() {
         stage.give(&first.report, &case.state).await?;
     }
-    let mut raised = Vec::new();
+    let (mut raised, mut run) = (Vec::new(), Vec::new());
+    let unanswered = || stage.web.unanswered(|number| case.named(number));
     for (index, placed) in case.reports.iter().enumerate() {
         let number = index + 1;
         said.at(number);
+        stage.web.at(number);
         let report = stage.enriched(&placed.report);
         let mut effects = match vm.run(0, &report).await {
             Ok(effects) => effects,
-            Err(failure) => return Ok(vec![failed(case, number, &failure)]),
+            Err(failure) => return Ok([vec![failed(case, number, &failure)], unanswered()].concat()),
         };
         let alerts = std::mem::take(&mut effects.alerts);
         raised.extend(alerts.into_iter().map(|alert| Raised { alert, t: report.t, by: case.named(number) }));
+        let hooks = std::mem::take(&mut effects.hooks);
+        run.extend(hooks.into_iter().map(|hook| Run { hook, by: case.named(number) }));
         stage.settle(report, effects).await?;
     }
-    let mut differences = compare::alerts(&case.expected.alerts, &raised, case.start);
+    let mut differences = unanswered();
+    differences.extend(compare::listed(&Alerts { start: case.start }, &case.expected.alerts, &raised));
+    if let Some(calls) = &case.expected.calls {
+        let made = stage.web.made().into_iter().map(|(number, request)| Made { request, by: case.named(number) });
+        differences.extend(compare::listed(&Calls, calls, &made.collect::<Vec<_>>()));
+    }
+    if let Some(webhooks) = &case.expected.webhooks {
+        differences.extend(compare::listed(&Webhooks, webhooks, &run));
+    }
     differences.extend(compare::searches(case.expected.searches, stage.history.searches()));
     if let Some(last) = case.reports.last() {
         differences.extend(state_after(&case.expected, stage, &last.report).await?);

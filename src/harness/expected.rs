@@ -1,108 +1,23 @@
-//! What a case expects: alerts, the state afterwards, searches.
+//! What a case expects: alerts, calls, webhooks, the state afterwards, searches.
 //!
-//! Owns the meaning of those keys. What is different is found by [`super::compare`].
+//! Owns which keys say so, and how often one entry of a list counts. What an entry means is told in [`super::alerts`] and [`super::calls`];
+//! what is different is found by [`super::compare`].
 
-use std::fmt;
 use std::time::Duration;
 
-use regex::Regex;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::Value as Json;
-use toml::{Spanned, Table, Value};
+use toml::Spanned;
 
+use super::alerts::{AlertText, ExpectedAlert};
+use super::calls::{ExpectedCall, ExpectedHook};
 use super::file::{CaseText, Lines, Mistake};
 use super::reports::json;
 use super::when;
-use crate::alert::Severity;
 use crate::report::Time;
 
-/// Alerts that one case may expect.
-const MAX_ALERTS: usize = 10_000;
-
-/// A text, or what is asked of it.
-#[derive(Debug, Clone)]
-pub(super) enum Words {
-    /// Exactly this.
-    Are(String),
-    /// This is in it.
-    Contain(String),
-    /// A regular expression that fits somewhere in it.
-    Match(Regex),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct By {
-    contains: Option<String>,
-    matches: Option<String>,
-}
-
-impl Words {
-    /// Whether the text is as wanted.
-    pub(super) fn fit(&self, text: &str) -> bool {
-        match self {
-            Self::Are(wanted) => text == wanted,
-            Self::Contain(part) => text.contains(part.as_str()),
-            Self::Match(pattern) => pattern.is_match(text),
-        }
-    }
-}
-
-impl fmt::Display for Words {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Are(wanted) => write!(f, "{}", Json::from(wanted.as_str())),
-            Self::Contain(part) => write!(f, "contains {}", Json::from(part.as_str())),
-            Self::Match(pattern) => write!(f, "matches {}", Json::from(pattern.as_str())),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Words {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyWords;
-        impl<'de> Visitor<'de> for AnyWords {
-            type Value = Words;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text, { contains = \"…\" } or { matches = \"…\" }")
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Words, E> {
-                Ok(Words::Are(text.to_owned()))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Words, A::Error> {
-                match By::deserialize(MapAccessDeserializer::new(map))? {
-                    By { contains: Some(part), matches: None } => Ok(Words::Contain(part)),
-                    By { contains: None, matches: Some(pattern) } => Regex::new(&pattern)
-                        .map(Words::Match)
-                        .map_err(|error| A::Error::custom(format!("matches: {error}"))),
-                    _ => Err(A::Error::custom("one of contains and matches is needed")),
-                }
-            }
-        }
-        deserializer.deserialize_any(AnyWords)
-    }
-}
-
-/// An alert as a test file writes it. What is left out is not looked at.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct AlertText {
-    pub(super) kind: String,
-    pub(super) severity: Option<Severity>,
-    pub(super) login: Option<String>,
-    pub(super) remote: Option<String>,
-    pub(super) key: Option<Words>,
-    pub(super) title: Option<Words>,
-    pub(super) text: Option<Words>,
-    pub(super) attack: Option<Value>,
-    pub(super) audience: Option<Value>,
-    #[serde(default)]
-    pub(super) evidence: Table,
-    pub(super) t: Option<Spanned<Value>>,
-    pub(super) times: Option<usize>,
-}
+/// Entries of one list of a case, each as often as it says.
+const MOST: usize = 10_000;
 
 /// A count of `state.add` as a test file writes it.
 #[derive(Debug, Clone, Deserialize)]
@@ -111,16 +26,6 @@ pub(super) struct CountText {
     pub(super) key: String,
     pub(super) within: String,
     pub(super) is: usize,
-}
-
-/// One alert that is to be raised.
-#[derive(Debug, Clone)]
-pub(super) struct ExpectedAlert {
-    pub(super) about: AlertText,
-    pub(super) at: Option<Time>,
-    pub(super) evidence: Json,
-    pub(super) attack: Option<Json>,
-    pub(super) audience: Option<Json>,
 }
 
 /// How many members a set of the state has at the end.
@@ -135,6 +40,10 @@ pub(super) struct ExpectedCount {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Expected {
     pub(super) alerts: Vec<ExpectedAlert>,
+    /// `None`: they are not looked at.
+    pub(super) calls: Option<Vec<ExpectedCall>>,
+    /// `None`: they are not looked at.
+    pub(super) webhooks: Option<Vec<ExpectedHook>>,
     pub(super) state: Vec<(String, Json)>,
     pub(super) absent: Vec<String>,
     pub(super) counts: Vec<ExpectedCount>,
@@ -142,47 +51,76 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    /// Out of a case's text.
-    pub(super) fn of(case: &CaseText, start: Time, lines: &Lines<'_>, mistakes: &mut Vec<Mistake>) -> Self {
+    /// Out of a case's text. `old`: it is about an old configuration, which has webhooks.
+    pub(super) fn of(case: &CaseText, old: bool, start: Time, lines: &Lines<'_>, mistakes: &mut Vec<Mistake>) -> Self {
+        let mut reading = Reading { lines, mistakes };
         let mut expected = Self { searches: case.searches, absent: case.state_without.clone(), ..Self::default() };
         expected.state = case.state_after.iter().map(|(key, value)| (key.clone(), json(value, None))).collect();
-        let Some(alerts) = &case.alerts else {
-            mistakes.push(lines.mistake(
+        match &case.alerts {
+            Some(alerts) => {
+                let of = |alert: &AlertText| Ok((ExpectedAlert::of(alert, start)?, alert.times));
+                expected.alerts = reading.list("alerts", alerts, of);
+            }
+            None => reading.mistakes.push(lines.mistake(
                 case.name.span(),
                 "alerts is missing: list what must be raised, or write alerts = [] where nothing may be",
-            ));
-            return expected;
-        };
-        for alert in alerts {
-            expected.add_alert(alert, start, lines, mistakes);
+            )),
         }
+        expected.calls = case
+            .calls
+            .as_ref()
+            .map(|calls| reading.list("calls", calls, |call| Ok((ExpectedCall::of(call)?, call.times))));
+        expected.webhooks = case.webhooks.as_ref().map(|hooks| {
+            reading.list("webhooks", hooks, |hook| match old {
+                true => Ok((ExpectedHook::of(hook), hook.times)),
+                false => {
+                    Err("only an old configuration runs webhooks; what a policy asks of servers stands in calls"
+                        .to_owned())
+                }
+            })
+        });
         for count in &case.counts_after {
             let CountText { key, within, is } = count.get_ref().clone();
             match when::length(&within) {
                 Ok(within) => expected.counts.push(ExpectedCount { key, within, is }),
-                Err(text) => mistakes.push(lines.mistake(count.span(), format!("counts_after: within: {text}"))),
+                Err(text) => reading.wrong(count, format!("counts_after: within: {text}")),
             }
         }
         expected
     }
+}
 
-    fn add_alert(&mut self, alert: &Spanned<AlertText>, start: Time, lines: &Lines<'_>, mistakes: &mut Vec<Mistake>) {
-        let about = alert.get_ref().clone();
-        let at = about.t.as_ref().map(|t| when::at(t.get_ref(), start)).transpose();
-        let at = at.unwrap_or_else(|text| {
-            mistakes.push(lines.mistake(alert.span(), format!("alerts: t: {text}")));
-            None
-        });
-        let times = about.times.unwrap_or(1);
-        if times == 0 || self.alerts.len().saturating_add(times) > MAX_ALERTS {
-            let text = format!("alerts: times: 1 to {MAX_ALERTS} alerts in one case");
-            mistakes.push(lines.mistake(alert.span(), text));
-            return;
+struct Reading<'a, 'b> {
+    lines: &'a Lines<'b>,
+    mistakes: &'a mut Vec<Mistake>,
+}
+
+impl Reading<'_, '_> {
+    fn wrong<T>(&mut self, at: &Spanned<T>, text: String) {
+        self.mistakes.push(self.lines.mistake(at.span(), text));
+    }
+
+    /// The entries of a list, each as often as it says.
+    fn list<T, E: Clone>(
+        &mut self,
+        name: &str,
+        texts: &[Spanned<T>],
+        of: impl Fn(&T) -> Result<(E, Option<usize>), String>,
+    ) -> Vec<E> {
+        let mut all = Vec::new();
+        for text in texts {
+            match of(text.get_ref()) {
+                Ok((one, times)) => {
+                    let times = times.unwrap_or(1);
+                    if times == 0 || all.len().saturating_add(times) > MOST {
+                        self.wrong(text, format!("{name}: times: 1 to {MOST} {name} in one case"));
+                        return all;
+                    }
+                    all.extend(std::iter::repeat_n(one, times));
+                }
+                Err(said) => self.wrong(text, format!("{name}: {said}")),
+            }
         }
-        let evidence = json(&Value::Table(about.evidence.clone()), None);
-        let (attack, audience) = (about.attack.as_ref(), about.audience.as_ref());
-        let (attack, audience) = (attack.map(|value| json(value, None)), audience.map(|value| json(value, None)));
-        let one = ExpectedAlert { about, at, evidence, attack, audience };
-        self.alerts.extend(std::iter::repeat_n(one, times));
+        all
     }
 }

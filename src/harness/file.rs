@@ -1,7 +1,7 @@
 //! The form of a test file: TOML, every key known, every mistake with its line.
 //!
-//! Owns the names that a test file may use. What they mean is in [`super::reports`], [`super::places`] and [`super::expected`]. Reads no
-//! other file and runs nothing.
+//! Owns the names that a test file may use. What they mean is in [`super::reports`], [`super::places`], [`super::answers`] and
+//! [`super::expected`]. Reads no other file and runs nothing.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,7 +10,10 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::{Spanned, Table, Value};
 
-use super::expected::{AlertText, CountText};
+use super::alerts::AlertText;
+use super::answers::AnswerText;
+use super::calls::{CallText, HookText};
+use super::expected::CountText;
 use super::places::Place;
 
 /// Bytes of one test file.
@@ -24,6 +27,8 @@ pub(super) struct TestFile {
     pub(super) defaults: Option<Spanned<Table>>,
     #[serde(default)]
     pub(super) geo: BTreeMap<String, Spanned<Place>>,
+    #[serde(default)]
+    pub(super) http: Vec<Spanned<AnswerText>>,
     #[serde(default, rename = "case")]
     pub(super) cases: Vec<CaseText>,
 }
@@ -38,12 +43,16 @@ pub(super) struct CaseText {
     #[serde(default)]
     pub(super) geo: BTreeMap<String, Spanned<Place>>,
     #[serde(default)]
+    pub(super) http: Vec<Spanned<AnswerText>>,
+    #[serde(default)]
     pub(super) history: Vec<Spanned<Table>>,
     #[serde(default)]
     pub(super) state: Table,
     #[serde(default)]
     pub(super) reports: Vec<Spanned<Table>>,
     pub(super) alerts: Option<Vec<Spanned<AlertText>>>,
+    pub(super) calls: Option<Vec<Spanned<CallText>>>,
+    pub(super) webhooks: Option<Vec<Spanned<HookText>>>,
     #[serde(default)]
     pub(super) state_after: Table,
     #[serde(default)]
@@ -51,8 +60,6 @@ pub(super) struct CaseText {
     #[serde(default)]
     pub(super) counts_after: Vec<Spanned<CountText>>,
     pub(super) searches: Option<usize>,
-    /// Refused: there is no module `http` yet whose calls could be answered.
-    pub(super) http: Option<Spanned<Value>>,
 }
 
 /// Something wrong in a test file.

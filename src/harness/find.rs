@@ -1,22 +1,64 @@
 //! Which policies and which test files a path means.
 //!
-//! Owns what a folder with tests looks like: `<policy>/policy.lua` and `<policy>/tests/*.toml`. Reads no file.
+//! Owns what a folder with tests looks like: `<policy>/policy.lua` and `<policy>/tests/*.toml`, or an old configuration and `tests/*.toml`
+//! beside it. Reads no file.
 
 use std::path::{Path, PathBuf};
 
-use crate::policy::PolicySet;
+use crate::policy::{PolicySet, legacy};
 
 /// The folder of a policy's tests, and how a test file's name ends.
 const TESTS: &str = "tests";
 const ENDING: &str = "toml";
 
+/// Where a policy is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// In a folder of its own.
+    Folder(PathBuf),
+    /// It is the report function of a configuration of the old program.
+    Old(PathBuf),
+}
+
+impl Origin {
+    /// Its Lua file.
+    pub fn file(&self) -> PathBuf {
+        match self {
+            Self::Folder(folder) => PolicySet::file_in(folder),
+            Self::Old(file) => file.clone(),
+        }
+    }
+
+    /// The folder of its tests.
+    pub fn tests(&self) -> PathBuf {
+        match self {
+            Self::Folder(folder) => folder.join(TESTS),
+            Self::Old(file) => file.with_file_name(TESTS),
+        }
+    }
+
+    /// The policy's name: that of its folder, or of its file without the ending.
+    fn name(&self) -> String {
+        let named = match self {
+            Self::Folder(folder) => whole(folder).file_name().map(ToOwned::to_owned),
+            Self::Old(file) => file.file_stem().map(ToOwned::to_owned),
+        };
+        named.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+/// The same for two paths that mean the same.
+fn whole(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
 /// One policy with its test files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tested {
-    /// Its name: that of its folder.
+    /// Its name.
     pub policy: String,
-    /// Its folder.
-    pub folder: PathBuf,
+    /// Where it is.
+    pub origin: Origin,
     /// Sorted by name.
     pub files: Vec<PathBuf>,
 }
@@ -31,14 +73,15 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// What these paths mean: a folder of policies, one policy's folder, or one test file. With `named` (a person has typed them) a
-    /// path without any test is an error: it was meant to have some.
+    /// What these paths mean: a folder of policies, one policy's folder, an old configuration, or one test file. With `named` (a person
+    /// has typed them) a path without any test is an error: it was meant to have some.
     pub fn find(paths: &[PathBuf], named: bool) -> Result<Self, String> {
         let mut suite = Self::default();
         for path in paths {
             if suite.add(path)? == 0 && named {
                 return Err(format!(
-                    "{}: no tests there; a policy's tests are {TESTS}/*.{ENDING} beside its policy.lua",
+                    "{}: no tests there; a policy's tests are {TESTS}/*.{ENDING} beside its policy.lua, and those of an old configuration \
+                     are {TESTS}/*.{ENDING} beside it",
                     path.display()
                 ));
             }
@@ -53,15 +96,18 @@ impl Suite {
 
     /// Gives how many test files the path has, those that are known already included.
     fn add(&mut self, path: &Path) -> Result<usize, String> {
+        if is_old(path) {
+            return self.add_policy(Origin::Old(path.to_owned()));
+        }
         if path.is_file() {
             return self.add_file(path);
         }
         if PolicySet::is_policy(path) {
-            return self.add_policy(path);
+            return self.add_policy(Origin::Folder(path.to_owned()));
         }
         let mut files = 0;
         for folder in PolicySet::folders_in(path).map_err(|error| error.to_string())? {
-            files += self.add_policy(&folder)?;
+            files += self.add_policy(Origin::Folder(folder))?;
         }
         Ok(files)
     }
@@ -72,16 +118,17 @@ impl Suite {
         }
         let Some(folder) = policy_of(file).filter(|folder| PolicySet::is_policy(folder)) else {
             return Err(format!(
-                "{}: no policy.lua in the folder above; a test file stands in <policy>/{TESTS}/",
+                "{}: no policy.lua in the folder above; a test file stands in <policy>/{TESTS}/. Those of an old configuration run by its \
+                 own name",
                 file.display()
             ));
         };
-        self.put(&folder, vec![file.to_owned()]);
+        self.put(Origin::Folder(folder), vec![file.to_owned()]);
         Ok(1)
     }
 
-    fn add_policy(&mut self, folder: &Path) -> Result<usize, String> {
-        let tests = folder.join(TESTS);
+    fn add_policy(&mut self, origin: Origin) -> Result<usize, String> {
+        let tests = origin.tests();
         let mut files = Vec::new();
         if tests.is_dir() {
             let failed = |error: std::io::Error| format!("{}: {error}", tests.display());
@@ -101,17 +148,15 @@ impl Suite {
         files.sort();
         self.notes.sort();
         let count = files.len();
-        self.put(folder, files);
+        self.put(origin, files);
         Ok(count)
     }
 
     /// Two paths may mean the same file: it is run once.
-    fn put(&mut self, folder: &Path, files: Vec<PathBuf>) {
-        let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let at = self.policies.iter().position(|tested| whole(&tested.folder) == whole(folder));
+    fn put(&mut self, origin: Origin, files: Vec<PathBuf>) {
+        let at = self.policies.iter().position(|tested| whole(&tested.origin.file()) == whole(&origin.file()));
         let at = at.unwrap_or_else(|| {
-            let name = whole(folder).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            self.policies.push(Tested { policy: name, folder: folder.to_owned(), files: Vec::new() });
+            self.policies.push(Tested { policy: origin.name(), origin, files: Vec::new() });
             self.policies.len() - 1
         });
         let known = &mut self.policies[at].files;
@@ -128,6 +173,12 @@ pub fn policy_of(file: &Path) -> Option<PathBuf> {
     let folder = file.parent()?;
     let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     Some(here.canonicalize().ok()?.parent()?.to_owned())
+}
+
+/// Whether a path means a configuration of the old program. The Lua in a policy's folder is none.
+pub fn is_old(path: &Path) -> bool {
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
+    legacy::is_old(path) && !path.is_dir() && !PolicySet::is_policy(folder)
 }
 
 #[cfg(test)]
@@ -170,5 +221,21 @@ mod tests {
         std::fs::write(root.join("stray.toml"), "").unwrap();
         assert!(Suite::find(&[root.join("stray.toml")], true).unwrap_err().contains("<policy>/tests/"));
         assert!(Suite::find(&[root.join("a/policy.lua")], true).unwrap_err().contains("ends with .toml"));
+        assert!(Suite::find(&[root.join("old.conf")], true).unwrap_err().contains("beside it"));
+    }
+
+    #[test]
+    fn old_configuration_has_the_tests_beside_it_and_the_lua_of_a_policy_is_none() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        policy(root, "a", &[]);
+        std::fs::create_dir(root.join(TESTS)).unwrap();
+        std::fs::write(root.join("tests/x.toml"), "").unwrap();
+        std::fs::write(root.join("trackalert.conf"), "").unwrap();
+        let suite = Suite::find(&[root.join("trackalert.conf")], true).unwrap();
+        assert_eq!((suite.policies[0].policy.as_str(), suite.files()), ("trackalert", 1));
+        assert_eq!(suite.policies[0].origin, Origin::Old(root.join("trackalert.conf")));
+        assert!(is_old(&root.join("trackalert.lua")) && !is_old(&root.join("a/part.lua")));
+        assert!(Suite::find(&[root.join("tests/x.toml")], true).unwrap_err().contains("run by its own name"));
     }
 }

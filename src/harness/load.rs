@@ -9,16 +9,20 @@ use std::sync::Arc;
 
 use toml::{Spanned, Table, Value};
 
+use super::answers::Given;
 use super::case::Case;
 use super::expected::Expected;
 use super::file::{self, CaseText, Lines, Mistake, TestFile};
-use super::find::{Suite, Tested};
+use super::find::{Origin, Suite, Tested};
+use super::old::{self, Found};
 use super::places::{self, Place};
 use super::reports::{self, List, Reader};
 use super::{Problem, Settings, when};
 use crate::decode::Limits;
+use crate::device::Devices;
 use crate::policy::PolicySet;
 use crate::report::Time;
+use crate::telemetry::Metrics;
 
 /// When a case starts that does not say so: a day like any other, the same one for ever.
 const START: &str = "2026-01-01T00:00:00Z";
@@ -32,15 +36,22 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
     /// Cases that the filter left out.
     pub left_out: usize,
+    /// What a person should know.
+    pub notes: Vec<String>,
 }
 
 /// Reads every test file of the suite and the policies that they are about. With a filter only cases whose `policy: name` contains it,
-/// in whatever case, are taken.
-pub fn load(suite: &Suite, settings: &Settings, filter: Option<&str>) -> Loaded {
+/// in whatever case, are taken. An error: no case can be run.
+pub fn load(suite: &Suite, settings: &Settings, filter: Option<&str>) -> Result<Loaded, String> {
     let mut loaded = Loaded::default();
     let wanted = filter.map(str::to_lowercase);
+    let mut cases = Vec::new();
     for tested in suite.policies.iter().filter(|tested| !tested.files.is_empty()) {
-        let set = match PolicySet::load_one(&tested.folder) {
+        let set = match &tested.origin {
+            Origin::Folder(folder) => PolicySet::load_one(folder).map(|set| (set, Found::default())),
+            Origin::Old(file) => old::load(file, settings),
+        };
+        let set = match set {
             Ok(set) => Some(set),
             Err(error) => {
                 let problems = error.problems.iter().map(|text| of_policy(tested, text));
@@ -50,30 +61,55 @@ pub fn load(suite: &Suite, settings: &Settings, filter: Option<&str>) -> Loaded 
         };
         for file in &tested.files {
             let mut mistakes = Vec::new();
-            let cases = read_file(tested, file, settings.limits, &mut mistakes);
+            let read = read_file(tested, file, settings.limits, &mut mistakes);
             loaded.problems.extend(mistakes.into_iter().map(|Mistake { line, text }| Problem {
                 policy: tested.policy.clone(),
                 file: file.clone(),
                 line,
                 text,
             }));
-            let Some(set) = &set else { continue };
-            for case in cases {
+            let Some((set, found)) = &set else { continue };
+            for case in read {
                 let called = format!("{}: {}", case.policy, case.name).to_lowercase();
                 if wanted.as_ref().is_some_and(|wanted| !called.contains(wanted.as_str())) {
                     loaded.left_out += 1;
                 } else {
-                    loaded.cases.push(Arc::new(Case { set: set.clone(), ..case }));
+                    cases.push(Case { set: set.clone(), found: found.clone(), ..case });
                 }
             }
         }
     }
-    loaded
+    read_devices(&mut cases, settings, &mut loaded.notes)?;
+    loaded.cases = cases.into_iter().map(Arc::new).collect();
+    Ok(loaded)
+}
+
+/// Gives the reader of devices to the cases that need it. Its regexes are read for them alone: that takes a tenth of a second.
+fn read_devices(cases: &mut [Case], settings: &Settings, notes: &mut Vec<String>) -> Result<(), String> {
+    if !cases.iter().any(|case| case.unread_devices().next().is_some()) {
+        return Ok(());
+    }
+    let devices =
+        Devices::open(settings.devices.clone(), Arc::new(Metrics::new())).map_err(|error| error.to_string())?;
+    if !devices.reads_user_agents()
+        && cases.iter().flat_map(Case::unread_devices).any(|report| report.protocol == "http")
+    {
+        notes.push(
+            "a case has a device_id of protocol http, and there are no regexes to read it by (detect.device_regexes): its report has no \
+             device_attrs. Install the package uap-core, name the file (-R FILE), or give device_attrs in the case"
+                .to_owned(),
+        );
+    }
+    let devices = Arc::new(devices);
+    for case in cases {
+        case.devices = Some(Arc::clone(&devices));
+    }
+    Ok(())
 }
 
 /// A problem of a policy, which begins with its place.
 fn of_policy(tested: &Tested, text: &str) -> Problem {
-    let file = tested.folder.join("policy.lua");
+    let file = tested.origin.file();
     let rest = text.strip_prefix(&format!("{}:", file.display())).unwrap_or(text);
     let (line, said) = match rest.split_once(':').map(|(line, said)| (line.parse().ok(), said)) {
         Some((Some(line), said)) => (Some(line), said),
@@ -127,10 +163,6 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn case(&self, text: &CaseText, wrong: &mut Vec<Mistake>) -> Case {
-        if let Some(http) = &text.http {
-            let said = "http: this program's policies have no module http yet, so no answer can be given for its calls";
-            wrong.push(self.lines.mistake(http.span(), said));
-        }
         if text.reports.is_empty() {
             wrong.push(self.lines.mistake(text.name.span(), "reports: a case needs at least one"));
         }
@@ -152,12 +184,15 @@ impl Reading<'_> {
             line: self.lines.of(text.name.span()),
             name: text.name.get_ref().clone(),
             set: PolicySet::default(),
+            found: Found::default(),
+            devices: None,
             start,
+            http: self.answers(text, wrong),
             places: self.places(text, wrong),
             history: reader.read(&past, &text.history, wrong),
             state: text.state.iter().map(|(key, value)| (key.clone(), reports::json(value, None))).collect(),
             reports: reader.read(&now, &text.reports, wrong),
-            expected: Expected::of(text, start, &self.lines, wrong),
+            expected: Expected::of(text, matches!(self.tested.origin, Origin::Old(_)), start, &self.lines, wrong),
         }
     }
 
@@ -175,6 +210,18 @@ impl Reading<'_> {
             wrong.push(self.lines.mistake(given.span(), format!("start: {said}")));
             default
         })
+    }
+
+    /// The case's, then the file's: of two that fit a request the earlier one is given.
+    fn answers(&self, text: &CaseText, wrong: &mut Vec<Mistake>) -> Vec<Given> {
+        let mut answers = Vec::new();
+        for answer in text.http.iter().chain(&self.file.http) {
+            match Given::of(answer.get_ref()) {
+                Ok(given) => answers.push(given),
+                Err(said) => wrong.push(self.lines.mistake(answer.span(), format!("http: {said}"))),
+            }
+        }
+        answers
     }
 
     /// The file's, then the case's, which count where both speak of a network.

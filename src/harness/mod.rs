@@ -2,19 +2,24 @@
 //!
 //! ```text
 //! <policy>/policy.lua ─┐
-//! <policy>/tests/*.toml ─▶ find ─▶ load (file, reports, expected) ─▶ Case ─▶ run (a thread, a stage of its own) ─▶ Verdict
+//! <policy>/tests/*.toml ─▶ find ─▶ load (file, reports, answers, expected) ─▶ Case ─▶ run (a thread, a stage of its own) ─▶ Verdict
 //! ```
 //!
 //! A case runs the real thing: the policy's machine and its limits, the decoding and enrichment of reports, the embedded state and the
 //! embedded history on a temporary folder. Owns what a test file may say, and what is compared. Never prints (that is the command line),
-//! never opens the data folder, and sends nothing: what a policy raises goes into the verdict, before any suppression.
+//! never opens the data folder, and sends nothing: what a policy raises goes into the verdict, before any suppression, and what it asks
+//! of servers is answered by the case.
 
+mod alerts;
+mod answers;
+mod calls;
 mod case;
 mod compare;
 mod expected;
 mod file;
 mod find;
 mod load;
+mod old;
 mod past;
 mod places;
 mod pool;
@@ -22,23 +27,28 @@ mod reports;
 mod said;
 mod stage;
 mod when;
+mod words;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use case::Case;
 pub use compare::{Difference, Field, Sort};
-pub use find::{Suite, Tested, policy_of};
+pub use find::{Origin, Suite, Tested, is_old, policy_of};
 pub use load::{Loaded, load};
 pub use pool::start;
 
-use crate::{decode, history, policy, state};
+use crate::{decode, device, history, policy, state};
 
 /// What a case is run with: the sections of the configuration that a policy feels.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `[policy]`: the limits of a call.
+    /// `[policy]`: the limits of a call, and the wforce servers.
     pub policy: policy::Settings,
+    /// The names of `notify.custom_webhooks`.
+    pub custom_webhooks: Vec<String>,
+    /// The part of `[detect]` that devices are read by.
+    pub devices: device::Settings,
     /// `[receive]`: what a report may have.
     pub limits: decode::Limits,
     /// `[history]`: the limits of a search. What is given to a case is kept, however old.

@@ -1,10 +1,10 @@
 //! Where addresses of a case lie: given in the test file, looked up by the program's own GeoIP.
 //!
-//! Writes the two files that an operator would have (places and networks) into the case's folder, so that a case needs no database of its
-//! author's and is enriched as a report of the day is.
+//! Writes a file as an operator would have one into the case's folder, so that a case needs no database of its author's and is enriched as
+//! a report of the day is. It stands for each file that an old configuration names.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -45,42 +45,39 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
         .map_err(|_| format!("geo: \"{text}\" is no address and no network, such as 192.0.2.1 or 192.0.2.0/24"))
 }
 
-/// The GeoIP of a case. Of two networks around an address the smaller one counts; of two that are equal the later one.
-pub(super) fn open(places: &[(IpNet, Place)], folder: &Path) -> Result<GeoIp, String> {
+/// The GeoIP of a case, also by the names of these files. Of two networks around an address the smaller one counts; of two that are equal
+/// the later one.
+pub(super) fn open(places: &[(IpNet, Place)], names: &[PathBuf], folder: &Path) -> Result<GeoIp, String> {
     if places.is_empty() {
         return Ok(GeoIp::none());
     }
     let mut sorted: Vec<_> = places.iter().collect();
     sorted.sort_by_key(|(network, _)| network.prefix_len());
-    let (mut cities, mut systems) = (Writer::new("Trackalert-Test-City"), Writer::new("Trackalert-Test-ASN"));
+    let mut writer = Writer::new("Trackalert-Test-City");
     for (network, place) in sorted {
-        let mut city = Vec::new();
+        let mut record = Vec::new();
         if let Some(country) = &place.country {
-            city.push(("country", Value::map([("iso_code", Value::from(country.as_str()))])));
+            record.push(("country", Value::map([("iso_code", Value::from(country.as_str()))])));
         }
         if let (Some(latitude), Some(longitude)) = (place.latitude, place.longitude) {
             let at = [("latitude", Value::from(latitude)), ("longitude", Value::from(longitude))];
-            city.push(("location", Value::map(at)));
+            record.push(("location", Value::map(at)));
         }
-        let mut system = Vec::new();
         if let Some(asn) = place.asn {
-            system.push(("autonomous_system_number", Value::from(asn)));
+            record.push(("autonomous_system_number", Value::from(asn)));
         }
         if let Some(name) = &place.as_org {
-            system.push(("autonomous_system_organization", Value::from(name.as_str())));
+            record.push(("autonomous_system_organization", Value::from(name.as_str())));
         }
-        let failed = |error: mmdb_writer::Error| format!("geo: {network}: {error}");
-        cities.insert_value(*network, Value::map(city)).map_err(failed)?;
-        systems.insert_value(*network, Value::map(system)).map_err(failed)?;
+        let inserted = writer.insert_value(*network, Value::map(record));
+        inserted.map_err(|error| format!("geo: {network}: {error}"))?;
     }
-    let mut files = Vec::new();
-    for (name, writer) in [("city.mmdb", cities), ("asn.mmdb", systems)] {
-        let path = folder.join(name);
-        let bytes = writer.to_bytes().map_err(|error| format!("geo: {error}"))?;
-        std::fs::write(&path, bytes).map_err(|error| format!("{}: {error}", path.display()))?;
-        files.push(path);
-    }
-    GeoIp::open(&geoip::Settings { files, check_every: Duration::from_secs(3600) }).map_err(|error| error.to_string())
+    let path = folder.join("places.mmdb");
+    let bytes = writer.to_bytes().map_err(|error| format!("geo: {error}"))?;
+    std::fs::write(&path, bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+    let files = vec![path; names.len().max(1)];
+    let opened = GeoIp::open(&geoip::Settings { files, check_every: Duration::from_secs(3600) });
+    Ok(opened.map_err(|error| error.to_string())?.known_as(names.to_vec()))
 }
 
 #[cfg(test)]
@@ -97,7 +94,8 @@ mod tests {
             (network("2001:db8::/32").unwrap(), place("latitude = 52.5\nlongitude = 13.4")),
             (network("10.0.0.1").unwrap(), place("asn = 1")),
         ];
-        let geoip = open(&places, folder.path()).unwrap();
+        let names = ["/a.mmdb", "/b.mmdb"].map(PathBuf::from);
+        let geoip = open(&places, &names, folder.path()).unwrap();
         let of = |address: &str| geoip.lookup(address.parse().unwrap());
         assert_eq!((of("192.0.2.1").country.as_deref(), of("192.0.2.1").asn), (Some("DE"), Some(64496)));
         assert_eq!((of("192.0.2.7").country.as_deref(), of("192.0.2.7").asn), (Some("FR"), None));
@@ -105,6 +103,14 @@ mod tests {
         assert_eq!(of("10.0.0.1").asn, Some(1));
         assert_eq!(of("198.51.100.1"), crate::report::Geo::default());
         assert_eq!(network("::ffff:192.0.2.7"), network("192.0.2.7"));
+        for name in ["/a.mmdb", "/b.mmdb"] {
+            let record = geoip.record(Path::new(name), "192.0.2.1".parse().unwrap()).unwrap();
+            assert_eq!(
+                (&record["country"]["iso_code"], &record["autonomous_system_number"]),
+                (&"DE".into(), &64496.into())
+            );
+        }
+        assert_eq!(geoip.record(Path::new("/c.mmdb"), "192.0.2.1".parse().unwrap()), None);
     }
 
     #[test]

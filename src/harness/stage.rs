@@ -7,17 +7,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::Settings;
+use super::answers::Answers;
 use super::case::Case;
 use super::past::CaseHistory;
 use super::places;
 use crate::detect;
-use crate::policy::web::{Answer, Fetch, Request};
-use crate::policy::{Effects, Services};
+use crate::device::Devices;
+use crate::policy::wforce::{self, Siblings};
+use crate::policy::{self, Effects, Services};
 use crate::report::LoginReport;
 use crate::state::embedded::EmbeddedState;
 use crate::state::{Batch, Session, Tentative};
@@ -27,20 +28,15 @@ use crate::telemetry::Metrics;
 /// Memory for blocks of the state: a case has few.
 const CACHE: u64 = 4 << 20;
 
-/// A case reaches no network: its outcome must not hang on who answers there today.
-struct Nowhere;
-
-impl Fetch for Nowhere {
-    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, String>> {
-        let said = format!("{request:?}: a test of a policy reaches no network");
-        Box::pin(std::future::ready(Err(said)))
-    }
-}
+/// The wforce server of a case where the configuration names none: a test of a policy is to be the same on the machine of its author.
+const WFORCE: &str = "http://wforce.test/";
 
 /// See the module. The folder goes last, after all that has files in it.
 pub(super) struct Stage {
     pub(super) services: Services,
     pub(super) history: Arc<CaseHistory>,
+    pub(super) web: Arc<Answers>,
+    devices: Option<Arc<Devices>>,
     policy: String,
     max_value: usize,
     _folder: TempDir,
@@ -56,29 +52,35 @@ impl Stage {
         let state = EmbeddedState::open(&store, &settings.state).map_err(|error| error.to_string())?;
         let path = folder.path().join("history");
         let history = Arc::new(CaseHistory::new(path, &settings.history, Arc::clone(&metrics)));
+        let keeps = case.expected.calls.is_some();
+        let web = Arc::new(Answers::new(case.http.clone(), settings.policy.http.max_answer, keeps));
         let services = Services {
             history: Arc::clone(&history) as _,
             state,
             tentative: Arc::new(Tentative::default()),
-            geoip: Arc::new(places::open(&case.places, folder.path())?),
-            web: Arc::new(Nowhere),
-            wforce: Arc::default(),
+            geoip: Arc::new(places::open(&case.places, &case.found.geoip, folder.path())?),
+            web: Arc::clone(&web) as _,
+            wforce: Arc::new(siblings(&settings.policy)?),
             metrics,
             operator: None,
             socket_timeout: settings.policy.socket_timeout,
-            custom_webhooks: Arc::default(),
-            custom_stats: Arc::default(),
+            custom_webhooks: Arc::clone(&case.found.webhooks),
+            custom_stats: Arc::clone(&case.found.stats),
             state_max_value: settings.state.max_value,
             max_alert: settings.policy.max_alert,
         };
         let max_value = usize::try_from(settings.state.max_value.as_u64()).unwrap_or(usize::MAX);
-        Ok(Self { services, history, policy: case.policy.clone(), max_value, _folder: folder })
+        let (devices, policy) = (case.devices.clone(), case.policy.clone());
+        Ok(Self { services, history, web, devices, policy, max_value, _folder: folder })
     }
 
     /// The report with what the program adds to it.
     pub(super) fn enriched(&self, report: &LoginReport) -> Arc<LoginReport> {
         let mut report = report.clone();
         detect::enrich(&mut report, &self.services);
+        if let Some(devices) = &self.devices {
+            devices.read(&report);
+        }
         Arc::new(report)
     }
 
@@ -119,4 +121,13 @@ impl Stage {
     pub(super) async fn strike(&self) {
         self.services.history.close().await;
     }
+}
+
+/// Whom `wforce.*` talks to.
+fn siblings(settings: &policy::Settings) -> Result<Siblings, String> {
+    let mut wforce: wforce::Settings = settings.wforce.clone();
+    if wforce.servers.is_empty() {
+        wforce.servers.push(WFORCE.to_owned());
+    }
+    Siblings::new(&wforce, settings.http.timeout)
 }

@@ -23,6 +23,7 @@ Examples:
   trackalert test                                     every policy of policy.path, or of ./policies
   trackalert test policies/new_origin                 one policy
   trackalert test policies/new_origin/tests/travel.toml --filter \"twice\"
+  trackalert test /etc/trackalert/trackalert.conf     a configuration of the old program, by tests/*.toml beside it
   trackalert test --watch                             again at each change of a file
   trackalert test --junit report.xml                  for a build server
 
@@ -34,7 +35,8 @@ const JOBS_PER_CORE: usize = 4;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// A folder of policies, one policy's folder, or a test file; without any the folders of policy.path, else ./policies
+    /// A folder of policies, one policy's folder, a test file, or a configuration of the old program (.conf, .lua); without any the
+    /// folders of policy.path, else ./policies, and policy.legacy_config
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Only cases with this text in their policy or name
@@ -127,18 +129,24 @@ fn paths(args: &Args, config: &Config) -> Result<Vec<PathBuf>, Failure> {
     if !args.paths.is_empty() {
         return Ok(args.paths.clone());
     }
-    PolicySet::folders(&config.policy.path).ok_or_else(|| {
-        Failure::usage(
+    let mut paths = PolicySet::folders(&config.policy.path).unwrap_or_default();
+    let old = &config.policy.legacy_config;
+    paths.extend((!old.as_os_str().is_empty()).then(|| old.clone()));
+    if paths.is_empty() {
+        return Err(Failure::usage(
             "there is no ./policies here, and policy.path names no folder; name one: trackalert test PATH. The tests of the shipped \
              policies are beside them, in policies/ of the repository",
-        )
-    })
+        ));
+    }
+    Ok(paths)
 }
 
 fn settings(config: &Config, jobs: usize) -> Settings {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Settings {
         policy: config.policy.clone(),
+        custom_webhooks: config.notify.custom_webhooks.iter().map(|hook| hook.name.clone()).collect(),
+        devices: config.detect.devices(),
         limits: config.receive.limits(),
         history: config.history.clone(),
         state: config.state.clone(),
@@ -152,7 +160,8 @@ impl Session<'_> {
     async fn round(&self) -> Result<Round, Failure> {
         let began = Instant::now();
         let suite = Suite::find(&self.paths, !self.args.paths.is_empty()).map_err(Failure::usage)?;
-        let Loaded { cases, problems, left_out } = harness::load(&suite, &self.settings, self.args.filter.as_deref());
+        let loaded = harness::load(&suite, &self.settings, self.args.filter.as_deref()).map_err(Failure::usage)?;
+        let Loaded { cases, problems, left_out, notes } = loaded;
         let mut round = Round { cases, problems, left_out, ..Round::default() };
         if let Some(filter) = &self.args.filter
             && round.cases.is_empty()
@@ -164,7 +173,7 @@ impl Session<'_> {
         }
         let text = self.args.format == Format::Text;
         let look = text::Look { colour: text::colour(), log: self.args.log };
-        for note in &suite.notes {
+        for note in suite.notes.iter().chain(&notes) {
             output::say(output::clean(note));
         }
         if text {

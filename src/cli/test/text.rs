@@ -61,6 +61,7 @@ impl Look {
     fn write_difference(&self, out: &mut String, difference: &Difference) {
         let what = match difference.sort {
             Sort::Failure => "",
+            Sort::Unanswered => "unanswered: ",
             Sort::Differs => "differs: ",
             Sort::Missing => "missing: ",
             Sort::Unexpected => "unexpected: ",
@@ -97,7 +98,7 @@ impl Look {
         if round.verdicts.is_empty() && round.problems.is_empty() {
             let policies = suite.policies.len();
             return format!(
-                "no tests: {policies} {} without a file tests/*.toml beside policy.lua\n",
+                "no tests: {policies} {} without a file tests/*.toml beside it\n",
                 plural(policies, "policy", "policies")
             );
         }

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use super::super::{Failure, output};
 use super::Session;
-use crate::harness::policy_of;
+use crate::harness::{Origin, is_old, policy_of};
 use crate::policy::PolicySet;
 
 /// Files that are looked at; with more, something else than policies was named.
@@ -75,10 +75,16 @@ async fn change(session: &Session<'_>, before: &BTreeMap<PathBuf, Stamp>) -> Pat
     }
 }
 
-/// The stamps of every file that a path's tests depend on: the policies with all in their folders, and the Lua that they share.
+/// The stamps of every file that a path's tests depend on: the policies with all in their folders, and the Lua that they share; an old
+/// configuration with its tests.
 fn stamps(paths: &[PathBuf]) -> BTreeMap<PathBuf, Stamp> {
     let mut found = BTreeMap::new();
     for path in paths {
+        if is_old(path) {
+            stamp(path, &mut found);
+            look(&Origin::Old(path.clone()).tests(), DEEPEST, &mut found);
+            continue;
+        }
         let folder = if path.is_file() { policy_of(path) } else { Some(path.clone()) };
         let Some(folder) = folder else { continue };
         look(&folder, DEEPEST, &mut found);
@@ -98,12 +104,18 @@ fn look(folder: &Path, deep: usize, found: &mut BTreeMap<PathBuf, Stamp>) {
         if entry.file_name().to_string_lossy().starts_with('.') || found.len() >= MOST_FILES {
             continue;
         }
-        match std::fs::metadata(&path) {
-            Ok(about) if about.is_dir() && deep > 0 => look(&path, deep - 1, found),
-            Ok(about) if about.is_file() => {
-                found.insert(path, (about.modified().ok(), about.len(), about.ino()));
-            }
-            _ => {}
+        if !path.is_dir() {
+            stamp(&path, found);
+        } else if deep > 0 {
+            look(&path, deep - 1, found);
         }
+    }
+}
+
+fn stamp(path: &Path, found: &mut BTreeMap<PathBuf, Stamp>) {
+    if let Ok(about) = std::fs::metadata(path)
+        && about.is_file()
+    {
+        found.insert(path.to_owned(), (about.modified().ok(), about.len(), about.ino()));
     }
 }
