@@ -26,10 +26,10 @@ fn reloads(program: &Program, outcome: &str) -> f64 {
 
 #[test]
 fn reloads_under_load_lose_nothing_and_leak_nothing() {
-    let (total, times) = trial::size((20_000, 20), (200_000, 200));
+    let (total, times) = trial::size((20_000, 20), (600_000, 200));
     let mut rig = Rig::new(Driver::Embedded);
     let site = rig.site("");
-    let mut load = Load::new(total, 500, 1, 0..=20, &mut rig.random);
+    let mut load = Load::new(total, 500, 1, trial::size(0..=20, 0..=50), &mut rig.random);
     let program = site.start();
     let senders = rig.send(&site, load.shares.remove(0));
     rig.wait_for_work(&program);
