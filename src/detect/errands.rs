@@ -3,13 +3,15 @@
 //! Owns the way to a worker and back, and that what such a function raised and wrote takes effect as a report's does. An errand holds no
 //! delivery: one that is cut off with its worker is not run again.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::Control;
 use super::settle::{Collected, Settler};
+use super::worker::WorkerId;
 use crate::policy::{Answered, Effects, Errand, Failure};
 use crate::report::{ReportId, Time};
 use crate::state::Batch;
@@ -50,6 +52,36 @@ pub(super) struct Everywhere {
     pub(super) id: ReportId,
     pub(super) t: Time,
     pub(super) answers: Vec<oneshot::Sender<Outcome>>,
+}
+
+/// What runs in the workers right now, so that one that hangs can be named: its worker says nothing any more.
+#[derive(Debug, Default)]
+pub(super) struct Running(Mutex<HashMap<(WorkerId, ReportId), String>>);
+
+impl Running {
+    /// It runs until the guard goes.
+    pub(super) fn begin(self: &Arc<Self>, worker: WorkerId, id: ReportId, errand: &Errand) -> WhileRunning {
+        let key = (worker, id);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, errand.to_string());
+        WhileRunning { running: Arc::clone(self), key }
+    }
+
+    /// What runs there under this id, for people.
+    pub(super) fn name(&self, worker: WorkerId, id: ReportId) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&(worker, id)).cloned()
+    }
+}
+
+/// See [`Running::begin`].
+pub(super) struct WhileRunning {
+    running: Arc<Running>,
+    key: (WorkerId, ReportId),
+}
+
+impl Drop for WhileRunning {
+    fn drop(&mut self) {
+        self.running.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
 }
 
 /// The way to the workers. Cheap to clone.

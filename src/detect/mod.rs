@@ -84,6 +84,14 @@ pub enum DetectError {
         /// Which report.
         report: crate::report::ReportId,
     },
+    /// The same in what is no report: the log says when it began.
+    #[error(
+        "{what} has hung a worker for longer than policy.abort_after; the process ends. Mend it, or it will hang again after the restart"
+    )]
+    HungErrand {
+        /// What hangs, for people.
+        what: String,
+    },
     /// The source of the reports ended without being told to.
     #[error(
         "the source of the reports queue ended by itself; the log says why. Reports stay in the queue: start the program again"

@@ -87,6 +87,11 @@ impl Pool {
         place.id == worker && place.jobs.remove(&number)
     }
 
+    /// Whether it is the worker of its place, and not one that was given up.
+    pub(super) fn is_in_place(&self, worker: WorkerId) -> bool {
+        self.places[worker.place].id == worker
+    }
+
     /// Whether reports that run alone run in this worker.
     pub(super) fn is_alone(&self, worker: WorkerId) -> bool {
         worker.place + 1 == self.places.len()

@@ -8,12 +8,13 @@ use std::cell::{Cell, RefCell};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
-use super::errands::Sent;
+use super::errands::{Running, Sent};
 use crate::device::Devices;
 use crate::policy::watchdog::{self, Event};
 use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
@@ -21,7 +22,7 @@ use crate::report::LoginReport;
 use crate::state::StateError;
 
 /// Which worker: its place in the pool, and how often the worker of that place was replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct WorkerId {
     pub(super) place: usize,
     pub(super) epoch: u32,
@@ -40,6 +41,9 @@ pub(super) struct Job {
     pub(super) since: Instant,
 }
 
+/// How long a worker may take to load its policies. A top level that blocks for ever would hold up whoever starts the worker, and that
+/// may be the task that all reports pass.
+const START: Duration = Duration::from_secs(30);
 /// The most outcomes that wait for one another.
 const TOLD_AT_ONCE: usize = 64;
 
@@ -82,11 +86,17 @@ pub(super) struct Plan {
     pub(super) services: Services,
     pub(super) devices: Arc<Devices>,
     pub(super) settings: Settings,
-    /// Where the watchdog tells of a call that hangs. The worker's number in it is its place in the pool.
-    pub(super) hangs: mpsc::UnboundedSender<Event>,
+    /// Where the watchdog tells of a call that hangs, with the worker in which it does.
+    pub(super) hangs: mpsc::UnboundedSender<(WorkerId, Event)>,
+    /// The errands that run in the workers.
+    pub(super) errands: Arc<Running>,
     pub(super) outcomes: mpsc::UnboundedSender<Vec<Outcome>>,
     /// One report a VM: for those that must be told apart from their neighbours.
     pub(super) alone: bool,
+}
+
+fn start_error(text: String) -> LoadError {
+    LoadError::from(std::io::Error::other(text))
 }
 
 /// Starts a worker. It ends when the sender is dropped and its reports have ended. An error: the policies do not load, or the
@@ -105,7 +115,7 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
         };
         let hangs = plan.hangs.clone();
         let _watched = watchdog::register(id.place, plan.settings.stuck_after, move |event| {
-            let _ = hangs.send(event);
+            let _ = hangs.send((id, event));
         });
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, async move {
@@ -121,8 +131,13 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
         });
     });
     thread.map_err(LoadError::from)?;
-    started.recv().map_err(|_| LoadError::from(std::io::Error::other("the worker's thread ended at its start")))??;
-    Ok(orders)
+    match started.recv_timeout(START) {
+        Ok(outcome) => outcome.map(|()| orders),
+        Err(RecvTimeoutError::Disconnected) => Err(start_error("the worker's thread ended at its start".to_owned())),
+        Err(RecvTimeoutError::Timeout) => Err(start_error(format!(
+            "its policies were not loaded within {START:?}; what does one wait for at its top level?"
+        ))),
+    }
 }
 
 struct Worker {
@@ -299,6 +314,8 @@ impl Worker {
     async fn run_errand(self: Rc<Self>, sent: Sent) {
         let vm = self.fit_vm();
         let Sent { errand, id, t, answer } = sent;
+        let errands = Arc::clone(&self.plan.borrow().errands);
+        let _running = errands.begin(self.id, id, &errand);
         let ran = AssertUnwindSafe(vm.errand(&errand, id, t)).catch_unwind().await;
         let outcome = ran.unwrap_or_else(|panic| Some(Err(Failure::Internal(panic_text(&*panic)))));
         if matches!(outcome, Some(Err(Failure::Memory | Failure::Internal(_)))) {

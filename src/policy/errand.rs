@@ -1,18 +1,22 @@
 //! What a machine runs besides reports: background functions, custom endpoints, lines of the console.
 //!
-//! Owns how each is called and what its answer is. Never decides when one runs, and applies no effect.
+//! Owns how each is called, what it is called in the log, and what its answer is. Never decides when one runs, and applies no effect.
 
+use std::fmt;
 use std::rc::Rc;
 
 use mlua::{Function, Lua, MultiValue, Table, Value as Lua_};
 use serde_json::{Map, Value};
 
-use super::api::args::{describe, string};
+use super::api::args::{cut, describe, string};
 use super::api::json;
 use super::call::Cause;
 use super::vm::{Ended, Vm, text};
 use super::{Effects, Failure};
 use crate::report::{ReportId, Time};
+
+/// Bytes of a name that the log repeats.
+const MAX_SHOWN: usize = 64;
 
 /// What is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +34,17 @@ pub enum Errand {
     },
     /// Lua from the console.
     Line(String),
+}
+
+impl fmt::Display for Errand {
+    /// For the log: of a line nothing, because it may have a secret in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Background(name) => write!(f, "the background function `{}`", cut(name, MAX_SHOWN)),
+            Self::Endpoint { name, .. } => write!(f, "the custom endpoint `{}`", cut(name, MAX_SHOWN)),
+            Self::Line(_) => f.write_str("a line of the console"),
+        }
+    }
 }
 
 /// What it answered.

@@ -115,13 +115,13 @@ impl Vm {
             let _loading = host.load(policy, set.networks());
             let outcome = if policy.old {
                 let config = Rc::new(RefCell::default());
-                let registered = load_old(&sandbox, &host, &lane, index, policy, &config);
+                let registered = load_old(&sandbox, &host, &lane, (generation, index), policy, &config);
                 registered.map(|registered| {
                     let report = registered.borrow_mut().report.take();
                     (report, Some(registered))
                 })
             } else {
-                load(&sandbox, &lane, index, policy).map(|report| (Some(report), None))
+                load(&sandbox, &lane, (generation, index), policy).map(|report| (Some(report), None))
             };
             match outcome {
                 Ok((report, registered)) => {
@@ -300,9 +300,13 @@ impl Drop for Over {
     }
 }
 
-/// Runs the top level of a policy.
-fn run_chunk(sandbox: &Sandbox, lane: &Lane, index: usize, policy: &Policy, chunk: &Function) -> Result<(), String> {
-    let watch = watchdog::Poll { set: 0, policy: index, report: ReportId::default(), cpu: LOAD_CPU, wall: LOAD_WALL };
+/// Which policy: the generation of its set, and its index there.
+type Which = (u64, usize);
+
+/// Runs the top level of a policy. The watchdog knows it by the report that there is none of.
+fn run_chunk(sandbox: &Sandbox, lane: &Lane, which: Which, policy: &Policy, chunk: &Function) -> Result<(), String> {
+    let (set, index) = which;
+    let watch = watchdog::Poll { set, policy: index, report: ReportId::default(), cpu: LOAD_CPU, wall: LOAD_WALL };
     let (outcome, used) = lane.watch(&sandbox.lua, watch, || chunk.call::<()>(()));
     if used > LOAD_CPU {
         return Err(format!("{}: used more CPU than {LOAD_CPU:?} while it was loaded", policy.place));
@@ -315,14 +319,14 @@ pub(super) fn load_old(
     sandbox: &Sandbox,
     host: &Rc<Host>,
     lane: &Lane,
-    index: usize,
+    which: Which,
     policy: &Policy,
     config: &Rc<RefCell<OldConfig>>,
 ) -> Result<Rc<RefCell<Registered>>, String> {
     let registered: Rc<RefCell<Registered>> = Rc::default();
     let chunk = sandbox.compile_old(host, policy, config, &registered);
     let chunk = chunk.map_err(|error| policy.located(&text(&error)))?;
-    run_chunk(sandbox, lane, index, policy, &chunk)?;
+    run_chunk(sandbox, lane, which, policy, &chunk)?;
     Ok(registered)
 }
 
@@ -331,10 +335,10 @@ pub(super) fn loading_lane() -> Rc<Lane> {
     watchdog::lane(LOAD_WALL)
 }
 
-fn load(sandbox: &Sandbox, lane: &Lane, index: usize, policy: &Policy) -> Result<Function, String> {
+fn load(sandbox: &Sandbox, lane: &Lane, which: Which, policy: &Policy) -> Result<Function, String> {
     let told = |error: mlua::Error| policy.located(&text(&error));
     let (chunk, environment) = sandbox.compile(policy).map_err(told)?;
-    run_chunk(sandbox, lane, index, policy, &chunk)?;
+    run_chunk(sandbox, lane, which, policy, &chunk)?;
     match environment.raw_get::<mlua::Value>("report") {
         Ok(mlua::Value::Function(report)) => Ok(report),
         Ok(mlua::Value::Nil) => Err(format!("{}: defines no global function report(lt)", policy.place)),

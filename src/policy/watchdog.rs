@@ -36,7 +36,7 @@ pub enum Event {
         set: u64,
         /// The index of the policy in its set.
         policy: usize,
-        /// The report it was called for.
+        /// The report or errand it was called for; the default id: its top level, while it was loaded.
         report: ReportId,
     },
     /// The call that was reported as stuck came back after all.

@@ -19,6 +19,32 @@ use crate::policy::{Failure, PolicySet, watchdog};
 use crate::queue::ReasonKind;
 use crate::report::ReportId;
 
+/// A call that does not come back, in a worker that was given up because of it.
+pub(super) struct Hanging {
+    /// When the process is to end because of it.
+    pub(super) abort_at: Instant,
+    worker: WorkerId,
+    id: ReportId,
+    what: What,
+}
+
+/// What hangs.
+enum What {
+    Report(HungCall),
+    /// What is no report, for people.
+    Errand(String),
+}
+
+impl Hanging {
+    /// For which the process ends.
+    pub(super) fn error(self) -> DetectError {
+        match self.what {
+            What::Report(HungCall { policy, report }) => DetectError::Hung { policy, report },
+            What::Errand(what) => DetectError::HungErrand { what },
+        }
+    }
+}
+
 impl Detector {
     /// Exchanges the policies: the workers take them between two reports, and what was held because of a broken one goes on.
     pub(super) fn load(&mut self, policies: PolicySet) {
@@ -101,37 +127,45 @@ impl Detector {
         });
     }
 
-    pub(super) fn on_watchdog(&mut self, event: watchdog::Event) -> Result<(), DetectError> {
+    pub(super) fn on_watchdog(&mut self, worker: WorkerId, event: watchdog::Event) -> Result<(), DetectError> {
         match event {
             watchdog::Event::Stuck { report, set, policy, .. } => {
-                self.on_stuck(report, self.pool.policy_name(set, policy))?;
+                self.on_stuck(worker, report, self.pool.policy_name(set, policy))?;
             }
             watchdog::Event::Unstuck { report, .. } => {
                 self.hung.remove(report);
-                self.hanging.retain(|(_, call)| call.report != report);
+                self.hanging.retain(|hanging| (hanging.worker, hanging.id) != (worker, report));
                 self.count_hanging();
             }
         }
         Ok(())
     }
 
-    /// A worker does not come back from a report: it is given up, what else it held runs again alone, and the report is written down
-    /// before anything can end the process.
-    fn on_stuck(&mut self, report: ReportId, policy: String) -> Result<(), DetectError> {
-        let running = |slot: &Slot| match slot.phase {
-            Phase::Running(worker) if slot.report.id == report => Some(worker),
-            _ => None,
-        };
-        let Some((number, worker)) = self.slots.iter().find_map(|(number, slot)| Some((*number, running(slot)?)))
-        else {
+    /// A worker does not come back: it is given up, and what else it held runs again alone. A report is written down before anything can
+    /// end the process. What is no report has nothing to be written down, but the worker's reports would wait behind it for ever.
+    fn on_stuck(&mut self, worker: WorkerId, id: ReportId, policy: String) -> Result<(), DetectError> {
+        // One that was given up before holds nothing any more.
+        if !self.pool.is_in_place(worker) {
             return Ok(());
+        }
+        let running = |slot: &Slot| slot.phase == Phase::Running(worker) && slot.report.id == id;
+        let number = self.slots.iter().find_map(|(number, slot)| running(slot).then_some(*number));
+        let what = if number.is_some() {
+            tracing::error!(policy, report = %id, "a worker hangs in a policy; it is given up and its other reports run again");
+            let call = HungCall { report: id, policy };
+            self.hung.add(call.clone());
+            What::Report(call)
+        } else {
+            let what = match self.errands.name(worker, id) {
+                Some(errand) => errand,
+                None => format!("the top level of policy `{policy}`, run for a new virtual machine,"),
+            };
+            tracing::error!(what, "a worker hangs in what is no report; it is given up and its reports run again");
+            What::Errand(what)
         };
-        tracing::error!(policy, %report, "a worker hangs in a policy; it is given up and its other reports run again");
         self.parts.services.metrics.vms_replaced.with_label_values(&["stuck"]).inc();
-        let call = HungCall { report, policy };
-        self.hung.add(call.clone());
         let abort_at = Instant::now() + self.parts.policy.abort_after;
-        self.hanging.push((abort_at, call));
+        self.hanging.push(Hanging { abort_at, worker, id, what });
         self.count_hanging();
         self.take_back(worker, number)
     }
@@ -140,13 +174,13 @@ impl Detector {
         self.parts.services.metrics.workers_stuck.set(i64::try_from(self.hanging.len()).unwrap_or(i64::MAX));
     }
 
-    fn take_back(&mut self, worker: WorkerId, hanging: u64) -> Result<(), DetectError> {
+    fn take_back(&mut self, worker: WorkerId, hanging: Option<u64>) -> Result<(), DetectError> {
         for number in self.pool.abandon(worker)? {
             let Some(slot) = self.slots.get_mut(&number) else { continue };
             if self.probe == Some(number) {
                 self.probe = None;
             }
-            if number == hanging {
+            if Some(number) == hanging {
                 slot.phase = Phase::Hanging(worker);
                 continue;
             }

@@ -12,19 +12,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use guard::Hanging;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::circuit::Circuits;
 use super::dispatch::{Dispatch, Place};
-use super::hung::{HungCall, HungList};
+use super::errands::Running;
+use super::hung::HungList;
 use super::intake::Intake;
 use super::pool::Pool;
 use super::retry::Breaker;
 use super::settle::{Collected, Settler};
 use super::slot::{Given, Phase, Slot};
-use super::worker::{Job, Outcome, Plan, panic_text};
+use super::worker::{Job, Outcome, Plan, WorkerId, panic_text};
 use super::{Control, DetectError, Parts, enrich};
 use crate::decode::{self, Malformed};
 use crate::policy::LoadError;
@@ -66,15 +68,17 @@ pub(super) struct Detector {
     /// The report that tries whether a policy with an open breaker works again.
     probe: Option<u64>,
     hung: HungList,
-    /// The calls that hang, and when the process is to end because of each.
-    hanging: Vec<(Instant, HungCall)>,
+    /// The calls that hang.
+    hanging: Vec<Hanging>,
     tasks: TaskTracker,
     /// Ends the settling tasks when a drain runs out of time: their tokens hand the reports out again.
     cut: CancellationToken,
     outcomes: mpsc::UnboundedReceiver<Vec<Outcome>>,
     settled: mpsc::UnboundedReceiver<Settled>,
     report_settled: mpsc::UnboundedSender<Settled>,
-    hangs: mpsc::UnboundedReceiver<watchdog::Event>,
+    hangs: mpsc::UnboundedReceiver<(WorkerId, watchdog::Event)>,
+    /// The errands that run in the workers.
+    errands: Arc<Running>,
     /// When the giving up of order was last said, and how often since.
     unordered: (Instant, u64),
 }
@@ -86,12 +90,14 @@ impl Detector {
         let (tell_hangs, hangs) = mpsc::unbounded_channel();
         let metrics = Arc::clone(&parts.services.metrics);
         let circuits = Arc::new(Circuits::new(parts.backoff, Arc::clone(&parts.health), Arc::clone(&metrics)));
+        let errands = Arc::<Running>::default();
         let plan = Plan {
             policies: parts.policies.clone(),
             services: parts.services.clone(),
             devices: Arc::clone(&parts.devices),
             settings: parts.policy.clone(),
             hangs: tell_hangs,
+            errands: Arc::clone(&errands),
             outcomes: report_outcomes,
             alone: false,
         };
@@ -124,6 +130,7 @@ impl Detector {
             settled,
             report_settled,
             hangs,
+            errands,
             unordered: (Instant::now(), 0),
             parts,
         })
@@ -183,7 +190,7 @@ impl Detector {
                         Ok(())
                     }
                 },
-                Some(event) = self.hangs.recv() => self.on_watchdog(event),
+                Some((worker, event)) = self.hangs.recv() => self.on_watchdog(worker, event),
                 _ = self.outcomes.recv_many(&mut outcomes, ENDED_AT_ONCE) => {
                     for outcome in outcomes.drain(..).flatten() {
                         self.on_outcome(outcome);
@@ -263,7 +270,7 @@ impl Detector {
 
     fn next_timer(&self) -> Instant {
         let retry = self.retries.peek().map(|Reverse((at, _))| *at);
-        let abort = self.hanging.iter().map(|(at, _)| *at).min();
+        let abort = self.hanging.iter().map(|hanging| hanging.abort_at).min();
         let breaker =
             self.breaker_opens().filter(|_| self.probe.is_none() && self.dispatch.has_ready() && self.has_room());
         let far = Instant::now() + Duration::from_secs(3600);
@@ -408,9 +415,8 @@ impl Detector {
 
     fn on_timer(&mut self) -> Result<(), DetectError> {
         let now = Instant::now();
-        if let Some(over) = self.hanging.iter().position(|(at, _)| *at <= now) {
-            let (_, call) = self.hanging.swap_remove(over);
-            return Err(DetectError::Hung { policy: call.policy, report: call.report });
+        if let Some(over) = self.hanging.iter().position(|hanging| hanging.abort_at <= now) {
+            return Err(self.hanging.swap_remove(over).error());
         }
         while let Some(Reverse((at, number))) = self.retries.peek().copied()
             && at <= now

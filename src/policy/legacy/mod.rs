@@ -134,7 +134,7 @@ pub fn read(path: &Path) -> Result<OldConfig, LoadError> {
     let host = Rc::new(Host::default());
     let sandbox = Sandbox::new(&host, MEMORY, true).map_err(|error| LoadError::one(vm::text(&error)))?;
     let config = Rc::new(RefCell::new(OldConfig::default()));
-    let loaded = vm::load_old(&sandbox, &host, &vm::loading_lane(), 0, &policy, &config);
+    let loaded = vm::load_old(&sandbox, &host, &vm::loading_lane(), (0, 0), &policy, &config);
     let reports = loaded.map_err(LoadError::one)?.borrow().report.is_some();
     Ok(OldConfig { reports, ..config.take() })
 }
