@@ -5,10 +5,12 @@
 
 mod support;
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use support::inbox::Inbox;
 use support::program::{PATIENCE, Program, Site};
 use support::wire::{exchange, request};
 
@@ -53,9 +55,10 @@ const LIMITS: &str = "policy.time_limit = \"300ms\"\npolicy.cpu_limit = \"300ms\
 fn background_function_that_hangs_is_named_and_the_reports_of_its_worker_run_elsewhere() {
     let lua = format!(
         "setReport(function(lt) infoLog('ran', {{ login = lt.login }}) time.sleep(0.1) end)\n\
-         setBackground('stuck', function() {HANGS} end)\nintervalScheduleBackgroundFunc('00:00:01', 'stuck')"
+         setBackground('stuck', function() if os.remove('flag') then {HANGS} end end)\nintervalScheduleBackgroundFunc('00:00:01', 'stuck')"
     );
     let (site, mut program) = start(&lua, &format!("{LIMITS}policy.abort_after = \"4s\"\n"));
+    std::fs::write(site.folder.path().join("flag"), "").unwrap();
     program.wait_until("the hang", PATIENCE, |program| {
         report(&site, "ann");
         program.metric("trackalert_workers_stuck") == Some(1.0)
@@ -63,7 +66,10 @@ fn background_function_that_hangs_is_named_and_the_reports_of_its_worker_run_els
     report(&site, "bea");
     program.wait_until("the reports", PATIENCE, Program::idle);
     assert!(site.log_text().contains("bea"), "{}", site.log_text());
+    let since = Instant::now();
     assert_eq!(ended(&site, &mut program), 1);
+    // Nobody waits for the answer of what hangs, the drain neither.
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
     let log = site.log_text();
     assert!(log.contains("the background function `stuck` has hung a worker"), "{log}");
     assert!(log.contains("a worker hangs in what is no report"), "{log}");
@@ -87,4 +93,44 @@ fn top_level_that_hangs_in_a_new_machine_is_named_and_its_worker_given_up() {
     std::fs::write(site.folder.path().join("pipe"), "").unwrap();
     program.wait_until("its return", PATIENCE, |program| program.metric("trackalert_workers_stuck") == Some(0.0));
     assert_eq!(program.terminate(), Some(0));
+}
+
+fn channel(receiver: impl std::fmt::Display) -> String {
+    format!("[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n")
+}
+
+#[test]
+fn endpoint_whose_client_hangs_up_has_its_effects_all_the_same() {
+    let (inbox, receiver) = Inbox::start();
+    let lua = "setCustomEndpoint('late', function()
+        infoLog('it begins', {})
+        time.sleep(0.5)
+        alert { kind = 'late', key = 'k', title = 'nobody waits for it' }
+        return true
+    end)";
+    let (site, program) = start(lua, &channel(receiver));
+    let mut client = std::net::TcpStream::connect(&site.address).unwrap();
+    client.write_all(&request("POST", "/command/late", "", b"{}")).unwrap();
+    program.wait_until("its begin", PATIENCE, |_| site.log_text().contains("it begins"));
+    drop(client);
+    program.wait_until("the alert", PATIENCE, |_| inbox.of_kind("late").len() == 1);
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
+fn background_function_that_runs_when_the_program_ends_is_finished() {
+    let (inbox, receiver) = Inbox::start();
+    let lua = "setBackground('slow', function()
+        if io.open('begun') then return end
+        io.open('begun', 'w'):close()
+        time.sleep(1.5)
+        alert { kind = 'slow', key = 'k', title = 'after the signal' }
+    end)
+    intervalScheduleBackgroundFunc('00:00:01', 'slow')";
+    let (site, program) = start(lua, &channel(receiver));
+    program.wait_until("its begin", PATIENCE, |_| site.folder.path().join("begun").exists());
+    assert_eq!(program.terminate(), Some(0));
+    // It is safe in the alerts queue, whether it went out before the end or not.
+    let program = start_again(&site);
+    program.wait_until("the alert", PATIENCE, |_| inbox.of_kind("slow").len() == 1);
 }

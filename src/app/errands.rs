@@ -32,7 +32,7 @@ pub(super) fn endpoints(errands: Errands) -> endpoints::Run {
         Box::pin(async move {
             let errand = Errand::Endpoint { name, attrs: attributes.single, attrs_mv: attributes.several };
             let id = ReportId::of(&rand::random::<[u8; 16]>());
-            match errands.run(errand, id, Time::now()).await {
+            match errands.answer(errand, id, Time::now()).await {
                 Ok(Answered::Endpoint { success, attrs }) => Ok((success, attrs)),
                 Ok(Answered::Nothing | Answered::Line(_)) => Ok((true, Map::new())),
                 Err(ErrandError::Unknown) => Err(Unanswered::Unknown),

@@ -1,13 +1,17 @@
 //! What the workers run besides reports: background functions and custom endpoints.
 //!
-//! Owns the way to a worker and back, and that what such a function raised and wrote takes effect as a report's does. An errand holds no
-//! delivery: one that is cut off with its worker is not run again.
+//! Owns the way to a worker and back, and that what such a function raised and wrote takes effect as a report's does, also where nobody
+//! waits for it any more. An errand holds no delivery: one that is cut off with its worker is not run again.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::Control;
 use super::settle::{Collected, Settler};
@@ -18,6 +22,10 @@ use crate::state::Batch;
 
 /// Beyond `policy.time_limit`: a worker that is gone for so long says nothing any more.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long an answer waits for its effects to be safe: while a store is out, each would hold a connection.
+const EFFECTS: Duration = Duration::from_secs(5);
+/// Endpoints and lines under way at once, those included whose effects wait for a store.
+const AT_ONCE: usize = 1_000;
 
 /// Why an errand was not done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +36,12 @@ pub enum ErrandError {
     /// The function failed; nothing of what it raised takes effect.
     #[error(transparent)]
     Failed(#[from] Failure),
+    /// It has run, and its effects wait.
+    #[error("it has run; what it raised waits for the alerts queue or the state, and takes effect when they answer")]
+    Late,
+    /// There are too many.
+    #[error("{AT_ONCE} endpoints and lines are under way at once; try again later")]
+    Busy,
     /// The program is draining, or the worker hung.
     #[error("no worker has done it; the log says why")]
     Gone,
@@ -43,6 +57,8 @@ pub(super) struct Sent {
     pub(super) id: ReportId,
     pub(super) t: Time,
     pub(super) answer: oneshot::Sender<Outcome>,
+    /// Cancelled where its worker is given up.
+    pub(super) gone: CancellationToken,
 }
 
 /// The same errand for every worker: an answer each, in their order.
@@ -51,28 +67,38 @@ pub(super) struct Everywhere {
     pub(super) errand: Errand,
     pub(super) id: ReportId,
     pub(super) t: Time,
-    pub(super) answers: Vec<oneshot::Sender<Outcome>>,
+    pub(super) answers: Vec<(oneshot::Sender<Outcome>, CancellationToken)>,
 }
 
-/// What runs in the workers right now, so that one that hangs can be named: its worker says nothing any more.
+/// What the workers have right now: so that one that hangs can be named, and that nobody waits for a worker that was given up.
 #[derive(Debug, Default)]
-pub(super) struct Running(Mutex<HashMap<(WorkerId, ReportId), String>>);
+pub(super) struct Running(Mutex<HashMap<(WorkerId, ReportId), (String, CancellationToken)>>);
 
 impl Running {
-    /// It runs until the guard goes.
-    pub(super) fn begin(self: &Arc<Self>, worker: WorkerId, id: ReportId, errand: &Errand) -> WhileRunning {
-        let key = (worker, id);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, errand.to_string());
+    /// The worker has it until the guard goes.
+    pub(super) fn begin(self: &Arc<Self>, worker: WorkerId, sent: &Sent) -> WhileRunning {
+        let key = (worker, sent.id);
+        self.lock().insert(key, (sent.errand.to_string(), sent.gone.clone()));
         WhileRunning { running: Arc::clone(self), key }
     }
 
-    /// What runs there under this id, for people.
+    /// What the worker has under this id, for people.
     pub(super) fn name(&self, worker: WorkerId, id: ReportId) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&(worker, id)).cloned()
+        self.lock().get(&(worker, id)).map(|(name, _)| name.clone())
+    }
+
+    /// The worker is given up: whoever waits for what it has is told.
+    pub(super) fn give_up(&self, worker: WorkerId) {
+        self.lock().iter().filter(|((at, _), _)| *at == worker).for_each(|(_, (_, gone))| gone.cancel());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(WorkerId, ReportId), (String, CancellationToken)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// See [`Running::begin`].
+#[derive(Debug)]
 pub(super) struct WhileRunning {
     running: Arc<Running>,
     key: (WorkerId, ReportId),
@@ -80,59 +106,123 @@ pub(super) struct WhileRunning {
 
 impl Drop for WhileRunning {
     fn drop(&mut self) {
-        self.running.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.running.lock().remove(&self.key);
+    }
+}
+
+/// What a worker says of what it was sent; `None`: it was given up, or says nothing in time.
+async fn answered(answer: oneshot::Receiver<Outcome>, gone: CancellationToken, by: Instant) -> Option<Outcome> {
+    tokio::select! {
+        biased;
+        outcome = tokio::time::timeout_at(by, answer) => outcome.ok()?.ok(),
+        () = gone.cancelled() => None,
     }
 }
 
 /// The way to the workers. Cheap to clone.
 #[derive(Clone)]
 pub struct Errands {
-    pub(super) control: mpsc::Sender<Control>,
-    pub(super) settler: Arc<Settler>,
-    pub(super) time_limit: Duration,
-    pub(super) workers: usize,
+    control: mpsc::Sender<Control>,
+    settler: Arc<Settler>,
+    time_limit: Duration,
+    workers: usize,
+    /// The detector's, which waits for them when it drains.
+    tasks: TaskTracker,
+    cut: CancellationToken,
+    places: Arc<Semaphore>,
 }
 
 impl Errands {
-    /// Runs it in a worker, at a time; resolves when its effects are safe. `id` is what those are told by when it runs again.
+    /// Its tasks are among `tasks`, and end where `cut` is cancelled.
+    pub(super) fn new(
+        control: mpsc::Sender<Control>,
+        settler: Arc<Settler>,
+        time_limit: Duration,
+        workers: usize,
+        tasks: TaskTracker,
+        cut: CancellationToken,
+    ) -> Self {
+        Self { control, settler, time_limit, workers, tasks, cut, places: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// Runs it in a worker, at a time; resolves when its effects are safe, however long a store is out. `id` is what those are told by
+    /// when it runs again. It goes on where nobody waits for it any more, and a drain waits for it.
     pub async fn run(&self, errand: Errand, id: ReportId, t: Time) -> Result<Answered, ErrandError> {
-        let (answer, answered) = oneshot::channel();
-        let sent = Control::Errand(Sent { errand, id, t, answer });
-        let outcome = async {
-            self.control.send(sent).await.map_err(|_| ErrandError::Gone)?;
-            answered.await.map_err(|_| ErrandError::Gone)
-        };
-        let outcome = tokio::time::timeout(self.time_limit + GRACE, outcome).await.map_err(|_| ErrandError::Gone)??;
-        let (effects, answered) = outcome.ok_or(ErrandError::Unknown)??;
-        self.apply(effects).await;
-        Ok(answered)
+        let this = self.clone();
+        let running = self.spawn(async move {
+            let (effects, answered) = this.ask(errand, id, t).await?;
+            this.apply(effects).await;
+            Ok(answered)
+        });
+        ended(running).await
+    }
+
+    /// The same for somebody who waits for the answer: only so long for its effects, and one of not too many.
+    pub async fn answer(&self, errand: Errand, id: ReportId, t: Time) -> Result<Answered, ErrandError> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ErrandError::Busy)?;
+        let this = self.clone();
+        let running = self.spawn(async move {
+            let (effects, answered) = this.ask(errand, id, t).await?;
+            this.apply_soon(effects, place).await.map(|()| answered)
+        });
+        ended(running).await
     }
 
     /// Runs it in every worker; gives what each answered, in their order. What the first raised and wrote takes effect, and not the same
     /// again for each other one.
     pub async fn run_everywhere(&self, errand: Errand, id: ReportId, t: Time) -> Vec<Result<Answered, ErrandError>> {
-        let (answers, answered): (Vec<_>, Vec<_>) = (0..self.workers).map(|_| oneshot::channel()).unzip();
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return vec![Err(ErrandError::Busy)] };
+        let this = self.clone();
+        let running = self.spawn(async move { Ok(this.ask_all(errand, id, t, place).await) });
+        ended(running).await.unwrap_or_else(|error| vec![Err(error)])
+    }
+
+    async fn ask_all(
+        &self,
+        errand: Errand,
+        id: ReportId,
+        t: Time,
+        place: OwnedSemaphorePermit,
+    ) -> Vec<Result<Answered, ErrandError>> {
+        let places = (0..self.workers).map(|_| (oneshot::channel(), CancellationToken::new()));
+        let each = places.map(|((answer, waits), gone)| ((answer, gone.clone()), (waits, gone)));
+        let (answers, waiting): (Vec<_>, Vec<_>) = each.unzip();
         let sent = Control::Everywhere(Everywhere { errand, id, t, answers });
-        if self.control.send(sent).await.is_err() {
+        let deadline = Instant::now() + self.time_limit + GRACE;
+        if !matches!(tokio::time::timeout_at(deadline, self.control.send(sent)).await, Ok(Ok(()))) {
             return vec![Err(ErrandError::Gone)];
         }
-        let deadline = tokio::time::Instant::now() + self.time_limit + GRACE;
-        let mut all = Vec::with_capacity(answered.len());
-        for answer in answered {
-            let outcome = tokio::time::timeout_at(deadline, answer).await;
-            let outcome = outcome.ok().and_then(Result::ok).ok_or(ErrandError::Gone);
-            let done = outcome.and_then(|outcome| Ok(outcome.ok_or(ErrandError::Unknown)??));
-            all.push(match done {
-                Ok((effects, answered)) => {
-                    if all.is_empty() {
-                        self.apply(effects).await;
-                    }
-                    Ok(answered)
-                }
-                Err(error) => Err(error),
+        let (mut all, mut place) = (Vec::with_capacity(waiting.len()), Some(place));
+        for (answer, gone) in waiting {
+            let outcome = answered(answer, gone, deadline).await.ok_or(ErrandError::Gone);
+            all.push(match (outcome.and_then(done), place.take()) {
+                (Ok((effects, answered)), Some(place)) => self.apply_soon(effects, place).await.map(|()| answered),
+                (Ok((_, answered)), None) => Ok(answered),
+                (Err(error), _) => Err(error),
             });
         }
         all
+    }
+
+    async fn ask(&self, errand: Errand, id: ReportId, t: Time) -> Result<(Effects, Answered), ErrandError> {
+        let ((answer, waits), gone) = (oneshot::channel(), CancellationToken::new());
+        let by = Instant::now() + self.time_limit + GRACE;
+        let sent = Control::Errand(Sent { errand, id, t, answer, gone: gone.clone() });
+        if !matches!(tokio::time::timeout_at(by, self.control.send(sent)).await, Ok(Ok(()))) {
+            return Err(ErrandError::Gone);
+        }
+        done(answered(waits, gone, by).await.ok_or(ErrandError::Gone)?)
+    }
+
+    /// Waits for the effects only so long; they go on, and hold their place, until they are safe.
+    async fn apply_soon(&self, effects: Effects, place: OwnedSemaphorePermit) -> Result<(), ErrandError> {
+        let this = self.clone();
+        let applying = self.spawn(async move {
+            this.apply(effects).await;
+            drop(place);
+            Ok(())
+        });
+        tokio::time::timeout(EFFECTS, ended(applying)).await.unwrap_or(Err(ErrandError::Late))
     }
 
     async fn apply(&self, effects: Effects) {
@@ -140,4 +230,26 @@ impl Errands {
         let batch = Batch { writes, handled: None, claims };
         self.settler.effects(Collected { alerts, hooks, batch }).await;
     }
+
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, ErrandError>> + Send + 'static,
+    ) -> JoinHandle<Result<T, ErrandError>> {
+        let cut = self.cut.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                ended = work => ended,
+                () = cut.cancelled() => Err(ErrandError::Gone),
+            }
+        })
+    }
+}
+
+async fn ended<T>(task: JoinHandle<Result<T, ErrandError>>) -> Result<T, ErrandError> {
+    task.await.unwrap_or(Err(ErrandError::Gone))
+}
+
+fn done(outcome: Outcome) -> Result<(Effects, Answered), ErrandError> {
+    Ok(outcome.ok_or(ErrandError::Unknown)??)
 }

@@ -135,10 +135,9 @@ impl Detect {
     /// Starts the workers and the task. An error: the policies do not load.
     pub fn start(parts: Parts) -> Result<Self, LoadError> {
         let (control, orders) = mpsc::channel(4);
-        let (time_limit, workers) = (parts.policy.time_limit, parts.settings.worker_count());
         let scheduled = Arc::clone(parts.policies.scheduled());
         let detector = detector::Detector::new(parts)?;
-        let errands = Errands { control: control.clone(), settler: detector.settler(), time_limit, workers };
+        let errands = detector.errands(control.clone());
         Ok(Self { control, errands, scheduled, task: tokio::spawn(detector.run(orders)) })
     }
 

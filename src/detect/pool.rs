@@ -65,10 +65,10 @@ impl Pool {
     }
 
     /// Hands an errand to the worker with the fewest reports, however many those are: errands are few.
-    pub(super) fn send(&self, errand: Sent) {
+    pub(super) fn send(&self, sent: Sent) {
         let workers = &self.places[..self.places.len() - 1];
         if let Some(place) = workers.iter().min_by_key(|place| place.jobs.len()) {
-            let _ = place.orders.send(Order::Errand(errand));
+            self.hand(place, sent);
         }
     }
 
@@ -76,9 +76,14 @@ impl Pool {
     pub(super) fn send_all(&self, line: Everywhere) {
         let Everywhere { errand, id, t, answers } = line;
         let workers = &self.places[..self.places.len() - 1];
-        for (place, answer) in workers.iter().zip(answers) {
-            let _ = place.orders.send(Order::Errand(Sent { errand: errand.clone(), id, t, answer }));
+        for (place, (answer, gone)) in workers.iter().zip(answers) {
+            self.hand(place, Sent { errand: errand.clone(), id, t, answer, gone });
         }
+    }
+
+    fn hand(&self, place: &Place, sent: Sent) {
+        let running = self.plan.errands.begin(place.id, &sent);
+        let _ = place.orders.send(Order::Errand(sent, running));
     }
 
     /// A report came back. `false`: from a worker that was abandoned.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
-use super::errands::{Running, Sent};
+use super::errands::{Running, Sent, WhileRunning};
 use crate::device::Devices;
 use crate::policy::watchdog::{self, Event};
 use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
@@ -74,7 +74,7 @@ pub(super) struct Outcome {
 pub(super) enum Order {
     Run(Job),
     /// Run something besides reports.
-    Errand(Sent),
+    Errand(Sent, WhileRunning),
     /// Use these policies for the next reports; those in flight finish with the old ones.
     Load(PolicySet),
 }
@@ -180,8 +180,8 @@ impl Worker {
                     Order::Run(job) => {
                         tasks.spawn_local(Rc::clone(&self).run(job));
                     }
-                    Order::Errand(sent) => {
-                        tasks.spawn_local(Rc::clone(&self).run_errand(sent));
+                    Order::Errand(sent, running) => {
+                        tasks.spawn_local(Rc::clone(&self).run_errand(sent, running));
                     }
                     Order::Load(policies) => self.load(policies),
                 }
@@ -311,11 +311,9 @@ impl Worker {
         Rc::clone(&self.current.borrow())
     }
 
-    async fn run_errand(self: Rc<Self>, sent: Sent) {
+    async fn run_errand(self: Rc<Self>, sent: Sent, _running: WhileRunning) {
         let vm = self.fit_vm();
-        let Sent { errand, id, t, answer } = sent;
-        let errands = Arc::clone(&self.plan.borrow().errands);
-        let _running = errands.begin(self.id, id, &errand);
+        let Sent { errand, id, t, answer, .. } = sent;
         let ran = AssertUnwindSafe(vm.errand(&errand, id, t)).catch_unwind().await;
         let outcome = ran.unwrap_or_else(|panic| Some(Err(Failure::Internal(panic_text(&*panic)))));
         if matches!(outcome, Some(Err(Failure::Memory | Failure::Internal(_)))) {

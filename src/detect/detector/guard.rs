@@ -167,6 +167,7 @@ impl Detector {
         let abort_at = Instant::now() + self.parts.policy.abort_after;
         self.hanging.push(Hanging { abort_at, worker, id, what });
         self.count_hanging();
+        self.errands.give_up(worker);
         self.take_back(worker, number)
     }
 

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::circuit::Circuits;
 use super::dispatch::{Dispatch, Place};
-use super::errands::Running;
+use super::errands::{Errands, Running};
 use super::hung::HungList;
 use super::intake::Intake;
 use super::pool::Pool;
@@ -136,8 +136,11 @@ impl Detector {
         })
     }
 
-    pub(super) fn settler(&self) -> Arc<Settler> {
-        Arc::clone(&self.settler)
+    /// The way here for what is no report.
+    pub(super) fn errands(&self, control: mpsc::Sender<Control>) -> Errands {
+        let (time_limit, workers) = (self.parts.policy.time_limit, self.parts.settings.worker_count());
+        let (tasks, cut) = (self.tasks.clone(), self.cut.clone());
+        Errands::new(control, Arc::clone(&self.settler), time_limit, workers, tasks, cut)
     }
 
     /// Runs until it is told to drain or fails (the end of its source is a failure); what it holds is finished or handed back.
