@@ -9,7 +9,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use jiff::Zoned;
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
     /// Five fields, in the time zone of the time that is asked about.
     Cron(Box<Cron>),
@@ -34,7 +34,7 @@ impl Plan {
 }
 
 /// A function and when it runs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scheduled {
     /// Its name.
     pub name: String,

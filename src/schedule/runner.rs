@@ -1,88 +1,173 @@
 //! Runs background functions when they are due, in one process: no two processes agree here who does.
 //!
-//! Owns the clock of each function. One that still runs when it is due again misses that time: it is counted and told, and nothing piles
-//! up. Never looks at what a function does.
+//! Owns the clock of each function. One that still runs when it is due again, by whatever clock, misses that time: it is counted and told,
+//! and nothing piles up. Never looks at what a function does, and never cuts one off.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use jiff::{Timestamp, Zoned};
+use jiff::Zoned;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::cron::Scheduled;
+use super::cron::{Plan, Scheduled};
 use crate::report::Time;
 use crate::telemetry::Metrics;
+
+/// The longest sleep: how late a function is after the machine's clock was set forward.
+const SLICE: Duration = Duration::from_secs(10);
 
 /// Runs the function of this name that was due at this time. The error is for people.
 pub type Run = Arc<dyn Fn(String, Time) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// Starts the runner; it ends when `stop` is cancelled. What is to be run changes with a reload: then each interval begins anew.
+/// Starts the runner; it ends when `stop` is cancelled. What is to be run changes with a reload: what stays goes on as it was.
 pub fn start(
-    mut scheduled: watch::Receiver<Arc<[Scheduled]>>,
+    scheduled: watch::Receiver<Arc<[Scheduled]>>,
     run: Run,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        loop {
-            let mut clocks = JoinSet::new();
-            for one in scheduled.borrow_and_update().iter() {
-                clocks.spawn(clock(one.clone(), Arc::clone(&run), Arc::clone(&metrics)));
-            }
-            let changed = tokio::select! {
-                () = stop.cancelled() => false,
-                changed = scheduled.changed() => changed.is_ok(),
-            };
-            if !changed {
-                return;
-            }
-        }
-    })
+    let runner = Runner { run, metrics, running: Mutex::default(), now: Zoned::now, slice: SLICE };
+    tokio::spawn(Arc::new(runner).keep(scheduled, stop))
 }
 
-async fn clock(scheduled: Scheduled, run: Run, metrics: Arc<Metrics>) {
-    let count = |result: &str| metrics.background_runs.with_label_values(&[result]).inc();
-    let mut due = scheduled.plan.next(&Zoned::now());
-    while let Some(at) = due {
-        // By the wall clock: one that is set forward or back is followed.
-        let wait = at.timestamp().duration_since(Timestamp::now());
-        tokio::time::sleep(wait.try_into().unwrap_or_default()).await;
+struct Runner {
+    run: Run,
+    metrics: Arc<Metrics>,
+    /// The functions that run now.
+    running: Mutex<HashSet<String>>,
+    now: fn() -> Zoned,
+    slice: Duration,
+}
+
+/// A function's clock, and what ends it. What runs then is finished.
+struct Clock {
+    scheduled: Scheduled,
+    over: CancellationToken,
+}
+
+impl Runner {
+    async fn keep(self: Arc<Self>, mut scheduled: watch::Receiver<Arc<[Scheduled]>>, stop: CancellationToken) {
+        let (mut clocks, mut tasks) = (Vec::<Clock>::new(), JoinSet::new());
+        loop {
+            let mut new = scheduled.borrow_and_update().to_vec();
+            clocks.retain(|clock| match new.iter().position(|one| *one == clock.scheduled) {
+                Some(at) => {
+                    new.swap_remove(at);
+                    true
+                }
+                None => {
+                    clock.over.cancel();
+                    false
+                }
+            });
+            for scheduled in new {
+                let over = CancellationToken::new();
+                tasks.spawn(Arc::clone(&self).tick(scheduled.clone(), over.clone()));
+                clocks.push(Clock { scheduled, over });
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(_) = tasks.join_next() => {}
+                changed = scheduled.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn tick(self: Arc<Self>, scheduled: Scheduled, over: CancellationToken) {
+        let mut due = scheduled.plan.next(&(self.now)());
+        while let Some(at) = due {
+            let at = tokio::select! {
+                () = over.cancelled() => return,
+                at = self.wait(&scheduled.plan, at) => at,
+            };
+            let ran = self.run_once(&scheduled.name, &at).await;
+            if over.is_cancelled() {
+                return;
+            }
+            let (mut next, now, mut missed) = (scheduled.plan.next(&at), (self.now)(), u64::from(!ran));
+            while let Some(at) = next.as_ref().filter(|at| **at <= now) {
+                missed += 1;
+                // After a long sleep of the machine only the last one would be counted otherwise.
+                next = if missed < 1000 { scheduled.plan.next(at) } else { scheduled.plan.next(&now) };
+            }
+            if missed > 0 {
+                self.metrics.background_runs.with_label_values(&["missed"]).inc_by(missed);
+                tracing::warn!(
+                    function = scheduled.name,
+                    missed,
+                    "a background function was still running when it was due, or the clock was set forward"
+                );
+            }
+            due = next;
+        }
+    }
+
+    /// Waits for a time of the wall clock, which may be set meanwhile: forward, then it is due at once; back, then an interval begins
+    /// anew, or a function of every second would rest for an hour. Gives the time that it was.
+    async fn wait(&self, plan: &Plan, mut at: Zoned) -> Zoned {
+        loop {
+            let now = (self.now)();
+            if let (Plan::Every(_), Some(soonest)) = (plan, plan.next(&now))
+                && soonest < at
+            {
+                at = soonest;
+            }
+            let left = Duration::try_from(at.timestamp().duration_since(now.timestamp())).unwrap_or_default();
+            if left.is_zero() {
+                return at;
+            }
+            tokio::time::sleep(left.min(self.slice)).await;
+        }
+    }
+
+    /// `false`: it still runs.
+    async fn run_once(&self, name: &str, at: &Zoned) -> bool {
+        let Some(_running) = Running::begin(&self.running, name) else { return false };
+        let count = |result: &str| self.metrics.background_runs.with_label_values(&[result]).inc();
         let time = Time::from_micros(at.timestamp().as_microsecond());
-        match run(scheduled.name.clone(), time).await {
+        match (self.run)(name.to_owned(), time).await {
             Ok(()) => count("done"),
             Err(error) => {
                 count("failed");
-                tracing::error!(function = scheduled.name, error, "a background function failed");
+                tracing::error!(function = name, error, "a background function failed");
             }
         }
-        let (mut next, now, mut missed) = (scheduled.plan.next(&at), Zoned::now(), 0_u64);
-        while let Some(at) = next.as_ref().filter(|at| **at <= now) {
-            missed += 1;
-            // After a long sleep of the machine only the last one would be counted otherwise.
-            next = if missed < 1000 { scheduled.plan.next(at) } else { scheduled.plan.next(&now) };
-        }
-        if missed > 0 {
-            metrics.background_runs.with_label_values(&["missed"]).inc_by(missed);
-            tracing::warn!(
-                function = scheduled.name,
-                missed,
-                "a background function was still running when it was due"
-            );
-        }
-        due = next;
+        true
+    }
+}
+
+/// While it lives, the function of this name runs.
+struct Running<'a> {
+    all: &'a Mutex<HashSet<String>>,
+    name: &'a str,
+}
+
+impl<'a> Running<'a> {
+    fn begin(all: &'a Mutex<HashSet<String>>, name: &'a str) -> Option<Self> {
+        let new = all.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        // Only where it is new: one that is made and dropped would take the name of the one that runs away.
+        new.then(|| Self { all, name })
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(self.name);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-    use std::time::Duration;
+    use std::sync::atomic::{AtomicI64, Ordering};
 
+    use jiff::Timestamp;
+    use jiff::tz::TimeZone;
     use tokio::sync::mpsc;
 
-    use super::super::cron::Plan;
     use super::*;
 
     fn every(name: &str, millis: u64) -> Scheduled {
@@ -119,5 +204,75 @@ mod tests {
         while tokio::time::timeout(Duration::from_millis(200), runs.recv()).await.is_ok() {}
         stop.cancel();
         task.await.unwrap();
+    }
+
+    /// Tells each beginning and each end, and asserts that they take turns.
+    fn told(millis: u64) -> (Run, mpsc::UnboundedReceiver<&'static str>) {
+        let (tell, told) = mpsc::unbounded_channel();
+        let run: Run = Arc::new(move |_, _| {
+            let tell = tell.clone();
+            Box::pin(async move {
+                let _ = tell.send("begin");
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                let _ = tell.send("end");
+                Ok(())
+            })
+        });
+        (run, told)
+    }
+
+    #[tokio::test]
+    async fn reload_lets_what_runs_finish_and_begins_it_no_second_time() {
+        for after in [vec![every("f", 10)], vec![every("f", 11)], Vec::new()] {
+            let (stop, (run, mut runs)) = (CancellationToken::new(), told(60));
+            let (change, scheduled) = watch::channel(Arc::from([every("f", 10)]));
+            let task = start(scheduled, run, Arc::default(), stop.clone());
+            assert_eq!(runs.recv().await, Some("begin"));
+            change.send(after.into()).unwrap();
+            assert_eq!(runs.recv().await, Some("end"), "it was cut off, or began twice");
+            stop.cancel();
+            task.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn reload_that_changes_nothing_leaves_a_clock_where_it_is() {
+        let (stop, (run, mut runs)) = (CancellationToken::new(), told(0));
+        let (change, scheduled) = watch::channel(Arc::from([every("f", 200)]));
+        let task = start(scheduled, run, Arc::default(), stop.clone());
+        let reloads = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                change.send(Arc::from([every("f", 200)])).unwrap();
+            }
+        };
+        tokio::select! {
+            begun = tokio::time::timeout(Duration::from_secs(10), runs.recv()) => assert_eq!(begun.unwrap(), Some("begin")),
+            () = reloads => {}
+        }
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn clock_that_is_set_forward_or_back_is_followed() {
+        static SECOND: AtomicI64 = AtomicI64::new(1_000_000);
+        let now = || Timestamp::from_second(SECOND.load(Ordering::Relaxed)).unwrap().to_zoned(TimeZone::UTC);
+        let (run, _) = told(0);
+        let slice = Duration::from_millis(5);
+        let runner = Runner { run, metrics: Arc::default(), running: Mutex::default(), now, slice };
+        let hourly = Plan::Every(Duration::from_secs(3600));
+        let set = async |second: i64| {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            SECOND.store(second, Ordering::Relaxed);
+        };
+        let due = hourly.next(&now()).unwrap();
+        let (at, ()) = tokio::join!(runner.wait(&hourly, due.clone()), set(1_003_600));
+        assert_eq!(at, due);
+        // Back by an hour: it runs an hour from there, and not two.
+        SECOND.store(1_000_000, Ordering::Relaxed);
+        let later = hourly.next(&due).unwrap();
+        let (at, ()) = tokio::join!(runner.wait(&hourly, later), set(1_003_600));
+        assert_eq!(at, due);
     }
 }
