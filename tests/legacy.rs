@@ -4,6 +4,8 @@
 
 #[path = "support/policy.rs"]
 mod bench;
+#[path = "support/old.rs"]
+mod old;
 #[path = "support/stores.rs"]
 mod stores;
 mod support;
@@ -12,58 +14,16 @@ use axum::Router;
 use axum::http::HeaderMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bench::{Bench, on_worker, settings};
+use bench::on_worker;
 use nix::sys::signal::Signal;
+use old::{handle, machine, read, refused};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use tokio::sync::mpsc;
-use trackalert::policy::legacy::{self, OldConfig};
-use trackalert::policy::{Failure, PolicySet};
+use trackalert::policy::Failure;
 
 use support::program::{PATIENCE, Site, free_address};
 use support::wire::{exchange, request};
-
-struct File {
-    _folder: tempfile::TempDir,
-    path: PathBuf,
-}
-
-fn file(source: &str) -> File {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("trackalert.conf");
-    std::fs::write(&path, source).unwrap();
-    File { _folder: folder, path }
-}
-
-fn read(source: &str) -> OldConfig {
-    legacy::read(&file(source).path).unwrap_or_else(|error| panic!("{source}: {error}"))
-}
-
-fn refused(source: &str) -> String {
-    let file = file(source);
-    let error = legacy::read(&file.path).unwrap_err().to_string();
-    error.replace(&file.path.display().to_string(), "trackalert.conf")
-}
-
-/// A machine with the file alone.
-fn machine(source: &str) -> Bench {
-    let file = file(source);
-    let none = file.path.parent().unwrap().join("none");
-    std::fs::create_dir(&none).unwrap();
-    let mut settings = settings();
-    settings.path = vec![none];
-    settings.legacy_config = file.path.clone();
-    let set = PolicySet::resolve(&settings).unwrap_or_else(|error| panic!("{source}: {error}"));
-    Bench::of(&set, &settings)
-}
-
-/// Runs the body of a report function, which must not fail.
-fn handle(body: &str) {
-    let source = format!("setReport(function(lt)\n{body}\nend)");
-    let outcome = on_worker(async { machine(&source).at(1_700_000_000.0).await });
-    assert!(outcome.is_ok(), "{body}: {outcome:?}");
-}
 
 #[test]
 fn each_call_that_configures_is_a_setting_of_ours() {

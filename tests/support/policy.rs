@@ -115,7 +115,7 @@ impl Bench {
             wforce: Arc::new(wforce::Siblings::new(&settings.wforce, settings.http.timeout).unwrap()),
             metrics: Arc::clone(&metrics),
             operator: None,
-            socket_timeout: Duration::from_secs(5),
+            socket_timeout: settings.socket_timeout,
             custom_webhooks: Arc::from(["hook".to_owned()]),
             custom_stats: Arc::from(["seen".to_owned()]),
             state_max_value: ByteSize::kib(16),

@@ -1,7 +1,8 @@
 //! The commands of the module `redis`, over one connection a server and thread.
 //!
 //! Owns the connections. Commands of all reports of a machine share one, each answered in its turn, so that a report that waits holds up
-//! no other. A command is never sent twice: whether the server did it is not known.
+//! no other; a command that would change or hold the connection for the others is refused. A command is never sent twice: whether the
+//! server did it is not known.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use mlua::{Function, Lua, MultiValue, Table, Value as Lua_};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value};
+use tokio::sync::OnceCell;
 
 use crate::policy::api::args::{Args, number, string};
 use crate::policy::call::{Answer, Host};
@@ -32,8 +34,28 @@ struct Server {
     password: String,
 }
 
+/// A connection, or the one attempt to get one that all who need it wait for.
+type Shared = Rc<OnceCell<MultiplexedConnection>>;
+
 thread_local! {
-    static CONNECTIONS: RefCell<HashMap<Server, MultiplexedConnection>> = RefCell::default();
+    static CONNECTIONS: RefCell<HashMap<Server, Shared>> = RefCell::default();
+}
+
+/// What to do instead of a command that would change the connection for all others, or keep them waiting.
+fn instead(command: &str) -> Option<&'static str> {
+    Some(match command {
+        "SELECT" => "use client:select(db), or connect{ host = …, db = … }",
+        "AUTH" | "HELLO" => "use client:auth(password)",
+        "MULTI" | "EXEC" | "DISCARD" | "WATCH" | "UNWATCH" => "use eval: the server runs a script as one",
+        "BLPOP" | "BRPOP" | "BRPOPLPUSH" | "BLMOVE" | "BLMPOP" | "BZPOPMIN" | "BZPOPMAX" | "BZMPOP" | "WAIT"
+        | "WAITAOF" => "use the command that does not wait, and time.sleep",
+        "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE" | "SUNSUBSCRIBE" | "MONITOR"
+        | "SYNC" | "PSYNC" => "messages cannot be listened for here; write them into a list and read that",
+        "CLIENT" | "RESET" | "QUIT" | "READONLY" | "READWRITE" | "ASKING" => {
+            "take it out: connections are the program's"
+        }
+        _ => return None,
+    })
 }
 
 /// `call(server, arguments)`: the answer, or an error.
@@ -47,8 +69,13 @@ pub(super) fn function(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Function> {
                 let limit = call.services.socket_timeout;
                 let outcome = match call.services.web.connects() {
                     Ok(()) => {
-                        let answered = tokio::time::timeout(limit, ask(&server, command)).await;
-                        answered.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+                        let shared = shared(&server);
+                        let answered = tokio::time::timeout(limit, ask(&server, &shared, command)).await;
+                        answered.unwrap_or_else(|_| {
+                            // It may be dead without a word; whoever asks next begins with another one.
+                            forget(&server, &shared);
+                            Err(format!("no answer within {limit:?}"))
+                        })
                     }
                     Err(why) => Err(why),
                 };
@@ -76,7 +103,7 @@ fn parse(values: MultiValue) -> Answer<(Server, Cmd)> {
         password: text(&password),
     };
     let mut command = Cmd::new();
-    let mut bytes = 0;
+    let (mut bytes, mut first, mut streams) = (0, String::new(), false);
     for (at, value) in arguments.sequence_values::<Lua_>().enumerate() {
         let value = value.map_err(|error| args.error("arguments", error))?;
         let name = format!("argument {}", at + 1);
@@ -93,6 +120,20 @@ fn parse(values: MultiValue) -> Answer<(Server, Cmd)> {
                 command.arg(text);
             }
         }
+        let word = string(&value).unwrap_or_default().to_ascii_uppercase();
+        if at == 0 {
+            first = word;
+            if let Some(instead) = instead(&first) {
+                return Err(args.error(&first, format!("all reports share the connection; {instead}")));
+            }
+        } else if first.starts_with("XREAD") && !streams {
+            streams = word == "STREAMS";
+            if word == "BLOCK" {
+                let text =
+                    "BLOCK would keep all reports waiting that share the connection; ask without it, and time.sleep";
+                return Err(args.error(&first, text));
+            }
+        }
         if at >= MAX_ARGUMENTS || bytes > MAX_BYTES {
             let reason = format!("more than {MAX_ARGUMENTS} arguments or {MAX_BYTES} bytes in one command");
             return Err(args.error("arguments", reason));
@@ -101,15 +142,29 @@ fn parse(values: MultiValue) -> Answer<(Server, Cmd)> {
     Ok((server, command))
 }
 
-async fn ask(server: &Server, command: Cmd) -> Result<Value, String> {
-    let known = CONNECTIONS.with_borrow(|connections| connections.get(server).cloned());
-    let mut connection = match known {
-        Some(connection) => connection,
-        None => connect(server).await?,
-    };
+fn shared(server: &Server) -> Shared {
+    CONNECTIONS.with_borrow_mut(|connections| {
+        if connections.len() >= MAX_CONNECTIONS && !connections.contains_key(server) {
+            connections.clear();
+        }
+        Rc::clone(connections.entry(server.clone()).or_default())
+    })
+}
+
+/// Where another one has taken its place, that one stays.
+fn forget(server: &Server, used: &Shared) {
+    CONNECTIONS.with_borrow_mut(|connections| {
+        if connections.get(server).is_some_and(|known| Rc::ptr_eq(known, used)) {
+            connections.remove(server);
+        }
+    });
+}
+
+async fn ask(server: &Server, shared: &Shared, command: Cmd) -> Result<Value, String> {
+    let mut connection = shared.get_or_try_init(|| connect(server)).await?.clone();
     let answer = connection.send_packed_command(&command).await;
     if answer.as_ref().is_err_and(|error| error.is_unrecoverable_error() || error.is_connection_dropped()) {
-        CONNECTIONS.with_borrow_mut(|connections| connections.remove(server));
+        forget(server, shared);
     }
     answer.and_then(Value::extract_error).map_err(|error| error.to_string())
 }
@@ -127,15 +182,7 @@ async fn connect(server: &Server) -> Result<MultiplexedConnection, String> {
     let client = Client::open(info).map_err(|error| error.to_string())?;
     // The whole command has its time in `function`.
     let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None::<Duration>);
-    let connected = client.get_multiplexed_async_connection_with_config(&config).await;
-    let connection = connected.map_err(|error| error.to_string())?;
-    CONNECTIONS.with_borrow_mut(|connections| {
-        if connections.len() >= MAX_CONNECTIONS {
-            connections.clear();
-        }
-        connections.insert(server.clone(), connection.clone());
-    });
-    Ok(connection)
+    client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| error.to_string())
 }
 
 fn give(lua: &Lua, value: Value) -> mlua::Result<Lua_> {

@@ -77,11 +77,11 @@ end
 
 local redis = {}
 
--- connect(host, port), connect{ host =, port = }, connect("redis://host:port").
+-- connect(host, port), connect{ host =, port =, db = }, connect("redis://host:port").
 function redis.connect(host, port)
   local server = { host = "127.0.0.1", port = 6379, db = 0, user = "", password = "" }
   if type(host) == "table" then
-    server.host, server.port = host.host or server.host, host.port or server.port
+    server.host, server.port, server.db = host.host or server.host, host.port or server.port, tonumber(host.db) or 0
   elseif host ~= nil then
     local name, number = match(tostring(host), "^%a+://([^:/]+):?(%d*)")
     server.host, server.port = name or tostring(host), tonumber(port or number) or server.port

@@ -1,0 +1,93 @@
+//! The modules that configurations of the old program require, against servers that behave badly.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
+#[path = "support/policy.rs"]
+mod bench;
+#[path = "support/old.rs"]
+mod old;
+#[path = "support/stores.rs"]
+mod stores;
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bench::{on_worker, settings};
+use old::{handle, machine_with};
+
+/// Answers each PING of a connection; the first `silent` connections get no answer. Gives the port and how many there were.
+fn redis(silent: usize) -> (u16, Arc<AtomicUsize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, count) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&count);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let answers = counted.fetch_add(1, Ordering::SeqCst) >= silent;
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    let pings = String::from_utf8_lossy(&buffer[..length]).matches("PING").count();
+                    if answers && stream.write_all("+PONG\r\n".repeat(pings).as_bytes()).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    (port, count)
+}
+
+#[test]
+fn reports_that_need_a_connection_to_redis_at_once_share_one() {
+    let (port, connections) = redis(0);
+    let source = format!("setReport(function(lt) assert(require('redis').connect('127.0.0.1', {port}):ping()) end)");
+    let outcomes = on_worker(async {
+        let machine = machine_with(&source, settings());
+        futures_util::future::join_all((0..20).map(|_| machine.at(1.0))).await
+    });
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn connection_to_redis_that_does_not_answer_is_not_used_again() {
+    let (port, connections) = redis(1);
+    let source = format!(
+        "setReport(function(lt)
+            local client = require('redis').connect('127.0.0.1', {port})
+            local ok, reason = pcall(client.ping, client)
+            assert(not ok and reason:find('no answer within 200ms', 1, true), reason)
+            assert(client:ping())
+        end)"
+    );
+    let mut settings = settings();
+    settings.socket_timeout = Duration::from_millis(200);
+    let outcome = on_worker(async { machine_with(&source, settings).at(1.0).await });
+    assert!(outcome.is_ok(), "{outcome:?}");
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn command_that_would_change_or_hold_the_connection_of_all_reports_is_refused() {
+    handle(
+        r#"
+        -- Nobody listens there: what is refused is not even sent.
+        local redis = require "redis"
+        local client = redis.connect("127.0.0.1", 9)
+        local function refused(part, f, ...)
+          local ok, reason = pcall(f, client, ...)
+          assert(not ok and reason:find(part, 1, true), reason)
+        end
+        refused("MULTI: all reports share the connection; use eval", client.multi)
+        refused("SELECT: all reports share the connection; use client:select", client.raw_cmd, "select 1")
+        refused("AUTH", client.raw_cmd, "AUTH hunter2")
+        refused("BLPOP", client.blpop, "list", 0)
+        refused("SUBSCRIBE", redis.command("subscribe"), "channel")
+        refused("XREAD: BLOCK", client.xread, "block", 0, "streams", "s", "$")
+        refused("127.0.0.1:9: ", client.xread, "streams", "block", "0")
+        refused("127.0.0.1:9: ", client.get, "multi")
+        "#,
+    );
+}
