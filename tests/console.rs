@@ -113,6 +113,33 @@ fn worker_that_says_something_else_is_marked() {
 }
 
 #[test]
+fn reading_geoip_files_holds_up_no_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("country.mmdb");
+    let mut writer = mmdb_writer::Writer::new("GeoLite2-Country");
+    let record = serde_json::json!({ "country": { "iso_code": "NL" } });
+    writer.insert("192.0.2.0/24".parse::<ipnet::IpNet>().unwrap(), &record).unwrap();
+    std::fs::write(&path, writer.to_bytes().unwrap()).unwrap();
+    let old = Old::start(&format!(
+        "setNumLuaStates(1)\nnewGeoIP2DB('Country', '{}')\nsetReport(function(lt) infoLog('it ran', {{}}) end)",
+        path.display()
+    ));
+    // Whoever reads a pipe that nobody writes into waits, as for a file of a hundred megabytes on a slow disk.
+    std::fs::remove_file(&path).unwrap();
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let line = old.command().args(["-e", "reloadGeoIPDBs()"]).stdout(Stdio::piped()).spawn().unwrap();
+    old.program.wait_until("the line", PATIENCE, |_| old.site.log_text().contains("a line of the console"));
+    std::thread::park_timeout(Duration::from_millis(300));
+    let report = support::wire::request("POST", "/command/report", "", br#"{"login":"ann","remote":"192.0.2.7"}"#);
+    assert_eq!(support::wire::exchange(&old.site.address, &report).unwrap().status, 200);
+    old.program.wait_until("the report", Duration::from_secs(10), |_| old.site.log_text().contains("it ran"));
+    std::fs::write(&path, "no database").unwrap();
+    let answer = line.wait_with_output().unwrap();
+    assert!(said(&answer).contains("not a MaxMind file"), "{}", said(&answer));
+    assert_eq!(old.line("1"), "1");
+}
+
+#[test]
 fn nobody_gets_in_without_the_key() {
     let old = Old::start("");
     let wrong = ["--set", "console.key=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="];

@@ -2,8 +2,10 @@
 //!
 //! Owns their words. Shows no secret: of a webhook its name and host.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -27,7 +29,7 @@ pub(super) struct Operator {
     geoip: Arc<GeoIp>,
     shutdown: CancellationToken,
     /// The line that has read the GeoIP files last, and what came of it.
-    reloaded: Mutex<Option<(ReportId, String)>>,
+    reloaded: Arc<Mutex<Option<(ReportId, String)>>>,
     started: std::time::Instant,
 }
 
@@ -47,7 +49,7 @@ impl Operator {
             perf: Arc::clone(perf),
             geoip: Arc::clone(geoip),
             shutdown: shutdown.clone(),
-            reloaded: Mutex::default(),
+            reloaded: Arc::default(),
             started: std::time::Instant::now(),
         }
     }
@@ -70,23 +72,27 @@ impl policy::Operator for Operator {
         }
     }
 
-    fn reload_geoip(&self, line: ReportId) -> String {
-        let mut reloaded = self.reloaded.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*reloaded {
-            Some((before, said)) if *before == line => said.clone(),
-            _ => {
-                let files = self.geoip.reload();
-                stamp::tell(&files, &self.metrics);
-                let lines: Vec<_> = files.iter().map(ToString::to_string).collect();
-                let said = if lines.is_empty() {
-                    "there are no GeoIP files (geoip.files)".to_owned()
-                } else {
-                    lines.join("\n")
-                };
-                *reloaded = Some((line, said.clone()));
-                said
+    fn reload_geoip(&self, line: ReportId) -> BoxFuture<'static, String> {
+        let reloaded = Arc::clone(&self.reloaded);
+        let (geoip, metrics) = (Arc::clone(&self.geoip), Arc::clone(&self.metrics));
+        Box::pin(async move {
+            let mut reloaded = reloaded.lock().await;
+            if let Some((_, said)) = reloaded.as_ref().filter(|(before, _)| *before == line) {
+                return said.clone();
             }
-        }
+            let reading = tokio::task::spawn_blocking(move || {
+                let files = geoip.reload();
+                stamp::tell(&files, &metrics);
+                files.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+            });
+            let said = match reading.await {
+                Ok(said) if said.is_empty() => "there are no GeoIP files (geoip.files)".to_owned(),
+                Ok(said) => said,
+                Err(error) => format!("a fault of this program while the files were read: {error}"),
+            };
+            *reloaded = Some((line, said.clone()));
+            said
+        })
     }
 
     fn shutdown(&self) {

@@ -5,6 +5,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use mlua::{Lua, Table};
 
 use super::Registered;
@@ -35,13 +36,16 @@ pub enum Show {
 pub trait Operator: Send + Sync {
     /// For people.
     fn show(&self, what: Show) -> String;
-    /// Reads the GeoIP files again, once for all workers that run the same line, and says what came of each.
-    fn reload_geoip(&self, line: ReportId) -> String;
+    /// Reads the GeoIP files again, once for all workers that run the same line, and says what came of each. It holds no thread: that of
+    /// a worker has thousands of reports in flight.
+    fn reload_geoip(&self, line: ReportId) -> BoxFuture<'static, String>;
     /// Drains and ends the program.
     fn shutdown(&self);
     /// Encrypts and decrypts a text with the console's key; the error says why that is not possible.
     fn test_crypto(&self, text: &str) -> Result<(), String>;
 }
+
+const RELOAD: &str = "reloadGeoIPDBs";
 
 const SHOWN: [(&str, Show); 7] = [
     ("stats", Show::Stats),
@@ -76,9 +80,16 @@ pub(in crate::policy) fn install(
         Ok(names.unwrap_or_default().join("\n"))
     })?;
     names.set("showCustomEndpoints", show_endpoints)?;
-    let reload = host
-        .function(lua, "reloadGeoIPDBs", |_, call, _| Ok(operator("reloadGeoIPDBs", call)?.reload_geoip(call.id())))?;
-    names.set("reloadGeoIPDBs", reload)?;
+    let reload = host.waiting(
+        lua,
+        RELOAD,
+        |call, _| {
+            let reading = operator(RELOAD, &call)?.reload_geoip(call.id());
+            Ok(async move { Ok(reading.await) })
+        },
+        |lua, said: String| lua.create_string(said),
+    )?;
+    names.set(RELOAD, reload)?;
     let shutdown = host.function(lua, "shutdown", |_, call, _| {
         operator("shutdown", call)?.shutdown();
         Ok("draining")
