@@ -201,6 +201,11 @@ impl Host {
         WhileLoading(self)
     }
 
+    /// Whether a policy's top level runs.
+    pub(super) fn is_loading(&self) -> bool {
+        self.loading.borrow().is_some()
+    }
+
     /// A file of networks that the policy which is being loaded names. In a handler none is opened: it would hold up all others, and
     /// an attacker may have written its name.
     pub(super) fn file(&self, path: &str) -> Answer<Arc<File>> {

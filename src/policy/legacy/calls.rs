@@ -3,7 +3,7 @@
 //! Owns what each means. Values are looked at no closer than their type: the configuration checks them with all others, and says the line.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base64::Engine;
@@ -94,16 +94,18 @@ pub(super) fn install(
     registered: &Rc<RefCell<Registered>>,
 ) -> mlua::Result<()> {
     for (name, call) in CALLS {
-        let (config, registered) = (Rc::clone(config), Rc::clone(registered));
+        let (config, registered, shared) = (Rc::clone(config), Rc::clone(registered), Rc::downgrade(host));
         let function = host.pure(lua, move |lua, values: MultiValue| {
+            while_loading(&shared, name)?;
             let (mut config, mut registered) = (config.borrow_mut(), registered.borrow_mut());
             let mut said = Said { config: &mut config, registered: &mut registered, place: place(lua), name };
             call(&mut said, &mut Args::new(name, values))
         })?;
         names.set(name, function)?;
     }
-    let config = Rc::clone(config);
+    let (config, shared) = (Rc::clone(config), Rc::downgrade(host));
     let set_key = host.pure(lua, move |lua, values: MultiValue| {
+        while_loading(&shared, "setKey")?;
         let key = Args::new("setKey", values).string("key")?;
         // The old program says so and goes on; a console without its key stays shut.
         let fits = STANDARD.decode(key.trim()).is_ok_and(|key| key.len() == KEY);
@@ -114,6 +116,14 @@ pub(super) fn install(
     })?;
     names.set("setKey", set_key)?;
     names.set("makeKey", host.pure(lua, |_, _| Ok(STANDARD.encode(rand::random::<[u8; KEY]>())))?)
+}
+
+/// Later a call would change nothing, and whoever made it would believe that it did.
+fn while_loading(host: &Weak<Host>, name: &str) -> Answer<()> {
+    if host.upgrade().is_some_and(|host| host.is_loading()) {
+        return Ok(());
+    }
+    Err(format!("{name}: works only while the file is loaded; write it into the file, and restart"))
 }
 
 fn place(lua: &Lua) -> Place {

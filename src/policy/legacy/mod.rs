@@ -25,6 +25,7 @@ mod smtp;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -134,6 +135,8 @@ pub fn read(path: &Path) -> Result<OldConfig, LoadError> {
     let host = Rc::new(Host::default());
     let sandbox = Sandbox::new(&host, MEMORY, true).map_err(|error| LoadError::one(vm::text(&error)))?;
     let config = Rc::new(RefCell::new(OldConfig::default()));
+    let networks = Arc::default();
+    let _loading = host.load(&policy, &networks);
     let loaded = vm::load_old(&sandbox, &host, &vm::loading_lane(), (0, 0), &policy, &config);
     let reports = loaded.map_err(LoadError::one)?.borrow().report.is_some();
     Ok(OldConfig { reports, ..config.take() })

@@ -1,0 +1,42 @@
+//! Configurations of the old program: what works while the file is loaded, what later, and what is told of the rest.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+
+#[path = "support/policy.rs"]
+mod bench;
+#[path = "support/old.rs"]
+mod old;
+#[path = "support/stores.rs"]
+mod stores;
+
+use old::{handle, read, refused};
+
+#[test]
+fn call_that_configures_is_an_error_later() {
+    let calls = [
+        "webserver('127.0.0.1:1', '')",
+        "addListener('127.0.0.1:1', false)",
+        "setWebserverPassword('pw')",
+        "setACL { '::1' }",
+        "addACL('::1')",
+        "setMetricsNoPassword()",
+        "controlSocket('127.0.0.1')",
+        "setKey(makeKey())",
+        "setNumLuaStates(1)",
+        "setNumWorkerThreads(1)",
+        "newGeoIP2DB('a', 'b')",
+        "addCustomWebHook('h', { url = 'http://x/' })",
+        "addCustomStat('s')",
+        "setReport(function() end)",
+        "setBackground('b', function() end)",
+        "intervalScheduleBackgroundFunc('1', 'b')",
+        "setCustomEndpoint('e', function() end)",
+    ];
+    for call in calls {
+        let name = call.split(['(', ' ']).next().unwrap();
+        handle(&format!(
+            "local ok, reason = pcall(function() {call} end)\n\
+             assert(not ok and reason:find('{name}: works only while the file is loaded', 1, true), reason)"
+        ));
+    }
+}
