@@ -40,3 +40,13 @@ fn call_that_configures_is_an_error_later() {
         ));
     }
 }
+
+#[test]
+fn function_may_be_scheduled_before_it_is_set_and_not_without() {
+    let said = read("cronScheduleBackgroundFunc('* * * * *', 'f')\nsetBackground('f', function() end)");
+    assert_eq!(said.scheduled[0].name, "f");
+    assert_eq!(
+        refused("setBackground('f', function() end)\nintervalScheduleBackgroundFunc('1', 'g')"),
+        "trackalert.conf:2: intervalScheduleBackgroundFunc: name: setBackground has set no function with the name g"
+    );
+}

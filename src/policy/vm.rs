@@ -327,7 +327,10 @@ pub(super) fn load_old(
     let chunk = sandbox.compile_old(host, policy, config, &registered);
     let chunk = chunk.map_err(|error| policy.located(&text(&error)))?;
     run_chunk(sandbox, lane, which, policy, &chunk)?;
-    Ok(registered)
+    match config.borrow().unset(&registered.borrow()) {
+        Some(unset) => Err(policy.located(&unset)),
+        None => Ok(Rc::clone(&registered)),
+    }
 }
 
 /// The lane of a thread that only loads.

@@ -187,9 +187,7 @@ impl Said<'_> {
             let form = || args.error(kind, "must be h[h][:mm][:ss], and more than nothing: \"00:00:01\" is a second");
             Plan::Every(Duration::from_secs(seconds.ok_or_else(form)?))
         };
-        if !self.registered.background.contains_key(&name) {
-            return Err(args.error("name", format!("setBackground has set no function with the name {name}")));
-        }
+        self.config.wanted.push((self.place.clone(), self.name, name.clone()));
         self.config.scheduled.push(Scheduled { name, plan });
         Ok(())
     }

@@ -88,6 +88,8 @@ pub struct OldConfig {
     pub scheduled: Vec<Scheduled>,
     /// Whether it has set a function for reports.
     pub reports: bool,
+    /// The call that scheduled each of them, and its name.
+    wanted: Vec<(Place, &'static str, String)>,
 }
 
 impl OldConfig {
@@ -115,6 +117,15 @@ impl OldConfig {
 
     fn get(&self, key: &str) -> Option<&Value> {
         self.settings.iter().find(|setting| setting.key == key).map(|setting| &setting.value)
+    }
+
+    /// What is wrong where a scheduled function is not set. The old program looked for it when it was due, so that it may be set below:
+    /// it is looked for when all of the file has run.
+    pub(super) fn unset(&self, registered: &Registered) -> Option<String> {
+        let unset = |(_, _, name): &&(Place, &str, String)| !registered.background.contains_key(name);
+        let (Place { path, line }, call, name) = self.wanted.iter().find(unset)?;
+        let path = path.display();
+        Some(format!("{path}:{line}: {call}: name: setBackground has set no function with the name {name}"))
     }
 
     fn note(&mut self, call: &'static str, text: &'static str, place: &Place) {
