@@ -121,9 +121,11 @@ fn reading_geoip_files_holds_up_no_report() {
     writer.insert("192.0.2.0/24".parse::<ipnet::IpNet>().unwrap(), &record).unwrap();
     std::fs::write(&path, writer.to_bytes().unwrap()).unwrap();
     let old = Old::start(&format!(
-        "setNumLuaStates(1)\nnewGeoIP2DB('Country', '{}')\nsetReport(function(lt) infoLog('it ran', {{}}) end)",
+        "setNumLuaStates(1)\nnewGeoIP2DB('Country', '{}')\ncountry = lookupCountry(newCA('192.0.2.7'))\nsetReport(function(lt) infoLog('it ran', {{}}) end)",
         path.display()
     ));
+    // Asked at the top level.
+    assert_eq!(old.line("country"), "NL");
     // Whoever reads a pipe that nobody writes into waits, as for a file of a hundred megabytes on a slow disk.
     std::fs::remove_file(&path).unwrap();
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();

@@ -9,7 +9,7 @@ mod old;
 #[path = "support/stores.rs"]
 mod stores;
 
-use old::{handle, read, refused};
+use old::{handle, machine, read, refused};
 
 #[test]
 fn call_that_configures_is_an_error_later() {
@@ -49,4 +49,22 @@ fn function_may_be_scheduled_before_it_is_set_and_not_without() {
         refused("setBackground('f', function() end)\nintervalScheduleBackgroundFunc('1', 'g')"),
         "trackalert.conf:2: intervalScheduleBackgroundFunc: name: setBackground has set no function with the name g"
     );
+}
+
+#[test]
+fn geoip_and_files_of_networks_work_at_the_top_level() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vpn.txt");
+    std::fs::write(&path, "192.0.2.0/24\n").unwrap();
+    let source = format!(
+        "initGeoIPDB() initGeoIPCityDB()
+        local ca = newCA('192.0.2.7')
+        assert(lookupCountry(ca) == '' and getGeoIP2DB('City'):lookupCity(ca).city == '')
+        vpn = net.file('{}')
+        assert(vpn:has('192.0.2.7'))
+        setReport(function(lt) end)",
+        path.display()
+    );
+    read(&source);
+    machine(&source);
 }

@@ -19,6 +19,7 @@ use super::load::Policy;
 use super::networks::{File, Networks};
 use super::{Effects, Services};
 use crate::alert::{Alert, Hook};
+use crate::geoip::GeoIp;
 use crate::report::{LoginReport, ReportId, Time};
 use crate::state::Session;
 
@@ -179,6 +180,8 @@ pub(super) struct Host {
     started: Cell<u64>,
     loading: RefCell<Option<Loading>>,
     guard: RefCell<Option<Function>>,
+    /// What is known of addresses; `None`: the machine only shows whether its policies load.
+    geoip: RefCell<Option<Arc<GeoIp>>>,
     /// Log lines left, by policy.
     pub(super) log_budget: RefCell<HashMap<Rc<str>, super::api::log::Budget>>,
 }
@@ -199,6 +202,15 @@ impl Host {
         let loading = Loading { folder: policy.folder.clone(), networks: Arc::clone(networks) };
         *self.loading.borrow_mut() = Some(loading);
         WhileLoading(self)
+    }
+
+    pub(super) fn set_geoip(&self, geoip: &Arc<GeoIp>) {
+        *self.geoip.borrow_mut() = Some(Arc::clone(geoip));
+    }
+
+    /// For look-ups that work while a policy is loaded, too.
+    pub(super) fn geoip(&self) -> Option<Arc<GeoIp>> {
+        self.geoip.borrow().clone()
     }
 
     /// Whether a policy's top level runs.

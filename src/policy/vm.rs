@@ -107,6 +107,9 @@ impl Vm {
         limits: Limits,
     ) -> Result<Self, LoadError> {
         let host = Rc::new(Host::default());
+        if let Some(services) = &services {
+            host.set_geoip(&services.geoip);
+        }
         let sandbox = Sandbox::new(&host, limits.memory, set.policies().iter().any(|policy| policy.old))
             .map_err(|error| LoadError::one(format!("no virtual machine for the policies: {}", text(&error))))?;
         let lane = watchdog::lane(limits.stuck_after);

@@ -1,4 +1,5 @@
-//! Records of GeoIP files by the names that a file has given them.
+//! Records of GeoIP files by the names that a file has given them. They are there while the file is loaded, too; where it is only read for
+//! its settings, nothing is known.
 //!
 //! What is read out of a record stands in `modules/geoip.lua`.
 
@@ -22,14 +23,15 @@ pub(super) fn install(
     names: &Table,
     registered: &Rc<RefCell<Registered>>,
 ) -> mlua::Result<()> {
-    let files = Rc::clone(registered);
-    let raw = host.function(lua, LOOKUP, move |lua, call, values| {
+    let (files, shared) = (Rc::clone(registered), Rc::downgrade(host));
+    let raw = host.pure(lua, move |lua, values| {
         let mut args = Args::new(LOOKUP, values);
         let name = args.string("name")?;
         let value = args.value();
         let address = Address::of(&value).ok_or_else(|| args.wrong("ca", "an address", &value))?;
         let path = files.borrow().geoip.get(&name).cloned().unwrap_or_default();
-        match call.services.geoip.record(Path::new(&path), address.to_canonical()) {
+        let geoip = shared.upgrade().and_then(|host| host.geoip());
+        match geoip.and_then(|geoip| geoip.record(Path::new(&path), address.to_canonical())) {
             Some(record) => json::to_lua_without_null(lua, &record).map_err(|error| args.error("ca", error)),
             None => Ok(Value::Nil),
         }
