@@ -68,3 +68,24 @@ fn geoip_and_files_of_networks_work_at_the_top_level() {
     read(&source);
     machine(&source);
 }
+
+#[test]
+fn group_of_networks_has_a_bound_and_says_what_is_wrong() {
+    handle(
+        r#"
+        local group = newNetmaskGroup()
+        for i = 0, 9999 do group:addMask("10." .. math.floor(i / 256) .. "." .. i % 256 .. ".1") end
+        local ok, reason = pcall(group.addMask, group, "192.0.2.0/24")
+        assert(not ok and reason:find("addMask: group: has more than 10000 networks", 1, true), tostring(reason))
+        assert(group:size() == 10000)
+        group:clear()
+        group:addMask("192.0.2.0/24")
+        ok, reason = pcall(group.addMask, group, "x")
+        assert(not ok and reason:find("trackalert.conf:%d+: addMask: mask: `x` is no network"), tostring(reason))
+        ok, reason = pcall(group.match, group, {})
+        assert(not ok and reason:find("match: ca: an address is required, got a table", 1, true), tostring(reason))
+        ok, reason = pcall(group.match, "x")
+        assert(not ok and reason:find("match: group: ", 1, true), tostring(reason))
+        "#,
+    );
+}

@@ -180,6 +180,8 @@ pub(super) struct Host {
     started: Cell<u64>,
     loading: RefCell<Option<Loading>>,
     guard: RefCell<Option<Function>>,
+    /// Networks that the policies have given: they lie outside of the machine's memory.
+    pub(super) networks: Rc<Cell<usize>>,
     /// What is known of addresses; `None`: the machine only shows whether its policies load.
     geoip: RefCell<Option<Arc<GeoIp>>>,
     /// Log lines left, by policy.

@@ -12,7 +12,7 @@ pub(super) mod http;
 pub(super) mod json;
 pub(super) mod log;
 pub(super) mod lt;
-mod net;
+pub(super) mod net;
 mod state;
 mod time;
 mod wforce;

@@ -16,14 +16,18 @@ use crate::policy::networks::{File, Table};
 
 /// Networks of one `net.set`; more belong into a file.
 const MAX_SET: usize = 10_000;
-/// Networks of all that were made by `net.set` in one machine.
+/// Networks of all that the policies of one machine have given.
 const MAX_ALL: usize = 200_000;
 
 pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Lua_> {
     let net = lua.create_table()?;
     net.set("address", host.pure(lua, |_, values| address(values))?)?;
-    let in_use = Rc::new(Cell::new(0));
-    net.set("set", host.pure(lua, move |lua, values| given(lua, &in_use, values))?)?;
+    let shared = Rc::downgrade(host);
+    let set = host.pure(lua, move |lua, values| match shared.upgrade() {
+        Some(host) => given(lua, &host, values),
+        None => Err("net.set: the virtual machine is gone".to_owned()),
+    })?;
+    net.set("set", set)?;
     let shared = Rc::downgrade(host);
     let file = host.pure(lua, move |_, values| {
         let mut args = Args::new("net.file", values);
@@ -45,10 +49,10 @@ fn address(values: MultiValue) -> Answer<Option<Address>> {
     }
 }
 
-fn given(lua: &Lua, in_use: &Rc<Cell<usize>>, values: MultiValue) -> Answer<Set> {
+fn given(lua: &Lua, host: &Host, values: MultiValue) -> Answer<Set> {
     let mut args = Args::new("net.set", values);
     let networks = args.table("networks")?;
-    let mut table = Table::default();
+    let mut set = Given::new(host);
     let length = networks.raw_len();
     for pair in networks.pairs::<Value, Value>() {
         let (key, value) = pair.map_err(|error| args.error("networks", error))?;
@@ -63,53 +67,94 @@ fn given(lua: &Lua, in_use: &Rc<Cell<usize>>, values: MultiValue) -> Answer<Set>
             other => string(other),
         };
         let text = text.ok_or_else(|| args.wrong(&name, "a network such as \"192.0.2.0/24\"", &value))?;
-        table.add(text.trim()).map_err(|why| args.error(&name, format!("{:?} {why}", cut(&text, 64))))?;
-        if table.len() > MAX_SET {
-            return Err(args.error("networks", format!("has more than {MAX_SET} networks; net.file takes more")));
-        }
+        set.add(lua, &text).map_err(|why| match why {
+            NotAdded::Text(why) => args.error(&name, format!("{:?} {why}", cut(&text, 64))),
+            NotAdded::Full(why) => args.error("networks", why),
+        })?;
     }
-    let count = table.len();
-    if in_use.get() + count > MAX_ALL {
-        // What is not used any more is there until it is collected, and Lua sees a few bytes of it.
-        lua.gc_collect().map_err(|error| args.error("networks", error))?;
-    }
-    if in_use.get() + count > MAX_ALL {
-        let text = format!("the sets of this machine have more than {MAX_ALL} networks; make them outside of report");
-        return Err(args.error("networks", text));
-    }
-    in_use.set(in_use.get() + count);
-    Ok(Set::Given { table, _share: Share { count, in_use: Rc::clone(in_use) } })
+    Ok(Set::Given(set))
 }
 
-/// What a set takes of the machine's bound.
-struct Share {
+/// Networks that a policy has given, within the bounds of its machine.
+pub(in crate::policy) struct Given {
+    table: Table,
+    /// What it takes of the machine's bound.
     count: usize,
     in_use: Rc<Cell<usize>>,
 }
 
-impl Drop for Share {
+/// Why a network was not added.
+pub(in crate::policy) enum NotAdded {
+    /// What is wrong follows the text.
+    Text(&'static str),
+    /// There are too many.
+    Full(String),
+}
+
+impl Given {
+    pub(in crate::policy) fn new(host: &Host) -> Self {
+        Self { table: Table::default(), count: 0, in_use: Rc::clone(&host.networks) }
+    }
+
+    /// A network, an address, or either with a `!` before it.
+    pub(in crate::policy) fn add(&mut self, lua: &Lua, text: &str) -> Result<(), NotAdded> {
+        let full = |error: mlua::Error| NotAdded::Full(error.to_string());
+        if self.in_use.get() >= MAX_ALL {
+            // What is not used any more is there until it is collected, and Lua sees a few bytes of it.
+            lua.gc_collect().map_err(full)?;
+        }
+        if self.in_use.get() >= MAX_ALL {
+            let text =
+                format!("the sets of this machine have more than {MAX_ALL} networks; make them outside of report");
+            return Err(NotAdded::Full(text));
+        }
+        if self.count >= MAX_SET {
+            return Err(NotAdded::Full(format!("has more than {MAX_SET} networks; net.file takes more")));
+        }
+        self.table.add(text.trim()).map_err(NotAdded::Text)?;
+        let more = self.table.len() - self.count;
+        self.count += more;
+        self.in_use.set(self.in_use.get() + more);
+        Ok(())
+    }
+
+    pub(in crate::policy) fn has(&self, address: IpAddr) -> bool {
+        self.table.has(address)
+    }
+
+    pub(in crate::policy) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(in crate::policy) fn clear(&mut self) {
+        self.table = Table::default();
+        self.in_use.set(self.in_use.get() - std::mem::take(&mut self.count));
+    }
+}
+
+impl Drop for Given {
     fn drop(&mut self) {
-        self.in_use.set(self.in_use.get() - self.count);
+        self.clear();
     }
 }
 
 /// A set of networks.
 enum Set {
-    Given { table: Table, _share: Share },
+    Given(Given),
     File(Arc<File>),
 }
 
 impl Set {
     fn has(&self, address: IpAddr) -> bool {
         match self {
-            Self::Given { table, .. } => table.has(address),
+            Self::Given(set) => set.has(address),
             Self::File(file) => file.has(address),
         }
     }
 
     fn len(&self) -> usize {
         match self {
-            Self::Given { table, .. } => table.len(),
+            Self::Given(set) => set.len(),
             Self::File(file) => file.len(),
         }
     }

@@ -5,12 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use ipnet::IpNet;
-use mlua::{Lua, MetaMethod, MultiValue, Table, UserData, UserDataMethods, Value};
+use mlua::{Lua, MetaMethod, MultiValue, Table, UserData, UserDataFields, UserDataMethods, UserDataRef};
 
 use crate::policy::api::address::Address;
 use crate::policy::api::args::{Args, number};
-use crate::policy::call::{Answer, Host, place};
-use crate::policy::networks;
+use crate::policy::api::net::{Given, NotAdded};
+use crate::policy::call::{Answer, Host};
 
 /// A network; `10.1.2.3/8` is `10.0.0.0/8`.
 struct Netmask(IpNet);
@@ -22,34 +22,64 @@ impl UserData for Netmask {
     }
 }
 
+/// Where the machine keeps the methods of a group.
+const METHODS: &str = "trackalert.netmask_group";
+
 /// Networks that are in or out; the one with the longest prefix decides.
-#[derive(Default)]
-struct Group(RefCell<networks::Table>);
+struct Group(RefCell<Given>);
 
 impl UserData for Group {
-    fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
-        methods.add_method("addMask", |lua, this, mask: String| {
-            let added = this.0.borrow_mut().add(mask.trim());
-            added.map_err(|why| {
-                mlua::Error::runtime(place(lua, &format!("addMask: mask: {} {why}", super::shown(&mask))))
-            })
-        });
-        methods.add_method("match", |lua, this, ca: Value| match Address::of(&ca) {
-            Some(address) => Ok(this.0.borrow().has(address)),
-            None => Err(mlua::Error::runtime(place(lua, "match: ca: an address is required"))),
-        });
-        methods.add_method("size", |_, this, ()| Ok(this.0.borrow().len()));
-        methods.add_method("clear", |_, this, ()| {
-            *this.0.borrow_mut() = networks::Table::default();
-            Ok(())
-        });
+    fn add_fields<F: UserDataFields<Self>>(fields: &mut F) {
+        // Functions of the API, so that a policy that catches an error of theirs can read it.
+        fields.add_meta_field_with(MetaMethod::Index, |lua| lua.named_registry_value::<Table>(METHODS));
     }
+}
+
+fn group(args: &mut Args) -> Answer<UserDataRef<Group>> {
+    let value = args.value();
+    let group = value.as_userdata().and_then(|data| data.borrow::<Group>().ok());
+    group.ok_or_else(|| args.wrong("group", "a newNetmaskGroup() before a colon", &value))
+}
+
+fn groups(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
+    let methods = lua.create_table()?;
+    let add = host.pure(lua, |lua, values| {
+        let args = &mut Args::new("addMask", values);
+        let (group, mask) = (group(args)?, args.string("mask")?);
+        let added = group.0.borrow_mut().add(lua, &mask);
+        added.map_err(|why| match why {
+            NotAdded::Text(why) => args.error("mask", format!("{} {why}", super::shown(&mask))),
+            NotAdded::Full(why) => args.error("group", why),
+        })
+    })?;
+    methods.set("addMask", add)?;
+    let has = host.pure(lua, |_, values| {
+        let args = &mut Args::new("match", values);
+        let (group, value) = (group(args)?, args.value());
+        let address = Address::of(&value).ok_or_else(|| args.wrong("ca", "an address", &value))?;
+        Ok(group.0.borrow().has(address))
+    })?;
+    methods.set("match", has)?;
+    let size = host.pure(lua, |_, values| Ok(group(&mut Args::new("size", values))?.0.borrow().len()))?;
+    methods.set("size", size)?;
+    let clear = host.pure(lua, |_, values| {
+        group(&mut Args::new("clear", values))?.0.borrow_mut().clear();
+        Ok(())
+    })?;
+    methods.set("clear", clear)?;
+    Ok(methods)
 }
 
 pub(super) fn install(lua: &Lua, host: &Rc<Host>, names: &Table) -> mlua::Result<()> {
     names.set("newCA", host.pure(lua, |_, values| address(&mut Args::new("newCA", values)))?)?;
     names.set("newNetmask", host.pure(lua, |_, values| netmask(&mut Args::new("newNetmask", values)))?)?;
-    names.set("newNetmaskGroup", host.pure(lua, |_, _| Ok(Group::default()))?)?;
+    lua.set_named_registry_value(METHODS, groups(lua, host)?)?;
+    let shared = Rc::downgrade(host);
+    let new_group = host.pure(lua, move |_, _| match shared.upgrade() {
+        Some(host) => Ok(Group(RefCell::new(Given::new(&host)))),
+        None => Err("newNetmaskGroup: the virtual machine is gone".to_owned()),
+    })?;
+    names.set("newNetmaskGroup", new_group)?;
     names.set("newNetmaskFromCA", host.pure(lua, |_, values: MultiValue| around(values))?)
 }
 
