@@ -89,3 +89,16 @@ fn group_of_networks_has_a_bound_and_says_what_is_wrong() {
         "#,
     );
 }
+
+#[test]
+fn look_up_without_a_file_names_itself_and_what_is_missing() {
+    handle(
+        r#"
+        for name, call in pairs { lookupCountry = "initGeoIPDB", lookupISP = "initGeoIPISPDB", lookupCity = "initGeoIPCityDB" } do
+          local ok, reason = pcall(function() local found = _G[name](lt.remote) end)
+          assert(not ok and reason:find("trackalert.conf:%d+: " .. name .. ": there is no file"), reason)
+          assert(reason:find(call, 1, true), reason)
+        end
+        "#,
+    );
+}

@@ -64,8 +64,16 @@ function names.getGeoIP2DB(name)
   if not has(name) then error("getGeoIP2DB: name: newGeoIP2DB has named no file " .. tostring(name), 2) end
   return setmetatable({ _name = name }, Database)
 end
-function names.lookupCountry(ca) return names.getGeoIP2DB("Country"):lookupCountry(ca) end
-function names.lookupISP(ca) return names.getGeoIP2DB("ISP"):lookupISP(ca) end
-function names.lookupCity(ca) return names.getGeoIP2DB("City"):lookupCity(ca) end
+
+-- The older forms have a file each.
+local function older(name, file, call)
+  names[name] = function(ca)
+    if not has(file) then error(name .. ": there is no file " .. file .. "; " .. call .. "() or newGeoIP2DB names it", 2) end
+    return Database[name](names.getGeoIP2DB(file), ca)
+  end
+end
+older("lookupCountry", "Country", "initGeoIPDB")
+older("lookupISP", "ISP", "initGeoIPISPDB")
+older("lookupCity", "City", "initGeoIPCityDB")
 
 return names
