@@ -102,3 +102,21 @@ fn look_up_without_a_file_names_itself_and_what_is_missing() {
         "#,
     );
 }
+
+#[test]
+fn later_listener_lowers_no_tls_version_of_an_earlier_one() {
+    let one = |port: u16, version: &str| {
+        format!("addListener('127.0.0.1:{port}', true, 'c', 'k', {{ min_protocol = '{version}' }})\n")
+    };
+    assert_eq!(
+        refused(&(one(1, "TLSv1.3") + &one(2, "TLSv1.2"))),
+        "trackalert.conf:2: addListener: min_protocol: an earlier listener has another one; all listeners have the same here"
+    );
+    read(&(one(1, "TLSv1.1") + &one(2, "TLSv1.2")));
+}
+
+#[test]
+fn of_two_numbers_of_webhooks_the_last_one_counts() {
+    let said = read("setNumWebHookThreads(4) setNumWebHookConnsPerThread(5) setNumWebHookThreads(2)");
+    assert_eq!(said.settings[0].value, 10);
+}

@@ -53,8 +53,8 @@ const CALLS: [(&str, Configure); 31] = [
     ("initGeoIPCityDB", |said, _| said.usual_geoip("City")),
     ("initGeoIPISPDB", |said, _| said.usual_geoip("ISP")),
     ("addCustomWebHook", add_webhook),
-    ("setNumWebHookThreads", |said, args| said.factor(args)),
-    ("setNumWebHookConnsPerThread", |said, args| said.factor(args)),
+    ("setNumWebHookThreads", |said, args| said.factor(args, |config| &mut config.hook_threads)),
+    ("setNumWebHookConnsPerThread", |said, args| said.factor(args, |config| &mut config.hook_connections)),
     ("setWebHookQueueSize", |said, args| {
         said.unneeded(args, "is not needed here: webhooks wait in the alerts queue, on disk, and none is dropped")
     }),
@@ -164,12 +164,11 @@ impl Said<'_> {
         Ok(())
     }
 
-    /// Threads times connections of a thread are webhooks at once.
-    fn factor(&mut self, args: &mut Args) -> Answer<()> {
-        const KEY: &str = "notify.channel_in_flight";
-        let number = args.whole("number")?;
-        let before = self.config.get(KEY).and_then(Value::as_i64).unwrap_or(1);
-        self.set(KEY, before.saturating_mul(number))
+    /// Threads times connections of a thread are webhooks at once; of two calls with the same name the last one counts.
+    fn factor(&mut self, args: &mut Args, factor: fn(&mut OldConfig) -> &mut Option<i64>) -> Answer<()> {
+        *factor(self.config) = Some(args.whole("number")?);
+        let factors = [self.config.hook_threads, self.config.hook_connections];
+        self.set("notify.channel_in_flight", factors.into_iter().flatten().fold(1, i64::saturating_mul))
     }
 
     fn usual_geoip(&mut self, name: &str) -> Answer<()> {
@@ -236,6 +235,9 @@ fn add_listener(said: &mut Said, args: &mut Args) -> Answer<()> {
             }
             (other, _) => return Err(args.error("options", format!("{other} cannot be honoured here; take it out"))),
         };
+        if said.config.get("http.tls_min").is_some_and(|before| before.as_str() != Some(oldest)) {
+            return Err(args.error(&name, "an earlier listener has another one; all listeners have the same here"));
+        }
         said.set("http.tls_min", oldest)?;
     }
     Ok(())

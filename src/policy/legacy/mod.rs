@@ -90,6 +90,8 @@ pub struct OldConfig {
     pub reports: bool,
     /// The call that scheduled each of them, and its name.
     wanted: Vec<(Place, &'static str, String)>,
+    hook_threads: Option<i64>,
+    hook_connections: Option<i64>,
 }
 
 impl OldConfig {
