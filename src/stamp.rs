@@ -16,6 +16,8 @@ use crate::telemetry::Metrics;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     modified: Option<SystemTime>,
+    /// When its name, its owner or its permissions changed last: what could not be read may be readable now.
+    changed: (i64, i64),
     size: u64,
     inode: u64,
 }
@@ -25,7 +27,35 @@ impl Stamp {
     pub fn of(path: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
         let about = std::fs::metadata(path).ok()?;
-        Some(Self { modified: about.modified().ok(), size: about.len(), inode: about.ino() })
+        let changed = (about.ctime(), about.ctime_nsec());
+        Some(Self { modified: about.modified().ok(), changed, size: about.len(), inode: about.ino() })
+    }
+}
+
+/// What is remembered of a file between two looks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    stamp: Option<Stamp>,
+    /// Why it could not be read at the last look. It is tried again at each, and told of once.
+    unreadable: Option<String>,
+}
+
+impl Seen {
+    /// It was read, well or not: a broken file is told of once, not at each look.
+    pub fn read(stamp: Option<Stamp>) -> Self {
+        Self { stamp, unreadable: None }
+    }
+
+    /// Whether it is to be read again.
+    pub fn is_due(&self, now: Option<Stamp>) -> bool {
+        self.unreadable.is_some() || self.stamp != now
+    }
+
+    /// It could not be read: whatever the reason is, it may go without a change of the file. Gives whether that is news.
+    pub fn note_unreadable(&mut self, why: &str) -> bool {
+        let news = self.unreadable.as_deref() != Some(why);
+        *self = Self { stamp: None, unreadable: Some(why.to_owned()) };
+        news
     }
 }
 
@@ -105,6 +135,25 @@ mod tests {
         std::fs::File::options().write(true).open(&other).unwrap().set_modified(time).unwrap();
         std::fs::rename(&other, &path).unwrap();
         assert_ne!(Stamp::of(&path), second);
+        // What nobody may read is looked at again when somebody may.
+        let third = Stamp::of(&path);
+        std::thread::park_timeout(Duration::from_millis(20));
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+        assert_ne!(Stamp::of(&path), third);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_tried_again_at_each_look_and_told_of_once() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "one").unwrap();
+        let stamp = Stamp::of(&folder.path().join("file"));
+        let mut seen = Seen::default();
+        assert!(seen.is_due(stamp) && !seen.is_due(None));
+        assert!(seen.note_unreadable("too many open files"));
+        assert!(seen.is_due(stamp) && seen.is_due(None));
+        assert!(!seen.note_unreadable("too many open files") && seen.note_unreadable("permission denied"));
+        seen = Seen::read(stamp);
+        assert!(!seen.is_due(stamp));
     }
 
     #[test]

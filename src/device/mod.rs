@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use regexes::RegexesError;
 
 use crate::report::{DeviceAttributes, LoginReport};
-use crate::stamp::{self, Reread, Stamp};
+use crate::stamp::{self, Reread, Seen, Stamp};
 use crate::telemetry::Metrics;
 
 /// Settings of the reading of devices, a part of section `[detect]`.
@@ -109,7 +109,7 @@ pub struct Devices {
     settings: Settings,
     current: ArcSwap<Current>,
     /// What the file looked like when it was last read, well or not. Also what keeps two readings of it apart.
-    seen: Mutex<(PathBuf, Option<Stamp>)>,
+    seen: Mutex<(PathBuf, Seen)>,
     metrics: Arc<Metrics>,
 }
 
@@ -130,7 +130,7 @@ impl Devices {
             seen: Mutex::default(),
             metrics,
         };
-        let taken = devices.take(&mut devices.lock());
+        let (taken, _) = devices.take(&mut devices.lock());
         match taken {
             Err(error) if named && !error.is_absent() => return Err(error),
             Err(error) => tracing::warn!("{error}"),
@@ -191,40 +191,56 @@ impl Devices {
         attributes
     }
 
-    /// Reads the file and puts it to use. An error leaves what is in use.
-    fn take(&self, seen: &mut (PathBuf, Option<Stamp>)) -> Result<Reread, RegexesError> {
+    /// Reads the file and puts it to use. An error leaves what is in use. Gives also whether it is news that it cannot be read.
+    fn take(&self, seen: &mut (PathBuf, Seen)) -> (Result<Reread, RegexesError>, bool) {
         let path = regexes::find(&self.settings.regexes);
-        *seen = (path.clone(), Stamp::of(&path));
-        let compiled = regexes::read(&self.settings.regexes, &path)?;
+        let now = Stamp::of(&path);
+        if seen.0 != path {
+            *seen = (path.clone(), Seen::default());
+        }
+        let compiled = match regexes::read(&self.settings.regexes, &path) {
+            Ok(compiled) => compiled,
+            Err(error) if error.is_unreadable() => {
+                let news = seen.1.note_unreadable(&error.to_string());
+                return (Err(error), news);
+            }
+            Err(error) => {
+                seen.1 = Seen::read(now);
+                return (Err(error), true);
+            }
+        };
+        seen.1 = Seen::read(now);
         let outcome = Ok(format!("{} regexes", compiled.count));
         self.current.store(Arc::new(Current::new(Some(compiled), &self.settings)));
-        Ok(Reread { file: path, outcome })
+        (Ok(Reread { file: path, outcome }), true)
     }
 
     /// Reads the file again, whether it has changed or not, and says what became of it. Nothing where there is none and was none. One
     /// that cannot be taken leaves its predecessor in use. Blocks.
     pub fn reload(&self) -> Vec<Reread> {
-        self.take_again(&mut self.lock())
+        self.take_again(&mut self.lock(), true)
     }
 
     /// The same where it has changed since it was last read. Blocks.
     pub fn reload_changed(&self) -> Vec<Reread> {
         let mut seen = self.lock();
         let path = regexes::find(&self.settings.regexes);
-        let now = (path.clone(), Stamp::of(&path));
-        if *seen == now { Vec::new() } else { self.take_again(&mut seen) }
+        let due = seen.0 != path || seen.1.is_due(Stamp::of(&path));
+        if due { self.take_again(&mut seen, false) } else { Vec::new() }
     }
 
-    fn take_again(&self, seen: &mut (PathBuf, Option<Stamp>)) -> Vec<Reread> {
+    /// `asked`: what is no news is told, too.
+    fn take_again(&self, seen: &mut (PathBuf, Seen), asked: bool) -> Vec<Reread> {
         let in_use = self.current.load().regexes.is_some();
-        match self.take(seen) {
+        let (taken, news) = self.take(seen);
+        match taken {
             Ok(taken) => vec![taken],
-            Err(error) if error.is_absent() && !in_use => Vec::new(),
+            Err(error) if (error.is_absent() && !in_use) || !(asked || news) => Vec::new(),
             Err(error) => vec![Reread { file: seen.0.clone(), outcome: Err(error.to_string()) }],
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, (PathBuf, Option<Stamp>)> {
+    fn lock(&self) -> MutexGuard<'_, (PathBuf, Seen)> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

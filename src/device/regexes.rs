@@ -49,6 +49,11 @@ pub enum RegexesError {
 }
 
 impl RegexesError {
+    /// It could not be read, which may be otherwise at the next try.
+    pub(super) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Unreadable { .. })
+    }
+
     /// There is no file, which is no mistake.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Absent { .. })

@@ -22,7 +22,7 @@ use file::{Database, describe, read};
 use record::Record;
 
 use crate::report::Geo;
-use crate::stamp::{self, Reread, Stamp};
+use crate::stamp::{self, Reread, Seen, Stamp};
 use crate::telemetry::Metrics;
 
 /// Settings of the GeoIP files.
@@ -44,7 +44,7 @@ pub struct GeoIp {
     databases: ArcSwap<Vec<Arc<Database>>>,
     /// What each file looked like when it was last read, well or not: a broken file is reported once, not at each check. Also what
     /// keeps two reloads apart.
-    seen: Mutex<Vec<Option<Stamp>>>,
+    seen: Mutex<Vec<Seen>>,
 }
 
 impl fmt::Debug for GeoIp {
@@ -65,7 +65,7 @@ impl GeoIp {
         let mut databases = Vec::with_capacity(settings.files.len());
         let mut seen = Vec::with_capacity(settings.files.len());
         for path in &settings.files {
-            seen.push(Stamp::of(path));
+            seen.push(Seen::read(Stamp::of(path)));
             databases.push(Arc::new(read(path)?));
         }
         let (paths, names) = (settings.files.clone(), settings.files.clone());
@@ -100,24 +100,35 @@ impl GeoIp {
     /// Reads all files again, whether they have changed or not, and says what became of each. One that cannot be taken leaves its
     /// predecessor in place. Blocks while it reads; look-ups go on meanwhile, and a file is in memory twice.
     pub fn reload(&self) -> Vec<Reread> {
-        self.read_again(|_, _| true)
+        self.read_again(true)
     }
 
     /// Reads those files again that have changed since they were last read. Blocks while it reads.
     pub fn reload_changed(&self) -> Vec<Reread> {
-        self.read_again(|before, now| before != now)
+        self.read_again(false)
     }
 
-    fn read_again(&self, wanted: impl Fn(Option<Stamp>, Option<Stamp>) -> bool) -> Vec<Reread> {
+    /// `asked`: all of them, and all is told.
+    fn read_again(&self, asked: bool) -> Vec<Reread> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();
-        for (at, (path, stamp)) in self.paths.iter().zip(seen.iter_mut()).enumerate() {
+        for (at, (path, seen)) in self.paths.iter().zip(seen.iter_mut()).enumerate() {
             let now = Stamp::of(path);
-            if !wanted(*stamp, now) {
+            if !asked && !seen.is_due(now) {
                 continue;
             }
-            *stamp = now;
-            let outcome = match read(path) {
+            let fresh = read(path);
+            let news = match &fresh {
+                Err(error @ GeoIpError::Unreadable { .. }) => seen.note_unreadable(&error.to_string()),
+                _ => {
+                    *seen = Seen::read(now);
+                    true
+                }
+            };
+            if !asked && !news {
+                continue;
+            }
+            let outcome = match fresh {
                 Ok(fresh) => {
                     let what = describe(&fresh);
                     let mut databases = self.databases.load_full().as_ref().clone();

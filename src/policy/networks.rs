@@ -16,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 use tokio_util::sync::CancellationToken;
 
-use crate::stamp::Stamp;
+use crate::stamp::{Seen, Stamp};
 use crate::telemetry::Metrics;
 
 /// Bytes of one file, and networks in it: all that the registries give out are half of that.
@@ -85,15 +85,15 @@ pub(super) struct File {
     path: PathBuf,
     table: ArcSwap<Table>,
     /// What the file looked like when it was last read, well or not: a broken file is told of once, not at each look.
-    seen: Mutex<Option<Stamp>>,
+    seen: Mutex<Seen>,
 }
 
 impl File {
     fn open(path: &Path) -> Result<Self, String> {
         // Taken before the file is read: a change while it is read shows at the next look.
         let seen = Stamp::of(path);
-        let table = ArcSwap::from_pointee(read(path)?);
-        Ok(Self { path: path.to_owned(), table, seen: Mutex::new(seen) })
+        let table = ArcSwap::from_pointee(read(path).map_err(Wrong::text)?);
+        Ok(Self { path: path.to_owned(), table, seen: Mutex::new(Seen::read(seen)) })
     }
 
     pub(super) fn has(&self, address: IpAddr) -> bool {
@@ -108,11 +108,15 @@ impl File {
     fn renew(&self) -> Option<Result<usize, String>> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Stamp::of(&self.path);
-        if *seen == now {
+        if !seen.is_due(now) {
             return None;
         }
-        *seen = now;
-        Some(read(&self.path).map(|table| {
+        let table = match read(&self.path) {
+            Err(Wrong::Unreadable(why)) => return seen.note_unreadable(&why).then_some(Err(why)),
+            other => other.map_err(Wrong::text),
+        };
+        *seen = Seen::read(now);
+        Some(table.map(|table| {
             let count = table.len();
             self.table.store(Arc::new(table));
             count
@@ -187,21 +191,38 @@ pub async fn watch(
     }
 }
 
+/// Why a file was not taken.
+enum Wrong {
+    /// It could not be read, which may be otherwise at the next look.
+    Unreadable(String),
+    /// It is not what it should be.
+    Form(String),
+}
+
+impl Wrong {
+    fn text(self) -> String {
+        match self {
+            Self::Unreadable(text) | Self::Form(text) => text,
+        }
+    }
+}
+
 /// One network a line; what follows `#` or `;` is a comment, as in the lists that are handed about.
-fn read(path: &Path) -> Result<Table, String> {
+fn read(path: &Path) -> Result<Table, Wrong> {
     let shown = path.display();
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(|error| format!("{shown}: {error}"))?;
+    let unreadable = |error: std::io::Error| Wrong::Unreadable(format!("{shown}: {error}"));
+    let file = std::fs::File::open(path).map_err(unreadable)?;
     if !file.metadata().is_ok_and(|about| about.is_file()) {
         // A pipe would hold up whoever reads it.
-        return Err(format!("{shown}: is no file"));
+        return Err(Wrong::Form(format!("{shown}: is no file")));
     }
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| format!("{shown}: {error}"))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(format!("{shown}: has more than {MAX_FILE} bytes"));
+        return Err(Wrong::Form(format!("{shown}: has more than {MAX_FILE} bytes")));
     }
     if bytes.is_empty() {
-        return Err(format!("{shown}: {EMPTY}"));
+        return Err(Wrong::Form(format!("{shown}: {EMPTY}")));
     }
     let text = String::from_utf8_lossy(&bytes);
     let mut table = Table::default();
@@ -211,9 +232,9 @@ fn read(path: &Path) -> Result<Table, String> {
             continue;
         }
         let told = &network[..network.floor_char_boundary(TOLD)];
-        table.add(network).map_err(|why| format!("{shown}:{}: {told:?} {why}", number + 1))?;
+        table.add(network).map_err(|why| Wrong::Form(format!("{shown}:{}: {told:?} {why}", number + 1)))?;
         if table.len() > MAX_NETWORKS {
-            return Err(format!("{shown}:{}: has more than {MAX_NETWORKS} networks", number + 1));
+            return Err(Wrong::Form(format!("{shown}:{}: has more than {MAX_NETWORKS} networks", number + 1)));
         }
     }
     Ok(table)
