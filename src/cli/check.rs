@@ -15,7 +15,7 @@ use crate::device::Devices;
 use crate::geoip::GeoIp;
 use crate::outbound::Tls;
 use crate::policy::PolicySet;
-use crate::{http, notify, queue};
+use crate::{console, http, notify, queue};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -114,6 +114,7 @@ impl Findings {
             findings.policies(config);
             findings.geoip(config);
             findings.devices(config);
+            findings.console(config);
         }
         if roles.notify {
             findings.channels(config, &tls);
@@ -239,6 +240,17 @@ impl Findings {
                 self.add("channels", names.join(", "));
             }
             Err(errors) => errors.iter().for_each(|error| self.said(error)),
+        }
+        if let Err(errors) = notify::build_hooks(&config.notify, tls) {
+            errors.iter().for_each(|error| self.said(error));
+        }
+    }
+
+    fn console(&mut self, config: &Config) {
+        match console::check(&config.console) {
+            Ok(None) => {}
+            Ok(Some(_)) => self.add("console", config.console.listen.clone()),
+            Err(error) => self.said(&error.to_string()),
         }
     }
 

@@ -9,10 +9,13 @@ use serde_json::Value;
 use super::error::{Error, Errors};
 use super::sources::{Entry, Layer, Source};
 use super::unknown::{Known, Name};
-use crate::policy::legacy::{self, Place, Setting};
+use crate::policy::legacy::{self, OldConfig, Place, Setting};
 
 /// The setting that names the file.
 const KEY: &str = "policy.legacy_config";
+/// Where the console listens, and what it must have for it.
+const CONSOLE: &str = "console.listen";
+const CONSOLE_KEYS: [&str; 2] = ["console.key", "console.key_file"];
 
 /// The layer of a `-C` that names such a file.
 pub(super) fn named(file: &Path) -> Layer {
@@ -31,7 +34,8 @@ pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> 
         return Ok((Layer::default(), Vec::new()));
     }
     let said = legacy::read(Path::new(path));
-    let config = said.map_err(|error| Errors::one(entry.source.clone(), format!("{KEY}: {error}")))?;
+    let mut config = said.map_err(|error| Errors::one(entry.source.clone(), format!("{KEY}: {error}")))?;
+    let shut = shut_console(&mut config, layers, path);
     let mut layer = Layer::default();
     for setting in config.settings {
         if known.get(setting.key) == Some(Name::Key) {
@@ -45,7 +49,21 @@ pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> 
         let source = Some(source(&note.place, path));
         Error { source, key: note.call.to_owned(), text: note.text.to_owned() }
     };
-    Ok((layer, config.notes.into_iter().map(note).collect()))
+    Ok((layer, config.notes.into_iter().map(note).chain(shut).collect()))
+}
+
+/// Takes a `controlSocket` away that nobody has given a key to, and says so: the old program went on with its console shut, too.
+fn shut_console(config: &mut OldConfig, layers: &[Layer], file: &str) -> Option<Error> {
+    let above =
+        |keys: &[&str]| layers.iter().skip(1).flat_map(|layer| &layer.0).any(|entry| keys.contains(&&*entry.key));
+    let at = config.settings.iter().position(|setting| setting.key == CONSOLE)?;
+    let has_key = config.settings.iter().any(|setting| setting.key == CONSOLE_KEYS[0]) || above(&CONSOLE_KEYS);
+    if has_key || above(&[CONSOLE]) {
+        return None;
+    }
+    let setting = config.settings.remove(at);
+    let text = "setKey has set no key, so that nothing listens; makeKey() makes one".to_owned();
+    Some(Error { source: Some(source(&setting.place, file)), key: CONSOLE.to_owned(), text })
 }
 
 /// The file's own lines go by the path that named it; what it loads has a path of its own.

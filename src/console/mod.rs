@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::settings::Secret;
 
-pub use server::{Console, ConsoleError, Run, start};
+pub use server::{Console, ConsoleError, Run, check, start};
 
 /// Section `[console]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

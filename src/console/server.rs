@@ -52,15 +52,20 @@ pub struct Console {
     pub task: JoinHandle<()>,
 }
 
-/// Listens where it is set; `None`: nowhere.
-pub async fn start(settings: &Settings, run: Run, stop: CancellationToken) -> Result<Option<Console>, ConsoleError> {
+/// Whether it could listen, as far as that can be known before it does. Gives its key; `None`: it is to listen nowhere.
+pub fn check(settings: &Settings) -> Result<Option<[u8; KEY]>, ConsoleError> {
     if settings.listen.is_empty() {
         return Ok(None);
     }
     if settings.key.is_empty() {
         return Err(ConsoleError::NoKey);
     }
-    let key = noise::key(settings.key.expose()).ok_or(ConsoleError::Key)?;
+    noise::key(settings.key.expose()).map(Some).ok_or(ConsoleError::Key)
+}
+
+/// Listens where it is set; `None`: nowhere.
+pub async fn start(settings: &Settings, run: Run, stop: CancellationToken) -> Result<Option<Console>, ConsoleError> {
+    let Some(key) = check(settings)? else { return Ok(None) };
     let failed =
         |error: std::io::Error| ConsoleError::Listen { address: settings.listen.clone(), reason: error.to_string() };
     let listener = TcpListener::bind(&settings.listen).await.map_err(failed)?;
