@@ -91,3 +91,24 @@ fn command_that_would_change_or_hold_the_connection_of_all_reports_is_refused() 
         "#,
     );
 }
+
+#[test]
+fn redis_url_is_read_and_none_is_repeated() {
+    handle(
+        r#"
+        local redis = require "redis"
+        local server = redis.connect("redis://ann:hunter%202@db.example:6380/3")._server
+        assert(server.host == "db.example" and server.port == 6380 and server.db == 3)
+        assert(server.user == "ann" and server.password == "hunter 2")
+        server = redis.connect("redis://:hunter2@[::1]")._server
+        assert(server.host == "::1" and server.port == 6379 and server.user == "" and server.password == "hunter2")
+        for _, url in ipairs { "rediss://:hunter2@db", "redis://:hunter2@db:x", "redis://:hunter2@db/x", "redis://:hunter2@" } do
+          local ok, reason = pcall(redis.connect, url)
+          assert(not ok and reason:find("redis.connect: host: is no redis://", 1, true), reason)
+          assert(not reason:find("hunter2", 1, true), reason)
+        end
+        local ok, reason = pcall(function() redis.connect("ann:hunter2@db"):ping() end)
+        assert(not ok and reason:find("host: must be the name", 1, true) and not reason:find("hunter2", 1, true), reason)
+        "#,
+    );
+}

@@ -128,10 +128,13 @@ async fn serve(stream: TcpStream, peer: SocketAddr, key: [u8; KEY], run: Run) {
     }
 }
 
-/// A line as the log has it. One that sets a key or a password shows the name of the call only.
+/// A line as the log has it. One that has a string in it, or speaks of a key or a password, shows the name of its first call only: which
+/// string is a secret cannot be told.
 fn shown(lua: &str) -> String {
-    let secret = ["key", "password", "secret", "auth"].iter().any(|word| lua.to_lowercase().contains(word));
-    let shown = if secret { lua.split(['(', '=', '{', '"', '\'']).next().unwrap_or_default() } else { lua };
+    let words = ["key", "password", "secret", "auth", "\"", "'", "[[", "[=", "--"];
+    let secret = words.iter().any(|word| lua.to_lowercase().contains(word));
+    let part_of_name = |c: char| c.is_ascii_alphanumeric() || "_.: ".contains(c);
+    let shown = if secret { lua.split(|c| !part_of_name(c)).next().unwrap_or_default() } else { lua };
     let cut = shown.floor_char_boundary(200);
     format!("{}{}", &shown[..cut], if cut < lua.len() { "…" } else { "" })
 }
@@ -145,6 +148,11 @@ mod tests {
         assert_eq!(shown("stats()"), "stats()");
         assert_eq!(shown("setWebserverPassword(\"hunter2\")"), "setWebserverPassword…");
         assert_eq!(shown("x.secret = 'hunter2'"), "x.secret …");
+        assert_eq!(shown("setWebserverPassword[[hunter2]]"), "setWebserverPassword…");
+        assert_eq!(shown("f[==[hunter2]==]"), "f…");
+        assert_eq!(shown("local x, y = 1, 'hunter2'"), "local x…");
+        assert_eq!(shown("x = 1 -- hunter2"), "x …");
+        assert_eq!(shown("x[1] + y"), "x[1] + y");
         assert!(shown(&"x".repeat(1000)).len() < 300);
     }
 }

@@ -70,13 +70,17 @@ impl HookSettings {
             ("", false) => JSON_TYPE,
             (given, _) => given,
         };
-        let basic = || format!("Basic {}", STANDARD.encode(self.basic_auth.expose()));
+        let encoded = STANDARD.encode(self.basic_auth.expose());
+        let basic = || format!("Basic {encoded}");
         let has = |text: &Secret| !text.is_empty();
+        let password = self.basic_auth.expose().split_once(':').map(|(_, password)| password.to_owned());
+        let plain = has(&self.basic_auth).then(|| [Some(encoded.clone()), password]).into_iter().flatten().flatten();
         Ok(Form {
             event: header("name", &self.name)?,
             content_type: header("content_type", content_type)?,
             authorization: has(&self.basic_auth).then(|| secret("basic_auth", basic())).transpose()?,
             api_key: has(&self.api_key).then(|| secret("api_key", self.api_key.expose().to_owned())).transpose()?,
+            plain: plain.map(Secret::from).collect(),
             kafka: self.kafka,
         })
     }

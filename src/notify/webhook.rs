@@ -61,6 +61,8 @@ pub(super) struct Form {
     pub(super) content_type: HeaderValue,
     pub(super) authorization: Option<HeaderValue>,
     pub(super) api_key: Option<HeaderValue>,
+    /// What the headers say in another form: the password itself, and user and password in base64.
+    pub(super) plain: Vec<Secret>,
     /// The body goes as one record of the Kafka REST form.
     pub(super) kafka: bool,
 }
@@ -100,6 +102,7 @@ impl Webhook {
             content_type: HeaderValue::from_static("application/json"),
             authorization: None,
             api_key: None,
+            plain: Vec::new(),
             kafka: false,
         };
         let mut name = format!("webhook:{}", outbound::host(&url));
@@ -161,13 +164,13 @@ impl Webhook {
             request = request.header("X-Wforce-Signature", signature);
         }
         let again = |said| SendError { again: true, wait: None, said };
-        let answer = request.body(body).send().await.map_err(|error| again(self.words(error)))?;
+        let answer = request.body(body).send().await.map_err(|error| again(self.words(error, post.time)))?;
         let (status, wait) = (answer.status(), retry_after(answer.headers()));
         let text = read(answer).await;
         if status.is_success() {
             return Ok(());
         }
-        let text = printable(&self.conceal(&text), TOLD);
+        let text = printable(&self.conceal(&text, post.time), TOLD);
         let hint = if status.is_redirection() { " (redirects are not followed: name the new address)" } else { "" };
         Err(SendError {
             again: worth_another_try(status),
@@ -177,25 +180,36 @@ impl Webhook {
     }
 
     /// What went wrong before there was an answer, without the URL.
-    fn words(&self, error: reqwest::Error) -> String {
+    fn words(&self, error: reqwest::Error, time: Time) -> String {
         if error.is_timeout() && !error.is_connect() {
             return format!("no answer within notify.timeout ({:?})", self.timeout);
         }
-        printable(&self.conceal(&outbound::words(error)), TOLD)
+        printable(&self.conceal(&outbound::words(error), time), TOLD)
     }
 
-    /// A receiver may repeat what it was sent: takes our secrets out of its words.
-    fn conceal(&self, text: &str) -> String {
-        let url = self.address.at(Time::from_micros(0)).ok();
+    /// A receiver may repeat what it was sent, at the time of a report: takes our secrets out of its words.
+    fn conceal(&self, text: &str, time: Time) -> String {
+        let url = self.address.at(time).ok();
         let of_url = url.as_ref().map(|url| {
             [url.path().trim_start_matches('/'), url.password().unwrap_or_default(), url.query().unwrap_or_default()]
         });
         let headers = [&self.form.authorization, &self.form.api_key];
         let headers = headers.into_iter().flatten().filter_map(|value| value.to_str().ok());
-        let parts = of_url.into_iter().flatten().chain(headers).chain([self.secret.expose()]);
-        // Short parts are words like "alerts"; hiding them would make the answer unreadable and hide nothing.
-        let long = |part: &&str| part.len() >= 8;
-        parts.filter(long).fold(text.to_owned(), |text, part| text.replace(part, "***"))
+        let plain = self.form.plain.iter().map(Secret::expose);
+        let parts = of_url.into_iter().flatten().chain(headers).chain(plain).chain([self.secret.expose()]);
+        // Short parts are words like "alerts"; hiding them would make the answer unreadable and hide nothing. Of the dates that stand in
+        // a path the whole is long enough.
+        let mut long: Vec<&str> = parts.filter(|part| part.len() >= 8 || self.form.is_password(part)).collect();
+        // The longest first: a part of one that is gone cannot be found any more.
+        long.sort_by_key(|part| std::cmp::Reverse(part.len()));
+        long.into_iter().fold(text.to_owned(), |text, part| text.replace(part, "***"))
+    }
+}
+
+impl Form {
+    /// A password is one however short.
+    fn is_password(&self, part: &str) -> bool {
+        !part.is_empty() && self.plain.iter().any(|secret| secret.expose() == part)
     }
 }
 
@@ -328,11 +342,29 @@ mod tests {
     fn answer_that_repeats_our_secrets_is_concealed() {
         let hook = webhook("http://u:passw0rd1@example.com/services/T0K3N?auth=12345", "sign-secret").unwrap();
         let echo = "bad: POST /services/T0K3N?auth=12345 by passw0rd1 with sign-secret";
-        let told = hook.conceal(echo);
+        let told = hook.conceal(echo, Time::from_micros(0));
         for secret in ["T0K3N", "12345", "passw0rd1", "sign-secret"] {
             assert!(!told.contains(secret), "{told}");
         }
         assert!(told.starts_with("bad: POST "));
+    }
+
+    #[test]
+    fn dated_path_and_a_plain_password_are_concealed_too() {
+        let settings = HookSettings {
+            name: "h".to_owned(),
+            url: "http://example.com/T0K3N/%{YYYY}".to_owned(),
+            secret: Secret::default(),
+            secret_file: std::path::PathBuf::new(),
+            basic_auth: Secret::from("ann:hunter2".to_owned()),
+            api_key: Secret::default(),
+            content_type: String::new(),
+            kafka: false,
+        };
+        let hook = Webhook::custom("h", 0, &settings, Duration::from_secs(1), &Tls::default()).unwrap();
+        let time = Time::from_micros(1_700_000_000_000_000);
+        let told = hook.conceal("no /T0K3N/2023 for ann with hunter2 (YW5uOmh1bnRlcjI=)", time);
+        assert_eq!(told, "no /*** for ann with *** (***)");
     }
 
     #[test]

@@ -94,9 +94,14 @@ fn parse(values: MultiValue) -> Answer<(Server, Cmd)> {
     let (server, arguments) = (args.table("server")?, args.table("arguments")?);
     let [host, port, db, user, password] = args.fields(&server, ["host", "port", "db", "user", "password"])?;
     let text = |value: &Lua_| string(value).unwrap_or_default();
+    let host = text(&host);
+    if host.is_empty() || host.contains(['@', '/']) {
+        // Not repeated: it may be an address with a password in it.
+        return Err(args.error("host", "must be the name or the address of a server"));
+    }
     let port = number(&port).filter(|port| port.fract() == 0.0 && (1.0..65_536.0).contains(port));
     let server = Server {
-        host: text(&host),
+        host,
         port: port.ok_or_else(|| args.error("port", "must be a whole number from 1 to 65535"))? as u16,
         db: number(&db).unwrap_or_default() as i64,
         user: text(&user),

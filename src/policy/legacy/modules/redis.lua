@@ -1,7 +1,7 @@
 -- `redis`: the client of that name. A command is a method in lower case; a server that does not answer, or refuses, is an error.
 local call = ...
-local type, select, pairs, ipairs, tostring, tonumber, setmetatable, upper, lower, match =
-  type, select, pairs, ipairs, tostring, tonumber, setmetatable, string.upper, string.lower, string.match
+local type, select, pairs, ipairs, tostring, tonumber, setmetatable, error = type, select, pairs, ipairs, tostring, tonumber, setmetatable, error
+local upper, lower, match, gsub, char = string.upper, string.lower, string.match, string.gsub, string.char
 
 -- What answers 0 or 1 and means no or yes.
 local FLAGS = {
@@ -77,14 +77,40 @@ end
 
 local redis = {}
 
--- connect(host, port), connect{ host =, port =, db = }, connect("redis://host:port").
+local function plain(text)
+  return (gsub(text, "%%(%x%x)", function(code) return char(tonumber(code, 16)) end))
+end
+
+-- What is wrong is not repeated: a password stands in it.
+local function from_url(server, scheme, rest)
+  local authority, path = match(rest, "^([^/?#]*)/?(.*)$")
+  local login, place = match(authority, "^(.*)@([^@]*)$")
+  place = place or authority
+  local host, port = match(place, "^%[([%x:.]+)%]:?(%d*)$")
+  if not host then host, port = match(place, "^([^:%[%]]+):?(%d*)$") end
+  if (scheme ~= "redis" and scheme ~= "tcp") or not host or not match(path, "^%d*$") then
+    error("redis.connect: host: is no redis://[user:password@]host[:port][/db], which is all that is understood", 3)
+  end
+  server.host, server.port, server.db = host, tonumber(port) or server.port, tonumber(path) or 0
+  if login then
+    local user, password = match(login, "^([^:]*):?(.*)$")
+    server.user, server.password = plain(user), plain(password)
+  end
+end
+
+-- connect(host, port), connect{ host =, port =, db = }, connect("redis://user:password@host:port/db").
 function redis.connect(host, port)
   local server = { host = "127.0.0.1", port = 6379, db = 0, user = "", password = "" }
   if type(host) == "table" then
     server.host, server.port, server.db = host.host or server.host, host.port or server.port, tonumber(host.db) or 0
   elseif host ~= nil then
-    local name, number = match(tostring(host), "^%a+://([^:/]+):?(%d*)")
-    server.host, server.port = name or tostring(host), tonumber(port or number) or server.port
+    local place, rest = match(tostring(host), "^(%a[%w+.-]*)://(.*)$")
+    if place then
+      from_url(server, lower(place), rest)
+    else
+      server.host = tostring(host)
+    end
+    server.port = tonumber(port) or server.port
   end
   return setmetatable({ _server = server }, Client)
 end
