@@ -92,6 +92,46 @@ fn command_that_would_change_or_hold_the_connection_of_all_reports_is_refused() 
     );
 }
 
+/// A server that answers with JSON, or never. Gives the port and how many requests there were.
+fn web(answers: bool) -> (u16, Arc<AtomicUsize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, count) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&count);
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            counted.fetch_add(1, Ordering::SeqCst);
+            if answers {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}");
+            } else {
+                kept.push(stream);
+            }
+        }
+    });
+    (port, count)
+}
+
+#[test]
+fn document_without_an_id_is_not_stored_twice_and_what_is_read_is_asked_of_the_next_host() {
+    let ((silent, _), (other, asked)) = (web(false), web(true));
+    handle(&format!(
+        r#"
+        local function client(first)
+          local client = require("elasticsearch").client {{ hosts = {{ {{ host = "127.0.0.1", port = first }}, {{ host = "127.0.0.1", port = {other} }} }} }}
+          client.timeout = 0.3
+          return client
+        end
+        local data, err = client({silent}):index {{ index = "a", body = {{}} }}
+        assert(data == nil and err:find("no whole answer", 1, true), tostring(err))
+        assert(client(9):index {{ index = "a", body = {{}} }})
+        assert(client({silent}):index {{ index = "a", id = "1", body = {{}} }})
+        assert(client({silent}):search {{ index = "a", body = {{}} }})
+        "#
+    ));
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+}
+
 #[test]
 fn redis_url_is_read_and_none_is_repeated() {
     handle(

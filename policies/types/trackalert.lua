@@ -110,6 +110,7 @@ function Answer:json() end
 ---@param options? trackalert.http.GetOptions
 ---@return trackalert.http.Answer? answer
 ---@return string? why
+---@return boolean? sent the server may have the request all the same
 function http.get(url, options) end
 ---Waits.
 ---@param url string
@@ -117,11 +118,13 @@ function http.get(url, options) end
 ---@param options? trackalert.http.PostOptions
 ---@return trackalert.http.Answer? answer
 ---@return string? why
+---@return boolean? sent the server may have the request all the same
 function http.post(url, body, options) end
 ---Waits.
 ---@param request trackalert.http.Request
 ---@return trackalert.http.Answer? answer
 ---@return string? why
+---@return boolean? sent the server may have the request all the same
 function http.request(request) end
 
 json = {}

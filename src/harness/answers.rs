@@ -19,7 +19,7 @@ use super::compare::{Difference, cut, quoted, shortened};
 use super::reports::json;
 use super::words::Words;
 use crate::outbound;
-use crate::policy::web::{self, Answer, Fetch, Request};
+use crate::policy::web::{self, Answer, Fetch, NoAnswer, Request};
 
 /// An answer as a test file writes it.
 #[derive(Debug, Clone, Deserialize)]
@@ -221,8 +221,10 @@ impl Unanswered {
 }
 
 impl Fetch for Answers {
-    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, String>> {
-        Box::pin(std::future::ready(self.answer(request)))
+    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, NoAnswer>> {
+        // To a policy a request of a case has always gone out.
+        let answer = self.answer(request).map_err(|said| NoAnswer { said, sent: true });
+        Box::pin(std::future::ready(answer))
     }
 
     fn connects(&self) -> Result<(), String> {

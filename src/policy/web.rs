@@ -79,10 +79,19 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoAnswer {
+    /// For the policy; it names the host.
+    pub said: String,
+    /// The server may have the request all the same: who asks another one then may have it done twice.
+    pub sent: bool,
+}
+
 /// Who answers the requests of policies: the network, or what stands for it where a policy is tested.
 pub trait Fetch: Send + Sync {
-    /// The error says, for the policy, why there is no answer. It is called on the policy's own thread.
-    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, String>>;
+    /// It is called on the policy's own thread.
+    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, NoAnswer>>;
 
     /// Whether the modules of old configurations may open connections of their own (Redis, mail). The error says, for the policy, why
     /// not.
@@ -125,6 +134,7 @@ enum Unanswered {
     NoTurn,
     Time,
     TooLarge,
+    NotConnected(String),
     Failed(String),
 }
 
@@ -179,7 +189,7 @@ impl Web {
             Err(Unanswered::NoTurn) => "no_turn",
             Err(Unanswered::Time) => "time_out",
             Err(Unanswered::TooLarge) => "too_large",
-            Err(Unanswered::Failed(_)) => "failed",
+            Err(Unanswered::NotConnected(_) | Unanswered::Failed(_)) => "failed",
         };
         self.metrics.policy_http.with_label_values(&[result]).inc();
         self.metrics.policy_http_duration.observe(took.as_secs_f64());
@@ -194,13 +204,13 @@ impl Web {
             ),
             Unanswered::Time => format!("no whole answer from {host} within {limit:?}"),
             Unanswered::TooLarge => too_large(host, self.settings.max_answer),
-            Unanswered::Failed(said) => format!("no answer from {host}: {said}"),
+            Unanswered::NotConnected(said) | Unanswered::Failed(said) => format!("no answer from {host}: {said}"),
         }
     }
 }
 
 impl Fetch for Web {
-    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, String>> {
+    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, NoAnswer>> {
         // Here and not in the future: this is the thread on which it will run.
         let client = self.client(request.url.scheme() == "https");
         Box::pin(async move {
@@ -209,10 +219,13 @@ impl Fetch for Web {
             let began = Instant::now();
             let outcome = match client {
                 Ok(client) => self.fetch(client, request, limit).await,
-                Err(said) => Err(Unanswered::Failed(said)),
+                Err(said) => Err(Unanswered::NotConnected(said)),
             };
             self.count(&outcome, began.elapsed());
-            outcome.map_err(|why| self.told(&host, limit, why))
+            outcome.map_err(|why| {
+                let sent = !matches!(why, Unanswered::NoTurn | Unanswered::NotConnected(_));
+                NoAnswer { said: self.told(&host, limit, why), sent }
+            })
         })
     }
 }
@@ -220,8 +233,11 @@ impl Fetch for Web {
 async fn exchange(client: Client, request: Request, most: usize) -> Result<Answer, Unanswered> {
     let failed = |error: reqwest::Error| {
         // Both clocks run for as long; whichever rings first, it is the same to the policy. Not so a connection that is not taken.
-        let time = error.is_timeout() && !error.is_connect();
-        if time { Unanswered::Time } else { Unanswered::Failed(outbound::words(error)) }
+        match (error.is_connect(), error.is_timeout()) {
+            (true, _) => Unanswered::NotConnected(outbound::words(error)),
+            (false, true) => Unanswered::Time,
+            (false, false) => Unanswered::Failed(outbound::words(error)),
+        }
     };
     let sent = client.request(request.method, request.url).headers(request.headers).body(request.body).send();
     let mut answer = sent.await.map_err(failed)?;

@@ -145,7 +145,7 @@ impl Siblings {
         let body = Bytes::from(body.to_string());
         let request = Request { method: Method::POST, url, headers: self.headers.clone(), body, timeout };
         // Its error names the host.
-        let Answer { status, body, .. } = web.request(request).await?;
+        let Answer { status, body, .. } = web.request(request).await.map_err(|none| none.said)?;
         let hint = if status == 401 {
             " (is policy.wforce.password the one of its webserver, and we in its ACL?)"
         } else {

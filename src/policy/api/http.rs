@@ -205,11 +205,11 @@ fn each(args: &Args, option: &str, value: &Value, mut take: impl FnMut(String, &
     Ok(())
 }
 
-/// The answer as a table, or nil and why there is none.
-fn give(lua: &Lua, outcome: Result<web::Answer, String>) -> mlua::Result<MultiValue> {
+/// The answer as a table; or nil, why there is none, and whether the server may have the request all the same.
+fn give(lua: &Lua, outcome: Result<web::Answer, web::NoAnswer>) -> mlua::Result<MultiValue> {
     let answer = match outcome {
         Ok(answer) => answer,
-        Err(said) => return (Value::Nil, said).into_lua_multi(lua),
+        Err(web::NoAnswer { said, sent }) => return (Value::Nil, said, sent).into_lua_multi(lua),
     };
     let headers = lua.create_table_with_capacity(0, answer.headers.keys_len())?;
     for name in answer.headers.keys() {

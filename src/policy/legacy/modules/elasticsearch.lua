@@ -47,14 +47,15 @@ local function refusal(status, data)
   return "status " .. status .. (reason and ": " .. tostring(reason) or "")
 end
 
-function Client:_ask(method, path, arguments, request)
+-- What stores something new (`once`) goes to another host only where the one before cannot have it: it would be stored twice.
+function Client:_ask(method, path, arguments, request, once)
   local hosts, reasons = self.hosts, {}
   for _ = 1, #hosts do
     local host = hosts[self.next % #hosts + 1]
     request.method, request.url = method, host.url .. path
     request.query, request.headers = query_of(arguments), request.headers or {}
     request.headers.Authorization, request.timeout = host.authorization, self.timeout
-    local answer, reason = http.request(request)
+    local answer, reason, sent = http.request(request)
     if answer then
       local data, broken = answer:json()
       if answer.status >= 400 then return nil, refusal(answer.status, data) end
@@ -63,6 +64,7 @@ function Client:_ask(method, path, arguments, request)
     reasons[#reasons + 1] = reason
     -- The next call begins with the next one, too.
     self.next = self.next + 1
+    if once and sent then break end
   end
   return nil, concat(reasons, "; ")
 end
@@ -96,7 +98,7 @@ function Client:index(arguments)
   local kind = arguments.type or "_doc"
   local path = "/" .. escaped(arguments.index) .. "/" .. escaped(kind)
   if arguments.id then path = path .. "/" .. escaped(arguments.id) end
-  return self:_ask(arguments.id and "PUT" or "POST", path, arguments, with_body(arguments.body))
+  return self:_ask(arguments.id and "PUT" or "POST", path, arguments, with_body(arguments.body), not arguments.id)
 end
 
 -- The body is a list of headers and searches in turn, or the lines themselves.
