@@ -152,3 +152,35 @@ fn redis_url_is_read_and_none_is_repeated() {
         "#,
     );
 }
+
+#[test]
+fn mail_has_what_every_mail_must_have_and_each_header_once() {
+    handle(
+        r#"
+        local smtp, ltn12 = require "socket.smtp", require "ltn12"
+        local function text(message)
+          local sink, parts = ltn12.sink.table()
+          ltn12.pump.all(smtp.message(message), sink)
+          return table.concat(parts)
+        end
+        local function times(text, what)
+          local _, count = text:lower():gsub(what, "")
+          return count
+        end
+        local mail = text { headers = { Subject = "x" }, body = "one\ntwo" }
+        assert(mail:find("Date: %a%a%a, %d%d %a%a%a %d%d%d%d %d%d:%d%d:%d%d %+0000\r\n"), mail)
+        assert(mail:find("Mime-Version: 1.0\r\n", 1, true) and mail:find("Subject: x\r\n", 1, true), mail)
+        assert(mail:find("Content-Type: text/plain; charset=utf-8\r\n", 1, true), mail)
+        assert(mail:find("\r\n\r\none\r\ntwo\r\n$"), mail)
+        mail = text { headers = { date = "then", ["Content-Type"] = "text/html" }, body = "<b>\195\164</b>" }
+        assert(mail:find("Date: then\r\n", 1, true) and times(mail, "content%-type:") == 1, mail)
+        assert(mail:find("Content-Transfer-Encoding: 8bit\r\n", 1, true), mail)
+        mail = text {
+          headers = { ["Content-Type"] = 'multipart/alternative; boundary="mine"' },
+          body = { { body = "one" }, { headers = { ["content-type"] = "text/html" }, body = "two" } },
+        }
+        assert(times(mail, "multipart/alternative; boundary=") == 1 and not mail:find('"mine"', 1, true), mail)
+        assert(times(mail, "content%-type:") == 3 and times(mail, "date:") == 1 and times(mail, "mime%-version:") == 1, mail)
+        "#,
+    );
+}
