@@ -162,6 +162,16 @@ fn nobody_gets_in_without_the_key() {
 }
 
 #[test]
+fn console_without_an_old_file_makes_keys_too() {
+    let address = free_address();
+    let site = Site::new(&format!("[console]\nlisten = \"{address}\"\nkey = \"{KEY}\"\n"));
+    let _program = site.start();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trackalert"));
+    let output = command.args(["console", "-C"]).arg(site.config()).args(["-e", "#makeKey()"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "44", "{}", said(&output));
+}
+
+#[test]
 fn console_without_a_key_is_refused_at_the_start() {
     let site = Site::new("[console]\nlisten = \"127.0.0.1:0\"\n");
     let ended = site.command().output().unwrap();

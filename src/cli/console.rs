@@ -5,8 +5,6 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
@@ -62,7 +60,7 @@ pub(super) struct Args {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     if args.make_key {
-        return output::line(STANDARD.encode(rand::random::<[u8; KEY]>()));
+        return output::line(noise::make_key());
     }
     let config = common.load()?;
     let settings = &config.console;

@@ -29,6 +29,11 @@ pub fn key(text: &str) -> Option<[u8; KEY]> {
     STANDARD.decode(text.trim()).ok()?.try_into().ok()
 }
 
+/// A new key in base64.
+pub fn make_key() -> String {
+    STANDARD.encode(rand::random::<[u8; KEY]>())
+}
+
 /// A connection after its handshake.
 pub struct Secure<S> {
     stream: S,
@@ -191,6 +196,7 @@ mod tests {
     #[test]
     fn key_is_32_bytes_in_base64() {
         assert_eq!(key(&STANDARD.encode([3; KEY])), Some([3; KEY]));
+        assert!(key(&make_key()).is_some() && make_key() != make_key());
         for wrong in ["", "x", &STANDARD.encode([3; 31]), "not base64!"] {
             assert_eq!(key(wrong), None);
         }

@@ -6,12 +6,11 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use mlua::{Lua, MultiValue, Table, Value as Lua_};
 use serde_json::{Map, Value, json};
 
 use super::{OldConfig, Place, Registered, duration};
+use crate::console::noise;
 use crate::policy::api::args::{Args, string};
 use crate::policy::call::{Answer, Host, position};
 use crate::schedule::cron::{Plan, Scheduled};
@@ -20,8 +19,6 @@ use crate::schedule::cron::{Plan, Scheduled};
 const GEOIP_FOLDER: &str = "/usr/share/GeoIP";
 /// The port of `controlSocket` where its address has none.
 const CONSOLE_PORT: u16 = 5199;
-/// Bytes of a key of the console.
-const KEY: usize = 32;
 
 const NOT_NEEDED: &str = "is not needed here: each policy worker has thousands of calls in flight (detect.in_flight)";
 
@@ -108,14 +105,13 @@ pub(super) fn install(
         while_loading(&shared, "setKey")?;
         let key = Args::new("setKey", values).string("key")?;
         // The old program says so and goes on; a console without its key stays shut.
-        let fits = STANDARD.decode(key.trim()).is_ok_and(|key| key.len() == KEY);
+        let fits = noise::key(&key).is_some();
         if fits {
             config.borrow_mut().set("console.key", key.trim(), &place(lua));
         }
         Ok(fits)
     })?;
-    names.set("setKey", set_key)?;
-    names.set("makeKey", host.pure(lua, |_, _| Ok(STANDARD.encode(rand::random::<[u8; KEY]>())))?)
+    names.set("setKey", set_key)
 }
 
 /// Later a call would change nothing, and whoever made it would believe that it did.

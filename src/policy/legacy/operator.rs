@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use mlua::{Lua, Table};
 
 use super::Registered;
+use crate::console::noise;
 use crate::policy::api::args::Args;
 use crate::policy::call::{Call, Host};
 use crate::report::ReportId;
@@ -100,5 +101,6 @@ pub(in crate::policy) fn install(
         let tested = operator("testCrypto", call)?.test_crypto(&text);
         tested.map(|()| "it came out as it went in").map_err(|error| format!("testCrypto: {error}"))
     })?;
-    names.set("testCrypto", crypto)
+    names.set("testCrypto", crypto)?;
+    names.set("makeKey", host.pure(lua, |_, _| Ok(noise::make_key()))?)
 }
