@@ -4,6 +4,7 @@
 //! of them marked inside of what is encrypted. Never shows the key.
 
 use std::io;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,7 +19,9 @@ const FRAME: usize = 65_535;
 /// What encryption adds to a frame.
 const TAG: usize = 16;
 /// One message, all frames together.
-const MAX_MESSAGE: usize = 4 << 20;
+pub(super) const MAX_MESSAGE: usize = 4 << 20;
+/// How long the other side may take to read a message: one that reads nothing would hold its place among the consoles for ever.
+const SEND: Duration = Duration::from_secs(30);
 
 /// The first byte of a frame's plain text.
 const LAST: u8 = 0;
@@ -39,6 +42,7 @@ pub struct Secure<S> {
     stream: S,
     state: TransportState,
     buffer: Vec<u8>,
+    patience: Duration,
 }
 
 fn failed(error: snow::Error) -> io::Error {
@@ -59,7 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Secure<S> {
         write_frame(&mut stream, &buffer[..length]).await?;
         let answer = read_frame(&mut stream).await?;
         handshake.read_message(&answer, &mut buffer).map_err(failed)?;
-        Ok(Self { stream, state: handshake.into_transport_mode().map_err(failed)?, buffer })
+        Ok(Self { stream, state: handshake.into_transport_mode().map_err(failed)?, buffer, patience: SEND })
     }
 
     /// The side that listens.
@@ -70,11 +74,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Secure<S> {
         handshake.read_message(&greeting, &mut buffer).map_err(failed)?;
         let length = handshake.write_message(&[], &mut buffer).map_err(failed)?;
         write_frame(&mut stream, &buffer[..length]).await?;
-        Ok(Self { stream, state: handshake.into_transport_mode().map_err(failed)?, buffer })
+        Ok(Self { stream, state: handshake.into_transport_mode().map_err(failed)?, buffer, patience: SEND })
     }
 
     /// Sends one message.
     pub async fn send(&mut self, message: &[u8]) -> io::Result<()> {
+        let patience = self.patience;
+        let late =
+            || io::Error::new(io::ErrorKind::TimedOut, format!("it has read no whole message within {patience:?}"));
+        tokio::time::timeout(patience, self.send_frames(message)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn send_frames(&mut self, message: &[u8]) -> io::Result<()> {
         let parts: Vec<&[u8]> =
             if message.is_empty() { vec![message] } else { message.chunks(FRAME - TAG - 1).collect() };
         for (at, part) in parts.iter().enumerate() {
@@ -186,6 +197,16 @@ mod tests {
             drop(one);
             assert!(Secure::accept(other, &[2; KEY]).await.is_err(), "{bytes:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn other_side_that_reads_nothing_is_given_up() {
+        let key = [7; KEY];
+        let (one, other) = tokio::io::duplex(1 << 10);
+        let (client, server) = tokio::join!(Secure::connect(one, &key), Secure::accept(other, &key));
+        let (_client, mut server) = (client.unwrap(), server.unwrap());
+        server.patience = Duration::from_millis(50);
+        assert_eq!(server.send(&[b'x'; 1 << 16]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

@@ -17,6 +17,9 @@ use super::{Answer, Line, Settings};
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a console may say nothing.
 const IDLE: Duration = Duration::from_secs(3600);
+/// Bytes of what the first worker says, and of what all others do: in JSON each may become six, and all of it is one message.
+const MAX_TEXT: usize = 512 << 10;
+const MAX_OTHERS: usize = 64 << 10;
 /// Consoles at once.
 const MOST: usize = 16;
 
@@ -121,11 +124,30 @@ async fn serve(stream: TcpStream, peer: SocketAddr, key: [u8; KEY], run: Run) {
             }
             Err(error) => Answer { text: format!("no line: {error}"), failed: true, ..Answer::default() },
         };
-        let Ok(answer) = serde_json::to_vec(&answer) else { return };
+        let Ok(answer) = serde_json::to_vec(&fitting(answer)) else { return };
         if console.send(&answer).await.is_err() {
             return;
         }
     }
+}
+
+/// An answer that fits into a message. One that did not would end the session of whoever asked.
+fn fitting(answer: Answer) -> Answer {
+    let mut left = MAX_OTHERS;
+    let others = answer.others.into_iter().map(|(worker, text)| {
+        let text = cut(text, left);
+        left = left.saturating_sub(text.len());
+        (worker, text)
+    });
+    let others = others.collect();
+    Answer { text: cut(answer.text, MAX_TEXT), others, ..answer }
+}
+
+fn cut(text: String, most: usize) -> String {
+    if text.len() <= most {
+        return text;
+    }
+    format!("{}… (of {} bytes)", &text[..text.floor_char_boundary(most)], text.len())
 }
 
 /// A line as the log has it. One that has a string in it, or speaks of a key or a password, shows the name of its first call only: which
@@ -142,6 +164,17 @@ fn shown(lua: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answer_of_any_length_fits_into_a_message() {
+        let long = || "\u{1}".repeat(6 << 20);
+        let others = (2..1024).map(|worker| (worker, long()[..100_000].to_owned())).collect();
+        let answer = fitting(Answer { text: long(), others, ..Answer::default() });
+        assert!(serde_json::to_vec(&answer).unwrap().len() < noise::MAX_MESSAGE);
+        assert!(answer.text.ends_with("… (of 6291456 bytes)"));
+        let short = Answer { text: "x".to_owned(), failed: true, incomplete: true, others: vec![(2, "y".to_owned())] };
+        assert_eq!(fitting(short.clone()), short);
+    }
 
     #[test]
     fn line_with_a_secret_is_logged_by_its_name() {
