@@ -1,4 +1,4 @@
-//! The modules that configurations of the old program require, against servers that behave badly.
+//! The modules that configurations of the old program require, against servers that behave well and badly.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
 
@@ -8,14 +8,19 @@ mod bench;
 mod old;
 #[path = "support/stores.rs"]
 mod stores;
+mod support;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Router;
+use axum::http::HeaderMap;
 use bench::{on_worker, settings};
 use old::{handle, machine_with};
+use serde_json::json;
+use tokio::sync::mpsc;
 
 /// Answers each PING of a connection; the first `silent` connections get no answer. Gives the port and how many there were.
 fn redis(silent: usize) -> (u16, Arc<AtomicUsize>) {
@@ -183,4 +188,118 @@ fn mail_has_what_every_mail_must_have_and_each_header_once() {
         assert(times(mail, "content%-type:") == 3 and times(mail, "date:") == 1 and times(mail, "mime%-version:") == 1, mail)
         "#,
     );
+}
+
+#[test]
+fn elasticsearch_and_socket_http_ask_a_server_and_yield() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let answer = async |method: axum::http::Method, uri: axum::http::Uri, headers: HeaderMap, body: String| {
+                let kind = headers.get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
+                let status = if uri.path() == "/refused/_search" { 400 } else { 200 };
+                let said = json!({
+                    "method": method.as_str(), "uri": uri.to_string(), "body": body, "kind": kind,
+                    "error": {"type": "parsing_exception", "reason": "so"},
+                });
+                (axum::http::StatusCode::from_u16(status).unwrap(), said.to_string())
+            };
+            axum::serve(listener, Router::new().fallback(answer)).await.unwrap();
+        });
+    });
+    handle(&format!(
+        r#"
+        local client = require("elasticsearch").client {{ hosts = {{ {{ host = "127.0.0.1", port = {port} }} }} }}
+        local data, err = client:search {{ index = "logs-*", size = 5, body = {{ query = {{ match_all = {{}} }} }} }}
+        assert(not err and data.method == "POST" and data.uri == "/logs-*/_search?size=5", err or data.uri)
+        assert(data.body == '{{"query":{{"match_all":{{}}}}}}' and data.kind == "application/json")
+        data = assert(client:count {{ index = "a" }})
+        assert(data.uri == "/a/_count")
+        data = assert(client:index {{ index = "a", id = "x/y", body = {{ b = 1 }} }})
+        assert(data.method == "PUT" and data.uri == "/a/_doc/x%2Fy")
+        data = assert(client:msearch {{ body = {{ {{ index = "a" }}, {{ size = 0 }} }} }})
+        assert(data.uri == "/_msearch" and data.body == '{{"index":"a"}}\n{{"size":0}}\n' and data.kind == "application/x-ndjson")
+        data, err = client:search {{ index = "refused", body = {{}} }}
+        assert(data == nil and err == "status 400: parsing_exception: so", err)
+
+        local http, ltn12 = require "socket.http", require "ltn12"
+        local body, status = http.request("http://127.0.0.1:{port}/one")
+        assert(status == 200 and body:find('"GET"', 1, true), body)
+        local parts = {{}}
+        local ok, code, headers = http.request {{
+            url = "http://127.0.0.1:{port}/two", method = "PUT", headers = {{ ["X-A"] = "1", ["Content-Length"] = 3 }},
+            source = ltn12.source.string("abc"), sink = ltn12.sink.table(parts),
+        }}
+        assert(ok == 1 and code == 200 and table.concat(parts):find('"body":"abc"', 1, true))
+        local nothing, reason = http.request("http://127.0.0.1:9/")
+        assert(nothing == nil and reason:find("refused", 1, true), reason)
+        "#
+    ));
+}
+
+#[test]
+fn redis_takes_commands_and_smtp_sends_a_mail() {
+    let Some(redis) = support::server::redis() else { return };
+    let (mail, mut mails) = mail_sink();
+    handle(&format!(
+        r#"
+        local redis = require("redis").connect("127.0.0.1", {redis})
+        assert(redis:ping() and redis:set("a", "1") == true and redis:get("a") == "1" and redis:get("b") == nil)
+        assert(redis:incr("n") == 1 and redis:exists("a") == true and redis:exists("b") == false)
+        redis:hmset("h", {{ x = "1", y = "2" }})
+        local h = redis:hgetall("h")
+        assert(h.x == "1" and h.y == "2")
+        assert(redis:sadd("s", "m") == 1 and redis:sismember("s", "m") and redis:smembers("s")[1] == "m")
+        assert(redis:select(1) and redis:get("a") == nil)
+        local ok, reason = pcall(redis.lpush, redis, "l")
+        assert(not ok and reason:find("wrong number of arguments", 1, true), reason)
+        ok, reason = pcall(function() return require("redis").connect("127.0.0.1", 9):ping() end)
+        assert(not ok and reason:find("127.0.0.1:9", 1, true), reason)
+
+        local smtp = require "socket.smtp"
+        local source = smtp.message {{ headers = {{ to = "ann@example.com", subject = "x\r\nBcc: eve@example.com" }}, body = "one\n.two\n" }}
+        assert(smtp.send {{ from = "<ta@example.com>", rcpt = {{ "<ann@example.com>" }}, source = source, server = "127.0.0.1", port = {mail} }})
+        local sent, why = smtp.send {{ from = "a@example.com", rcpt = "b@example.com", source = smtp.message {{ body = "" }}, port = 9 }}
+        assert(sent == nil and why:find("9", 1, true), why)
+        "#
+    ));
+    let text = mails.blocking_recv().unwrap();
+    assert!(text.contains("MAIL FROM:<ta@example.com>") && text.contains("RCPT TO:<ann@example.com>"), "{text}");
+    assert!(text.contains("Subject: x Bcc: eve@example.com\r\n") && text.contains("\r\none\r\n..two\r\n"), "{text}");
+}
+
+/// Takes one mail and tells all that was said.
+fn mail_sink() -> (u16, mpsc::UnboundedReceiver<String>) {
+    use std::io::{BufRead, BufReader, Write};
+    let (told, mails) = mpsc::unbounded_channel();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let (mut out, mut said, mut data) = (stream.try_clone().unwrap(), String::new(), false);
+        out.write_all(b"220 sink\r\n").unwrap();
+        for line in BufReader::new(stream).split(b'\n') {
+            let line = String::from_utf8(line.unwrap()).unwrap() + "\n";
+            said.push_str(&line);
+            let answer = match line.trim_end() {
+                "." => {
+                    data = false;
+                    let _ = told.send(said.clone());
+                    "250 taken\r\n"
+                }
+                _ if data => continue,
+                "DATA" => {
+                    data = true;
+                    "354 go on\r\n"
+                }
+                _ => "250 well\r\n",
+            };
+            out.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (port, mails)
 }
