@@ -157,6 +157,20 @@ fn server_that_does_not_answer_is_nil_and_the_reason_without_secrets() {
 }
 
 #[test]
+fn server_that_hangs_is_told_to_the_policy_before_its_time_is_up() {
+    on_worker(async {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let settings = Settings { time_limit: Duration::from_secs(2), ..settings() };
+        let body = r#"local a, why = http.get(URL)
+            assert(a == nil and why:find("no whole answer from .* within 1[.]7%d*s"), why)
+            local b, why = http.get(URL)
+            assert(b == nil and why:find("within 0", 1, true), why)"#;
+        let bench = passes(&settings, &format!("http://{}", silent.local_addr().unwrap()), body).await;
+        assert!(!bench.vm.spoiled(), "the machine would be replaced");
+    });
+}
+
+#[test]
 fn answer_that_drips_and_one_that_is_huge_are_given_up() {
     on_worker(async {
         let drips = web::raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(), true).await;
@@ -299,12 +313,15 @@ fn requests_beyond_the_bound_wait_for_their_turn_and_not_for_ever() {
 }
 
 #[test]
-fn handler_out_of_time_drops_its_request() {
+fn handler_that_is_cancelled_drops_its_request() {
     on_worker(async {
         let (server, gate) = Server::gated(1, |_| Page::of(Vec::new())).await;
-        let limited = Settings { time_limit: Duration::from_millis(200), ..settings() };
-        let (bench, outcome) = run(&limited, &server.url(), "http.get(URL)").await;
-        assert_eq!(outcome.unwrap_err(), Failure::Time(Duration::from_millis(200)));
+        let bench = Bench::handler(&format!("http.get({:?})", server.url()));
+        let (outcome, ()) = tokio::join!(bench.at(1.0), async {
+            gate.reached().await;
+            bench.vm.retire();
+        });
+        assert_eq!(outcome.unwrap_err(), Failure::Cancelled);
         assert_eq!(bench.vm.live_calls(), 0);
         gate.open();
     });

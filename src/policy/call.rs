@@ -9,6 +9,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, ready};
@@ -17,6 +18,7 @@ use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Value};
 
 use super::load::Policy;
 use super::networks::{File, Networks};
+use super::web::Until;
 use super::{Effects, Services};
 use crate::alert::{Alert, Hook};
 use crate::geoip::GeoIp;
@@ -25,6 +27,9 @@ use crate::state::Session;
 
 /// What a policy is told when it calls something wrongly: `function: argument: reason`.
 pub(super) type Answer<T> = Result<T, String>;
+
+/// What is left of a call's time for the policy when a server has not answered: a tenth of all, and no more than this.
+const LEFT_TO_ACT: Duration = Duration::from_secs(1);
 
 /// Bytes that a line of the console may print.
 const MAX_PRINTED: usize = 1 << 20;
@@ -42,6 +47,8 @@ pub(super) enum Cause {
 pub(super) struct Call {
     /// Larger for each call of the machine; the first has 1.
     number: u64,
+    /// How long it may wait for a server.
+    asks_until: Instant,
     pub(super) cause: Cause,
     pub(super) policy: Rc<str>,
     pub(super) services: Rc<Services>,
@@ -56,13 +63,21 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(host: &Rc<Host>, services: &Rc<Services>, policy: &Rc<str>, cause: Cause) -> Rc<Self> {
+    /// `limit` is how long it may last.
+    pub(super) fn new(
+        host: &Rc<Host>,
+        services: &Rc<Services>,
+        policy: &Rc<str>,
+        cause: Cause,
+        limit: Duration,
+    ) -> Rc<Self> {
         let max_value = usize::try_from(services.state_max_value.as_u64()).unwrap_or(usize::MAX);
         let (state, tentative) = (Arc::clone(&services.state), Arc::clone(&services.tentative));
         host.live.set(host.live.get() + 1);
         host.started.set(host.started.get() + 1);
         Rc::new(Self {
             number: host.started.get(),
+            asks_until: Instant::now() + limit.saturating_sub(LEFT_TO_ACT.min(limit / 10)),
             session: Session::new(state, tentative, cause.t(), policy, max_value),
             cause,
             policy: Rc::clone(policy),
@@ -86,6 +101,11 @@ impl Call {
     /// What its effects are told by when it runs again.
     pub(super) fn id(&self) -> ReportId {
         self.cause.id()
+    }
+
+    /// The way to the servers that it asks.
+    pub(super) fn web(&self) -> Until<'_> {
+        Until { web: &*self.services.web, until: self.asks_until }
     }
 
     /// Its now.

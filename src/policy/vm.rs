@@ -182,7 +182,7 @@ impl Vm {
         if self.retired.is_cancelled() {
             return Err(Failure::Cancelled);
         }
-        Ok(Over(Call::new(&self.host, services, policy, cause)))
+        Ok(Over(Call::new(&self.host, services, policy, cause, self.limits.time)))
     }
 
     /// What a call has come to.

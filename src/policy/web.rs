@@ -100,6 +100,23 @@ pub trait Fetch: Send + Sync {
     }
 }
 
+/// Whoever answers, asked for no longer than the call that asks may last: a server that hangs is to be told to the policy, and not to end
+/// it.
+pub(super) struct Until<'a> {
+    pub(super) web: &'a dyn Fetch,
+    pub(super) until: std::time::Instant,
+}
+
+impl Fetch for Until<'_> {
+    fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, NoAnswer>> {
+        let left = self.until.saturating_duration_since(std::time::Instant::now());
+        // Whole milliseconds, for whoever reads of it.
+        let left = Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+        let timeout = request.timeout.map_or(left, |wanted| wanted.min(left));
+        self.web.request(Request { timeout: Some(timeout), ..request })
+    }
+}
+
 /// The network.
 pub struct Web {
     /// Which one of the process, for the clients that each thread keeps.

@@ -15,7 +15,7 @@ use super::args::{Args, cut, describe, string};
 use super::json;
 use crate::outbound;
 use crate::policy::call::{Answer, Host};
-use crate::policy::web;
+use crate::policy::web::{self, Fetch};
 
 /// Bytes. A field of a report has 4 KiB as it comes, and thrice that in a URL: none of these may be reached by what an attacker writes.
 const MAX_URL: usize = 64 << 10;
@@ -54,7 +54,7 @@ fn asking(
         name,
         move |call, values| {
             let request = parse(&mut Args::new(name, values))?;
-            Ok(async move { Ok(call.services.web.request(request).await) })
+            Ok(async move { Ok(call.web().request(request).await) })
         },
         give,
     )

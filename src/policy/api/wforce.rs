@@ -26,7 +26,7 @@ pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Table> {
         "wforce.allow",
         |call, values| {
             let body = attempt(&call, &mut Args::new("wforce.allow", values), false)?;
-            Ok(async move { Ok(call.services.wforce.ask(&*call.services.web, Command::Allow, &body).await) })
+            Ok(async move { Ok(call.services.wforce.ask(&call.web(), Command::Allow, &body).await) })
         },
         |lua, answer: Result<Value, String>| match answer {
             Ok(answer) => (json::to_lua_without_null(lua, &answer)?,).into_lua_multi(lua),
@@ -53,7 +53,7 @@ fn telling(
         name,
         move |call, values| {
             let body = parse(&call, &mut Args::new(name, values))?;
-            Ok(async move { Ok(call.services.wforce.tell(&*call.services.web, command, &body).await) })
+            Ok(async move { Ok(call.services.wforce.tell(&call.web(), command, &body).await) })
         },
         |lua, told: Result<(), String>| -> mlua::Result<MultiValue> {
             match told {
