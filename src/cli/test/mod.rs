@@ -31,6 +31,10 @@ docs/policy-tests.md tells how to write one. Exit codes: 0 all passed, 1 some fa
 
 const JOBS_PER_CORE: usize = 4;
 
+/// How long a case that was cut off is waited for: a second.
+const REMOVE_TRIES: u32 = 100;
+const REMOVE_AGAIN: Duration = Duration::from_millis(10);
+
 /// The arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -112,7 +116,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
         Failure::failed(format!("{}: {error}; name a folder that can be written to in TMPDIR", folder.display()))
     })?;
     let session = Session { args, paths, settings: Arc::new(settings(&config, args.jobs)), root: root.path() };
-    block_on(async {
+    let outcome = block_on(async {
         if args.watch {
             return watch::run(&session).await;
         }
@@ -121,7 +125,20 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
             _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
             round = session.round() => round?.outcome(),
         }
-    })
+    });
+    remove(&root.keep());
+    outcome
+}
+
+/// Removes the folder of the run. A case that was cut off may still make files in it, or the folder itself again.
+fn remove(folder: &Path) {
+    for _ in 0..REMOVE_TRIES {
+        let _ = std::fs::remove_dir_all(folder);
+        std::thread::park_timeout(REMOVE_AGAIN);
+        if !folder.exists() {
+            return;
+        }
+    }
 }
 
 /// Where to look: what was typed, else where the program takes its policies from.
