@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::iter::Sum;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -39,7 +40,39 @@ pub(super) struct Open {
     pub(super) stage: Stage,
 }
 
-/// The messages in flight of one subscription.
+/// What counts towards the limit of what is unsettled.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Held {
+    /// Messages that are not finished.
+    pub(super) unfinished: usize,
+    /// The bytes of their bodies.
+    pub(super) bytes: usize,
+    /// Messages that are not finished, or stand behind one that is not: what a crash would hand out again.
+    pub(super) span: usize,
+}
+
+impl Held {
+    /// Whether a message with a body of `bytes` may be taken in too. What is done behind something unfinished counts as well, up to
+    /// sixteen times the limit.
+    pub(super) const fn room(self, bytes: usize, limit: Unsettled) -> bool {
+        self.unfinished == 0
+            || self.unfinished < limit.messages
+                && self.bytes.saturating_add(bytes) <= limit.bytes
+                && self.span < limit.messages.saturating_mul(16)
+    }
+}
+
+impl Sum for Held {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            unfinished: sum.unfinished + one.unfinished,
+            bytes: sum.bytes + one.bytes,
+            span: sum.span + one.span,
+        })
+    }
+}
+
+/// The messages in flight of one subscription, or of one partition of it.
 #[derive(Debug)]
 pub(super) struct Flights {
     window: OffsetWindow,
@@ -47,6 +80,7 @@ pub(super) struct Flights {
     due: BinaryHeap<Reverse<(Instant, u64)>>,
     bytes: usize,
     out: usize,
+    rejected: usize,
 }
 
 impl Flights {
@@ -57,17 +91,13 @@ impl Flights {
             due: BinaryHeap::new(),
             bytes: 0,
             out: 0,
+            rejected: 0,
         }
     }
 
-    /// Whether a message with a body of `bytes` may be taken in too. What is done behind something unfinished counts as well, up to
-    /// sixteen times the limit: it is what a crash would hand out again.
-    pub(super) fn room(&self, bytes: usize, limit: Unsettled) -> bool {
-        let unfinished = self.window.unfinished();
-        unfinished == 0
-            || unfinished < limit.messages
-                && self.bytes.saturating_add(bytes) <= limit.bytes
-                && self.window.span() < limit.messages.saturating_mul(16)
+    /// What it has in hand.
+    pub(super) fn held(&self) -> Held {
+        Held { unfinished: self.window.unfinished(), bytes: self.bytes, span: self.window.span() }
     }
 
     /// Takes in a message that is handed out, or rejected without being handed out. `false`: it is known already.
@@ -77,6 +107,7 @@ impl Flights {
         }
         self.bytes += message.body.len();
         self.out += usize::from(matches!(stage, Stage::Out));
+        self.rejected += usize::from(matches!(stage, Stage::Rejected(_)));
         let open = Open { message, redelivered: 0, refused: 0, stage };
         self.flights.push_back(Flight { sequence, size, open: Some(open) });
         true
@@ -104,8 +135,9 @@ impl Flights {
         if !matches!(open.stage, Stage::Out) {
             return None;
         }
-        open.stage = stage;
         self.out -= 1;
+        self.rejected += usize::from(matches!(stage, Stage::Rejected(_)));
+        open.stage = stage;
         Some(open)
     }
 
@@ -145,6 +177,7 @@ impl Flights {
         let open = self.flights[at].open.take()?;
         self.bytes -= open.message.body.len();
         self.out -= usize::from(matches!(open.stage, Stage::Out));
+        self.rejected -= usize::from(matches!(open.stage, Stage::Rejected(_)));
         let position = self.window.finish(sequence)?;
         let mut bytes = 0;
         while self.flights.front().is_some_and(|flight| flight.sequence < position) {
@@ -177,14 +210,20 @@ impl Flights {
         self.window.span() - self.window.unfinished()
     }
 
-    /// The bytes of the bodies of the unfinished.
-    #[cfg(feature = "amqp")]
-    pub(super) const fn bytes(&self) -> usize {
-        self.bytes
+    /// Everything before this sequence is finished.
+    #[cfg(feature = "kafka")]
+    pub(super) const fn position(&self) -> u64 {
+        self.window.position()
+    }
+
+    /// Tokens that are out, and messages on their way to the dead letters.
+    #[cfg(feature = "kafka")]
+    pub(super) const fn busy(&self) -> usize {
+        self.out + self.rejected
     }
 
     /// The oldest unfinished message.
-    #[cfg(feature = "amqp")]
+    #[cfg(any(feature = "amqp", feature = "kafka"))]
     pub(super) fn oldest(&self) -> Option<&Message> {
         Some(&self.flights.front()?.open.as_ref()?.message)
     }
@@ -212,13 +251,13 @@ mod tests {
     fn bytes_and_messages_are_bounded_and_one_large_message_still_passes() {
         let limit = Unsettled { messages: 2, bytes: 100 };
         let mut flights = Flights::starting_at(0);
-        assert!(flights.room(1000, limit), "a message over the limit must not block an empty window");
+        assert!(flights.held().room(1000, limit), "a message over the limit must not block an empty window");
         assert!(flights.add(0, 1000, message(60), Stage::Out));
-        assert!(!flights.room(41, limit) && flights.room(40, limit));
+        assert!(!flights.held().room(41, limit) && flights.held().room(40, limit));
         assert!(flights.add(1, 10, message(1), Stage::Out));
-        assert!(!flights.room(1, limit), "two messages are the limit");
+        assert!(!flights.held().room(1, limit), "two messages are the limit");
         assert_eq!(flights.finish(1), None);
-        assert!(flights.room(1, limit));
+        assert!(flights.held().room(1, limit));
         assert_eq!(flights.finish(0), Some((2, 1010)));
         assert!(flights.is_empty());
     }

@@ -175,7 +175,7 @@ impl Source {
         }
         while let Some(next) = self.ahead.front() {
             let length = next.content.as_ref().map_or_else(Bytes::len, |message| message.body.len());
-            if !self.flights.room(length, self.parts.limit) {
+            if !self.flights.held().room(length, self.parts.limit) {
                 return false;
             }
             let out = self.parts.out.clone();

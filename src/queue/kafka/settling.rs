@@ -2,13 +2,13 @@
 //!
 //! Owns the rule that a rejected message is finished only when its dead letter is confirmed.
 
-use std::time::Instant;
-
 use rdkafka::Offset;
 use rdkafka::TopicPartitionList;
+use tokio::time::Instant;
 
+use super::super::flights::Stage;
 use super::super::{Backoff, DeadLetter, QueueError, Settlement, Tag};
-use super::lanes::{Lanes, Stage};
+use super::lanes::Lanes;
 use super::publisher::lock;
 use super::queue::Shared;
 

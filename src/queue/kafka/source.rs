@@ -13,8 +13,8 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use tokio::sync::{mpsc, watch};
 
+use super::super::flights::Stage;
 use super::super::{AckToken, Backoff, Delivery, Message, Tag, Unsettled};
-use super::lanes::Stage;
 use super::publisher::lock;
 use super::queue::{Shared, with_lanes};
 use super::rebalance::Member;
@@ -139,7 +139,7 @@ impl Source {
         }
         let shared = Arc::clone(&self.parts.shared);
         let mut lanes = lock(&shared.lanes);
-        let now = Instant::now();
+        let now = tokio::time::Instant::now();
         while lanes.is_due(now) {
             let Ok(place) = self.parts.out.try_reserve() else { return false };
             let Some(tag) = lanes.due(now) else { break };
