@@ -7,11 +7,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
 use crate::queue::{AckToken, Backoff, Message, Publisher, QueueError, Reason, ReasonKind};
 
 /// The most messages, and about the most bytes, in one publish.
 const MOST: usize = 1000;
 const MOST_BYTES: usize = 4 * 1024 * 1024;
+/// How long the publish that is under way at the end may still take: what it has given to the broker need not come twice.
+const LAST: Duration = Duration::from_secs(2);
 
 /// One message on its way.
 pub(super) struct Carried {
@@ -29,10 +34,10 @@ pub(super) enum Step {
     Done(Vec<String>),
     /// A message of this key is too large for the other queue, and is a dead letter now.
     TooLarge(String),
-    /// Nothing is done; to be tried again after the wait.
-    Failed(QueueError, Duration),
-    /// The other queue is closed for good.
-    Closed,
+    /// Nothing is done; the next step waits before it tries again.
+    Failed(QueueError),
+    /// The program stops, or the other queue is closed for good.
+    Over,
 }
 
 /// See the module.
@@ -44,11 +49,13 @@ pub(super) struct Carrier {
     /// twice there.
     batch: usize,
     failures: u32,
+    /// Before the next publish.
+    wait: Option<Duration>,
 }
 
 impl Carrier {
     pub(super) fn new(target: Arc<dyn Publisher>, backoff: Backoff) -> Self {
-        Self { target, backoff, waiting: VecDeque::new(), batch: MOST, failures: 0 }
+        Self { target, backoff, waiting: VecDeque::new(), batch: MOST, failures: 0, wait: None }
     }
 
     /// Puts one behind all others.
@@ -70,9 +77,29 @@ impl Carrier {
         MOST.saturating_sub(self.waiting.len())
     }
 
-    /// Publishes what stands at the head. Dropped before it is ready, nothing is done, and some of it may come twice. How long it takes
-    /// is bounded by the driver of the other queue: given up earlier and tried again, each message would stand there once a try.
-    pub(super) async fn step(&mut self) -> Step {
+    /// Publishes what stands at the head, after the wait for the last failure. A publish that is under way when the program stops has a
+    /// little time more; given up then, nothing is done, and some of it may come twice.
+    pub(super) async fn step(&mut self, stop: &CancellationToken) -> Step {
+        if let Some(wait) = self.wait.take() {
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = stop.cancelled() => return Step::Over,
+            }
+        }
+        let stopped = async {
+            stop.cancelled().await;
+            sleep(LAST).await;
+        };
+        tokio::select! {
+            biased;
+            step = self.publish() => step,
+            () = stopped => Step::Over,
+        }
+    }
+
+    /// How long it takes is bounded by the driver of the other queue: given up earlier and tried again, each message would stand there
+    /// once a try.
+    async fn publish(&mut self) -> Step {
         let messages = self.head();
         let count = messages.len();
         if count == 0 {
@@ -89,11 +116,12 @@ impl Carrier {
                 self.batch = 1;
                 Step::Done(Vec::new())
             }
-            Err(QueueError::Closed(_)) => Step::Closed,
+            Err(QueueError::Closed(_)) => Step::Over,
             Err(error) => {
                 self.batch = 1;
                 self.failures = self.failures.saturating_add(1);
-                Step::Failed(error, self.backoff.wait(self.failures, rand::random()))
+                self.wait = Some(self.backoff.wait(self.failures, rand::random()));
+                Step::Failed(error)
             }
         }
     }
@@ -130,6 +158,7 @@ impl Carried {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::time::Instant;
 
     use futures_util::future::BoxFuture;
     use tokio::sync::mpsc;
@@ -176,19 +205,18 @@ mod tests {
             carrier.push(Carried { message, token, coordinates: String::new() });
         }
         let (mut done, mut failed, mut large) = (Vec::new(), 0, Vec::new());
+        let began = Instant::now();
         while !carrier.is_empty() {
-            match carrier.step().await {
+            match carrier.step(&CancellationToken::new()).await {
                 Step::Done(keys) => done.extend(keys),
                 Step::TooLarge(key) => large.push(key),
-                Step::Failed(_, wait) => {
-                    failed += 1;
-                    assert!(wait >= Duration::from_millis(5));
-                }
-                Step::Closed => panic!("it is open"),
+                Step::Failed(_) => failed += 1,
+                Step::Over => panic!("it is open"),
             }
         }
         assert_eq!((done, large), (["0", "1", "3", "4"].map(str::to_owned).to_vec(), vec!["2".to_owned()]));
         assert_eq!(failed, 2);
+        assert!(began.elapsed() >= Duration::from_millis(10), "it did not wait after a failure");
         let calls = target.calls.lock().unwrap();
         assert_eq!(calls[0].len(), 5);
         assert_eq!(calls[1..3], [["0"], ["0"]], "after a failure the head alone is tried");

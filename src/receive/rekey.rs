@@ -20,8 +20,6 @@ use crate::telemetry::Metrics;
 
 /// What is taken from the topic ahead of the reports queue.
 const AHEAD: Unsettled = Unsettled { messages: 8000, bytes: 64 * 1024 * 1024 };
-/// How long the publish that is under way at the end may still take.
-const LAST: Duration = Duration::from_secs(2);
 /// The name of what is waited for, in readyz and the metrics.
 const WAITS_FOR: &str = "rekey";
 
@@ -124,29 +122,14 @@ impl Rekey {
     /// Until all that was taken is done. `false`: the program stops.
     async fn carry(&mut self, stop: &CancellationToken) -> bool {
         while !self.carrier.is_empty() {
-            let stopped = async {
-                stop.cancelled().await;
-                tokio::time::sleep(LAST).await;
-            };
-            let step = tokio::select! {
-                biased;
-                step = self.carrier.step() => step,
-                () = stopped => return false,
-            };
-            match step {
+            match self.carrier.step(stop).await {
                 Step::Done(logins) => {
                     self.metrics.received.with_label_values(&["rekey"]).inc_by(logins.len() as u64);
                     self.waits(None);
                 }
                 Step::TooLarge(_) => {}
-                Step::Failed(error, wait) => {
-                    self.waits(Some(error.to_string()));
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        () = stop.cancelled() => return false,
-                    }
-                }
-                Step::Closed => return false,
+                Step::Failed(error) => self.waits(Some(error.to_string())),
+                Step::Over => return false,
             }
         }
         !stop.is_cancelled()

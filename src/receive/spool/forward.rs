@@ -15,8 +15,6 @@ use crate::queue::{Backoff, Delivery, Queue, Subscription, Unsettled};
 
 /// What is taken from the spool ahead of the broker.
 const AHEAD: Unsettled = Unsettled { messages: 4000, bytes: 32 * 1024 * 1024 };
-/// How long the publish that is under way at the end may still take: what it has given to the broker need not come twice.
-const LAST: Duration = Duration::from_secs(2);
 /// How often it is looked whether the spool is empty although it was counted otherwise: a file of it may be lost.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -106,32 +104,17 @@ impl Forwarder {
         self.carrier.push(Carried { message, token, coordinates });
     }
 
-    /// One publish, and the wait after it where it failed. `false`: the program stops.
+    /// One publish. `false`: the program stops.
     async fn step(&mut self, stop: &CancellationToken) -> bool {
-        let stopped = async {
-            stop.cancelled().await;
-            tokio::time::sleep(LAST).await;
-        };
-        let step = tokio::select! {
-            biased;
-            step = self.carrier.step() => step,
-            () = stopped => return false,
-        };
-        match step {
+        match self.carrier.step(stop).await {
             Step::Done(logins) if logins.is_empty() => {}
             Step::Done(logins) => {
                 self.spool.broker_works();
                 self.gone(&logins);
             }
             Step::TooLarge(login) => self.gone(&[login]),
-            Step::Failed(error, wait) => {
-                self.spool.broker_is_down(&error);
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = stop.cancelled() => return false,
-                }
-            }
-            Step::Closed => return false,
+            Step::Failed(error) => self.spool.broker_is_down(&error),
+            Step::Over => return false,
         }
         !stop.is_cancelled()
     }
