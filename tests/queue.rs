@@ -19,8 +19,24 @@ use trackalert::queue::{
 use trackalert::report::Time;
 use trackalert::telemetry::Metrics;
 
+/// The cases that every driver must pass, and `more` of those that not every queue can have.
 macro_rules! cases {
-    ($driver:ident: $($case:ident),* $(,)?) => {
+    ($driver:ident $(, $more:ident)*) => {
+        cases!(@each $driver
+            published_comes_out_in_order_with_all_its_parts
+            finished_out_of_order_only_the_unfinished_rest_comes_again
+            nacked_and_dropped_keep_their_place_and_come_again
+            no_more_than_the_limit_is_unsettled
+            paused_source_hands_nothing_out_and_takes_settlements
+            second_subscription_takes_over_and_ignores_old_tokens
+            aborted_source_leaves_the_unsettled_to_the_next
+            rejected_is_listed_resent_and_dropped
+            handled_backlog_goes_and_the_rest_is_still_there
+            message_returned_forty_times_is_still_there
+            receiver_that_goes_while_it_is_handed_to_ends_the_source
+            $($more)*);
+    };
+    (@each $driver:ident $($case:ident)*) => {
         $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $case() {
             let Some(driver) = $driver::start() else { return };
@@ -48,9 +64,13 @@ trait Driver {
     fn open_bounded(&self, max_bytes: u64) -> BoxFuture<'_, Arc<dyn Queue>>;
     fn metrics(&self) -> &Metrics;
     /// Whether the position is all that is stored, so that what is done behind something unfinished comes again.
-    fn has_position_only(&self) -> bool;
+    fn has_position_only(&self) -> bool {
+        true
+    }
     /// Whether these are the coordinates of the first message.
-    fn is_first(&self, coordinates: &str, queue: &str) -> bool;
+    fn is_first(&self, coordinates: &str, queue: &str) -> bool {
+        coordinates == format!("{queue}/0/0")
+    }
 
     fn open(&self) -> BoxFuture<'_, Arc<dyn Queue>> {
         self.open_bounded(1 << 30)

@@ -104,19 +104,7 @@ impl Driver for Amqp {
 
 // full_queue_refuses_and_takes_again_after_acks does not apply: the bound of a queue on a broker is the broker's, and what it says there
 // is in `refused_and_unroutable_publishes_are_errors`.
-cases!(Amqp:
-    published_comes_out_in_order_with_all_its_parts,
-    finished_out_of_order_only_the_unfinished_rest_comes_again,
-    nacked_and_dropped_keep_their_place_and_come_again,
-    no_more_than_the_limit_is_unsettled,
-    paused_source_hands_nothing_out_and_takes_settlements,
-    second_subscription_takes_over_and_ignores_old_tokens,
-    aborted_source_leaves_the_unsettled_to_the_next,
-    rejected_is_listed_resent_and_dropped,
-    handled_backlog_goes_and_the_rest_is_still_there,
-    message_returned_forty_times_is_still_there,
-    receiver_that_goes_while_it_is_handed_to_ends_the_source,
-);
+cases!(Amqp);
 
 /// Cuts the connection of the source, as soon as the broker's own tools know it.
 async fn cut_source(driver: &Amqp) {

@@ -50,31 +50,9 @@ impl Driver for Embedded {
     fn metrics(&self) -> &Metrics {
         &self.metrics
     }
-
-    fn has_position_only(&self) -> bool {
-        true
-    }
-
-    fn is_first(&self, coordinates: &str, queue: &str) -> bool {
-        coordinates == format!("{queue}/0/0")
-    }
 }
 
-cases!(Embedded:
-    published_comes_out_in_order_with_all_its_parts,
-    finished_out_of_order_only_the_unfinished_rest_comes_again,
-    nacked_and_dropped_keep_their_place_and_come_again,
-    no_more_than_the_limit_is_unsettled,
-    paused_source_hands_nothing_out_and_takes_settlements,
-    full_queue_refuses_and_takes_again_after_acks,
-    too_large_is_refused_and_the_largest_is_taken,
-    second_subscription_takes_over_and_ignores_old_tokens,
-    aborted_source_leaves_the_unsettled_to_the_next,
-    rejected_is_listed_resent_and_dropped,
-    handled_backlog_goes_and_the_rest_is_still_there,
-    message_returned_forty_times_is_still_there,
-    receiver_that_goes_while_it_is_handed_to_ends_the_source,
-);
+cases!(Embedded, full_queue_refuses_and_takes_again_after_acks, too_large_is_refused_and_the_largest_is_taken);
 
 /// The folder in which the child of the crash test publishes.
 const CHILD: &str = "TRACKALERT_TEST_QUEUE_CHILD";

@@ -58,32 +58,10 @@ impl Driver for Kafka {
     fn metrics(&self) -> &Metrics {
         &self.metrics
     }
-
-    fn has_position_only(&self) -> bool {
-        true
-    }
-
-    fn is_first(&self, coordinates: &str, queue: &str) -> bool {
-        coordinates == format!("{queue}/0/0")
-    }
 }
 
 // Without full_queue_refuses_and_takes_again_after_acks: a topic has no bound that a publisher hears of.
-cases!(
-    Kafka:
-    published_comes_out_in_order_with_all_its_parts,
-    finished_out_of_order_only_the_unfinished_rest_comes_again,
-    nacked_and_dropped_keep_their_place_and_come_again,
-    no_more_than_the_limit_is_unsettled,
-    paused_source_hands_nothing_out_and_takes_settlements,
-    too_large_is_refused_and_the_largest_is_taken,
-    second_subscription_takes_over_and_ignores_old_tokens,
-    aborted_source_leaves_the_unsettled_to_the_next,
-    rejected_is_listed_resent_and_dropped,
-    handled_backlog_goes_and_the_rest_is_still_there,
-    message_returned_forty_times_is_still_there,
-    receiver_that_goes_while_it_is_handed_to_ends_the_source,
-);
+cases!(Kafka, too_large_is_refused_and_the_largest_is_taken);
 
 /// Deliveries until none has come for so long.
 async fn take_all(subscription: &mut Subscription, quiet: Duration) -> Vec<Delivery> {
