@@ -35,5 +35,26 @@ async fn connection_that_never_ends_is_waited_for_no_longer_than_is_set() {
     assert_eq!(number(&next(&mut after).await), 10);
     assert!(logged(&[&driver.name, "is handled late"]));
     before.source.abort();
+    // It is the one to be waited for from then on.
+    let turn = format!("{}.process.one", driver.name);
+    until("the queue of the first one stays", async || driver.asked(&turn)["name"].is_null()).await;
+    until("the second one never has its turn", async || driver.asked(&turn)["name"].is_string()).await;
     end(after).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_without_a_right_to_the_queue_of_the_turn_takes_without_it() {
+    let Some(mut driver) = Amqp::start() else { return };
+    keep_the_log();
+    let rights = r#"{ "configure": "^(?!.*[.]process[.])", "write": ".*", "read": ".*" }"#;
+    let made = driver.rabbit.manage("PUT", "users/narrow", r#"{ "password": "narrow", "tags": "" }"#);
+    assert_eq!(made, (201, serde_json::Value::Null));
+    assert_eq!(driver.rabbit.manage("PUT", "permissions/%2F/narrow", rights).0, 201);
+    driver.settings.url = Secret::from(driver.rabbit.url().replace("guest:guest", "narrow:narrow"));
+    let queue = driver.try_open().await.unwrap();
+    queue.publisher().publish(numbered(0..1)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    assert_eq!(number(&next(&mut subscription).await), 0);
+    assert!(logged(&[&driver.name, "cannot be made"]));
+    end(subscription).await;
 }

@@ -58,7 +58,7 @@ pub(super) struct Broker {
     /// The queue by which the broker knows the source of this process.
     pub(super) process: String,
     /// What is held of each of `queues`.
-    pub(super) held: Vec<Held>,
+    pub(super) shown: Vec<Shown>,
     pub(super) complaints: Complaints,
     wire: Wire,
     major: OnceCell<u64>,
@@ -66,14 +66,14 @@ pub(super) struct Broker {
 
 /// What the source holds un-acked, for whoever asks how full the queue is: the broker counts only what it has not handed out.
 #[derive(Default)]
-pub(super) struct Held {
+pub(super) struct Shown {
     pub(super) messages: AtomicU64,
     pub(super) bytes: AtomicU64,
     /// Microseconds; 0: none.
     pub(super) oldest: AtomicU64,
 }
 
-impl Held {
+impl Shown {
     pub(super) fn set(&self, messages: usize, bytes: usize, oldest: u64) {
         self.messages.store(messages as u64, Ordering::Relaxed);
         self.bytes.store(bytes as u64, Ordering::Relaxed);
@@ -106,7 +106,7 @@ impl Broker {
             max_message,
             members: format!("{name}.members"),
             process: format!("{name}.process.{process}"),
-            held: queues.iter().map(|_| Held::default()).collect(),
+            shown: queues.iter().map(|_| Shown::default()).collect(),
             queues,
             complaints: Complaints::default(),
             wire: Wire::new("publisher"),

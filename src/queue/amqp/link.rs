@@ -197,11 +197,11 @@ impl Queue for AmqpQueue {
             let _nobody_looks = looking.lock().await;
             let channel = broker.channel().await?;
             let mut depth = Depth { dead: broker.ready(&channel, &broker.dead).await?, ..Depth::default() };
-            for (name, held) in broker.queues.iter().zip(&broker.held) {
+            for (name, shown) in broker.queues.iter().zip(&broker.shown) {
                 let ready = broker.ready(&channel, name).await?;
-                depth.messages += ready + held.messages.load(Ordering::Relaxed);
-                depth.bytes += held.bytes.load(Ordering::Relaxed);
-                let oldest = i64::try_from(held.oldest.load(Ordering::Relaxed)).unwrap_or(0);
+                depth.messages += ready + shown.messages.load(Ordering::Relaxed);
+                depth.bytes += shown.bytes.load(Ordering::Relaxed);
+                let oldest = i64::try_from(shown.oldest.load(Ordering::Relaxed)).unwrap_or(0);
                 let oldest = (oldest > 0).then(|| Time::from_micros(oldest));
                 depth.oldest = [depth.oldest, oldest].into_iter().flatten().min();
             }

@@ -186,6 +186,7 @@ impl<'a> Session<'a> {
         if !self.connection.status().connected() || !self.channel.status().connected() {
             return Err(self.parts.link.broker.unavailable("the connection is gone"));
         }
+        self.parts.turn.take_late(&self.parts.link.broker, &self.connection).await;
         self.pause_or_resume().await?;
         self.give_missed_back().await?;
         self.give_back().await?;
@@ -283,7 +284,7 @@ impl<'a> Session<'a> {
         }
         let limit = self.parts.limit();
         while let Some(next) = self.ahead.front() {
-            if !self.flights.room(next.message.body.len(), limit) {
+            if !self.flights.held().room(next.message.body.len(), limit) {
                 return false;
             }
             let Ok(place) = out.try_reserve() else { return true };
@@ -310,7 +311,7 @@ impl<'a> Session<'a> {
     fn show(&self) {
         let oldest = self.flights.oldest().or_else(|| self.ahead.front().map(|ahead| &ahead.message));
         let oldest = oldest.map_or(0, |message| u64::try_from(message.published.micros()).unwrap_or(0));
-        self.parts.held().set(self.open, self.flights.bytes(), oldest);
+        self.parts.shown().set(self.open, self.flights.held().bytes, oldest);
     }
 
     /// Waits for whatever comes first. `full`: there is something to hand out and no place for it. `Some`: the channel is lost.
