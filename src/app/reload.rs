@@ -1,0 +1,67 @@
+//! A reload: policies and files are read and checked beside those in use, then exchanged.
+//!
+//! Never leaves the program without what it had: whatever is wrong with the new one, the old one stays in use.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use super::files::Files;
+use crate::detect::Detect;
+use crate::policy::networks::Networks;
+use crate::policy::{self, PolicySet};
+use crate::schedule::cron::Scheduled;
+use crate::telemetry::Metrics;
+
+/// What a reload needs, shared with the operators' route.
+pub(super) struct Reload {
+    pub(super) policy: policy::Settings,
+    pub(super) detect: tokio::sync::Mutex<Option<Detect>>,
+    /// The background functions of the policies that run.
+    pub(super) scheduled: watch::Sender<Arc<[Scheduled]>>,
+    pub(super) files: Option<Files>,
+    /// Of the policies that are in use.
+    pub(super) networks: Arc<ArcSwap<Networks>>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Reload {
+    /// Policies and files, each by itself: what is wrong with one holds up no other. The text says what became of each, a line each;
+    /// it is an error where anything was refused.
+    pub(super) async fn all(&self) -> Result<String, String> {
+        let files = async {
+            match &self.files {
+                Some(files) => files.reload().await,
+                None => Vec::new(),
+            }
+        };
+        let (policies, files) = tokio::join!(self.policies(), files);
+        let well = policies.is_ok() && files.iter().all(|file| file.outcome.is_ok());
+        let mut lines = vec![policies.unwrap_or_else(|error| error)];
+        lines.extend(files.iter().map(ToString::to_string));
+        if well { Ok(lines.join("\n")) } else { Err(lines.join("\n")) }
+    }
+
+    /// Loads and checks the policies beside the running ones, then exchanges them between two reports. An error leaves the old ones.
+    async fn policies(&self) -> Result<String, String> {
+        let settings = self.policy.clone();
+        let loaded = tokio::task::spawn_blocking(move || PolicySet::resolve(&settings)).await;
+        let outcome = match loaded.map_err(|error| error.to_string()).and_then(|set| set.map_err(|e| e.to_string())) {
+            Ok(set) => {
+                let names = set.names().collect::<Vec<_>>().join(", ");
+                let scheduled = Arc::clone(set.scheduled());
+                if let Some(detect) = &*self.detect.lock().await {
+                    self.networks.store(Arc::clone(set.networks()));
+                    detect.load(set).await;
+                    self.scheduled.send_replace(scheduled);
+                }
+                Ok(format!("policies in use: {names}"))
+            }
+            Err(error) => Err(format!("{error}; the policies that run stay in use")),
+        };
+        let label = if outcome.is_ok() { "done" } else { "refused" };
+        self.metrics.reloads.with_label_values(&[label]).inc();
+        outcome
+    }
+}
