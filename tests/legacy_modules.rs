@@ -21,6 +21,7 @@ use bench::{on_worker, settings};
 use old::{handle, machine_with};
 use serde_json::json;
 use tokio::sync::mpsc;
+use trackalert::policy::Settings;
 
 /// Answers each PING of a connection; the first `silent` connections get no answer. Gives the port and how many there were.
 fn redis(silent: usize) -> (u16, Arc<AtomicUsize>) {
@@ -63,15 +64,33 @@ fn connection_to_redis_that_does_not_answer_is_not_used_again() {
         "setReport(function(lt)
             local client = require('redis').connect('127.0.0.1', {port})
             local ok, reason = pcall(client.ping, client)
-            assert(not ok and reason:find('no answer within 200ms', 1, true), reason)
+            assert(not ok and reason:find('no answer within 1s', 1, true), reason)
             assert(client:ping())
         end)"
     );
     let mut settings = settings();
-    settings.socket_timeout = Duration::from_millis(200);
+    settings.socket_timeout = Duration::from_secs(1);
     let outcome = on_worker(async { machine_with(&source, settings).at(1.0).await });
     assert!(outcome.is_ok(), "{outcome:?}");
     assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn redis_that_hangs_is_told_to_the_policy_before_its_time_is_up() {
+    let (port, _) = redis(1);
+    let source = format!(
+        "setReport(function(lt)
+            local client = require('redis').connect('127.0.0.1', {port})
+            local ok, reason = pcall(client.ping, client)
+            assert(not ok and reason:find('no answer within 2[.]%d+s'), reason)
+            ok, reason = pcall(client.ping, client)
+            assert(not ok and reason:find('the time of this call', 1, true), reason)
+        end)"
+    );
+    let settings =
+        Settings { time_limit: Duration::from_secs(3), socket_timeout: Duration::from_secs(10), ..settings() };
+    let outcome = on_worker(async { machine_with(&source, settings).at(1.0).await });
+    assert!(outcome.is_ok(), "{outcome:?}");
 }
 
 #[test]
@@ -124,7 +143,7 @@ fn document_without_an_id_is_not_stored_twice_and_what_is_read_is_asked_of_the_n
         r#"
         local function client(first)
           local client = require("elasticsearch").client {{ hosts = {{ {{ host = "127.0.0.1", port = first }}, {{ host = "127.0.0.1", port = {other} }} }} }}
-          client.timeout = 0.3
+          client.timeout = 1
           return client
         end
         local data, err = client({silent}):index {{ index = "a", body = {{}} }}
@@ -145,6 +164,8 @@ fn redis_url_is_read_and_none_is_repeated() {
         local server = redis.connect("redis://ann:hunter%202@db.example:6380/3")._server
         assert(server.host == "db.example" and server.port == 6380 and server.db == 3)
         assert(server.user == "ann" and server.password == "hunter 2")
+        server = redis.connect("tcp://127.0.0.1:6379?tcp_nodelay=true")._server
+        assert(server.host == "127.0.0.1" and server.port == 6379 and server.db == 0)
         server = redis.connect("redis://:hunter2@[::1]")._server
         assert(server.host == "::1" and server.port == 6379 and server.user == "" and server.password == "hunter2")
         for _, url in ipairs { "rediss://:hunter2@db", "redis://:hunter2@db:x", "redis://:hunter2@db/x", "redis://:hunter2@" } do

@@ -18,7 +18,7 @@ use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Value};
 
 use super::load::Policy;
 use super::networks::{File, Networks};
-use super::web::Until;
+use super::web::{Until, left};
 use super::{Effects, Services};
 use crate::alert::{Alert, Hook};
 use crate::geoip::GeoIp;
@@ -106,6 +106,11 @@ impl Call {
     /// The way to the servers that it asks.
     pub(super) fn web(&self) -> Until<'_> {
         Until { web: &*self.services.web, until: self.asks_until }
+    }
+
+    /// How long it may wait for another server: `most`, or what is left. The error says that it is too late.
+    pub(super) fn may_wait(&self, most: Duration) -> Answer<Duration> {
+        Ok(left(self.asks_until)?.min(most))
     }
 
     /// Its now.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, Url};
 use serde::{Deserialize, Serialize};
@@ -107,13 +107,28 @@ pub(super) struct Until<'a> {
     pub(super) until: std::time::Instant,
 }
 
+/// How long is left for asking servers, in whole milliseconds, for whoever reads of it. The error says, for the policy, that it is too
+/// late.
+pub(super) fn left(until: std::time::Instant) -> Result<Duration, String> {
+    let left = until.saturating_duration_since(std::time::Instant::now());
+    match u64::try_from(left.as_millis()).unwrap_or(u64::MAX) {
+        0 => Err("not asked, because the time of this call (policy.time_limit) is nearly up".to_owned()),
+        millis => Ok(Duration::from_millis(millis)),
+    }
+}
+
 impl Fetch for Until<'_> {
     fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, NoAnswer>> {
-        let left = self.until.saturating_duration_since(std::time::Instant::now());
-        // Whole milliseconds, for whoever reads of it.
-        let left = Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
-        let timeout = request.timeout.map_or(left, |wanted| wanted.min(left));
-        self.web.request(Request { timeout: Some(timeout), ..request })
+        match left(self.until) {
+            Ok(left) => {
+                let timeout = request.timeout.map_or(left, |wanted| wanted.min(left));
+                self.web.request(Request { timeout: Some(timeout), ..request })
+            }
+            Err(why) => {
+                let said = format!("{}: {why}", outbound::host(&request.url));
+                Box::pin(ready(Err(NoAnswer { said, sent: false })))
+            }
+        }
     }
 }
 

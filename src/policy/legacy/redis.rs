@@ -66,9 +66,9 @@ pub(super) fn function(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Function> {
         |call, values| {
             let (server, command) = parse(values)?;
             Ok(async move {
-                let limit = call.services.socket_timeout;
-                let outcome = match call.services.web.connects() {
-                    Ok(()) => {
+                let limit = call.services.web.connects().and_then(|()| call.may_wait(call.services.socket_timeout));
+                let outcome = match limit {
+                    Ok(limit) => {
                         let shared = shared(&server);
                         let answered = tokio::time::timeout(limit, ask(&server, &shared, command)).await;
                         answered.unwrap_or_else(|_| {

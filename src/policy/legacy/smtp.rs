@@ -32,13 +32,14 @@ pub(super) fn function(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Function> {
         lua,
         SEND,
         |call, values| {
-            let limit = call.services.socket_timeout;
-            let mail = parse(values, limit)?;
+            let mail = parse(values)?;
             Ok(async move {
                 let Mail { transport, envelope, text, server } = mail;
-                if let Err(why) = call.services.web.connects() {
-                    return Ok(Some(format!("{server}: {why}")));
-                }
+                let limit = call.services.web.connects().and_then(|()| call.may_wait(call.services.socket_timeout));
+                let limit = match limit {
+                    Ok(limit) => limit,
+                    Err(why) => return Ok(Some(format!("{server}: {why}"))),
+                };
                 let sent = tokio::time::timeout(limit, transport.send_raw(&envelope, &text)).await;
                 Ok(match sent {
                     Ok(Ok(_)) => None,
@@ -67,7 +68,7 @@ fn address(args: &Args, name: &str, value: &Lua_) -> Answer<Address> {
     text.trim().trim_start_matches('<').trim_end_matches('>').parse().map_err(|error| args.error(name, error))
 }
 
-fn parse(values: MultiValue, limit: std::time::Duration) -> Answer<Mail> {
+fn parse(values: MultiValue) -> Answer<Mail> {
     let mut args = Args::new(SEND, values);
     let table = args.table("mail")?;
     let known = ["from", "rcpt", "text", "server", "port", "user", "password", "domain"];
@@ -93,7 +94,8 @@ fn parse(values: MultiValue, limit: std::time::Duration) -> Answer<Mail> {
     let envelope = Envelope::new(Some(from), to).map_err(|error| args.error("rcpt", error))?;
     let host = string(&server).unwrap_or_else(|| "127.0.0.1".to_owned());
     let port = number(&port).map_or(25, |port| port as u16);
-    let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(&host).port(port).timeout(Some(limit));
+    // The whole mail has its time in `function`.
+    let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(&host).port(port).timeout(None);
     if let (Some(user), Some(password)) = (string(&user), string(&password)) {
         builder = builder.credentials(Credentials::new(user, password));
     }

@@ -83,7 +83,8 @@ end
 
 -- What is wrong is not repeated: a password stands in it.
 local function from_url(server, scheme, rest)
-  local authority, path = match(rest, "^([^/?#]*)/?(.*)$")
+  -- What stands behind a ? are options of another library's sockets.
+  local authority, path = match(rest, "^([^/?#]*)/?([^?#]*)")
   local login, place = match(authority, "^(.*)@([^@]*)$")
   place = place or authority
   local host, port = match(place, "^%[([%x:.]+)%]:?(%d*)$")

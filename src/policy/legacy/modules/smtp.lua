@@ -42,7 +42,7 @@ local function build(message, lines, whole)
     boundaries = boundaries + 1
     local boundary = "=_trackalert_" .. boundaries .. "_" .. tostring(message):gsub("%W", "")
     -- One that the policy has given would not be the one that stands between the parts.
-    local kind = gsub(headers["content-type"] or "multipart/mixed", ";%s*boundary=[^;]*", "")
+    local kind = gsub(headers["content-type"] or "multipart/mixed", ";%s*[Bb][Oo][Uu][Nn][Dd][Aa][Rr][Yy]%s*=[^;]*", "")
     headers["content-type"] = kind .. '; boundary="' .. boundary .. '"'
     write(headers, lines)
     lines[#lines + 1] = message.body.preamble or ""
