@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use jiff::Zoned;
+use jiff::{SignedDuration, Zoned};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,9 @@ use crate::telemetry::Metrics;
 
 /// The longest sleep: how late a function is after the machine's clock was set forward.
 const SLICE: Duration = Duration::from_secs(10);
+/// How far the machine's clock may be set back without the times of a cron plan coming again: a correction must run none twice, and after
+/// a clock that was years ahead none may rest for years.
+const CORRECTION: SignedDuration = SignedDuration::from_hours(1);
 
 /// Runs the function of this name that was due at this time. The error is for people.
 pub type Run = Arc<dyn Fn(String, Time) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -78,11 +81,12 @@ impl Runner {
     }
 
     async fn tick(self: Arc<Self>, scheduled: Scheduled, over: CancellationToken) {
-        let mut due = scheduled.plan.next(&(self.now)());
+        let mut last = (self.now)();
+        let mut due = scheduled.plan.next(&last);
         while let Some(at) = due {
             let at = tokio::select! {
                 () = over.cancelled() => return,
-                at = self.wait(&scheduled.plan, at) => at,
+                at = self.wait(&scheduled.plan, &last, at) => at,
             };
             let ran = self.run_once(&scheduled.name, &at).await;
             if over.is_cancelled() {
@@ -102,16 +106,21 @@ impl Runner {
                     "a background function was still running when it was due, or the clock was set forward"
                 );
             }
-            due = next;
+            (last, due) = (at, next);
         }
     }
 
     /// Waits for a time of the wall clock, which may be set meanwhile: forward, then it is due at once; back, then an interval begins
-    /// anew, or a function of every second would rest for an hour. Gives the time that it was.
-    async fn wait(&self, plan: &Plan, mut at: Zoned) -> Zoned {
+    /// anew, or a function of every second would rest for an hour. `last` is the time that it was due before. Gives the time that it was.
+    async fn wait(&self, plan: &Plan, last: &Zoned, mut at: Zoned) -> Zoned {
         loop {
             let now = (self.now)();
-            if let (Plan::Every(_), Some(soonest)) = (plan, plan.next(&now))
+            let begins_anew = match plan {
+                Plan::Every(_) => true,
+                Plan::Cron(_) => last.timestamp().duration_since(now.timestamp()) > CORRECTION,
+            };
+            if begins_anew
+                && let Some(soonest) = plan.next(&now)
                 && soonest < at
             {
                 at = soonest;
@@ -266,13 +275,25 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(30)).await;
             SECOND.store(second, Ordering::Relaxed);
         };
-        let due = hourly.next(&now()).unwrap();
-        let (at, ()) = tokio::join!(runner.wait(&hourly, due.clone()), set(1_003_600));
+        let began = now();
+        let due = hourly.next(&began).unwrap();
+        let (at, ()) = tokio::join!(runner.wait(&hourly, &began, due.clone()), set(1_003_600));
         assert_eq!(at, due);
         // Back by an hour: it runs an hour from there, and not two.
         SECOND.store(1_000_000, Ordering::Relaxed);
         let later = hourly.next(&due).unwrap();
-        let (at, ()) = tokio::join!(runner.wait(&hourly, later), set(1_003_600));
+        let (at, ()) = tokio::join!(runner.wait(&hourly, &due, later), set(1_003_600));
         assert_eq!(at, due);
+        // A clock that was years ahead, and one that is a little corrected: what has been does not come again.
+        let cron = Plan::cron("0 * * * *").unwrap();
+        let years_ahead = Timestamp::from_second(100_000_000).unwrap().to_zoned(TimeZone::UTC);
+        SECOND.store(1_000_000, Ordering::Relaxed);
+        let resting = cron.next(&years_ahead).unwrap();
+        let (at, ()) = tokio::join!(runner.wait(&cron, &years_ahead, resting), set(1_000_800));
+        assert_eq!(at.timestamp().as_second(), 1_000_800);
+        SECOND.store(1_000_790, Ordering::Relaxed);
+        let next = cron.next(&at).unwrap();
+        let (again, ()) = tokio::join!(runner.wait(&cron, &at, next.clone()), set(1_004_400));
+        assert_eq!(again, next);
     }
 }
