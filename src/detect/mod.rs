@@ -86,7 +86,8 @@ pub enum DetectError {
     },
     /// The same in what is no report: the log says when it began.
     #[error(
-        "{what} has hung a worker for longer than policy.abort_after; the process ends. Mend it, or it will hang again after the restart"
+        "{what} has hung a worker for longer than policy.abort_after; the process ends. Mend it: what stands in a file hangs again after the \
+         restart"
     )]
     HungErrand {
         /// What hangs, for people.

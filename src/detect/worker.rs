@@ -41,9 +41,6 @@ pub(super) struct Job {
     pub(super) since: Instant,
 }
 
-/// How long a worker may take to load its policies. A top level that blocks for ever would hold up whoever starts the worker, and that
-/// may be the task that all reports pass.
-const START: Duration = Duration::from_secs(30);
 /// The most outcomes that wait for one another.
 const TOLD_AT_ONCE: usize = 64;
 
@@ -104,6 +101,8 @@ fn start_error(text: String) -> LoadError {
 pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Order>, LoadError> {
     let (orders, inbox) = mpsc::unbounded_channel();
     let (ready, started) = std::sync::mpsc::sync_channel(1);
+    // One that blocks for ever would hold up whoever starts the worker, and that may be the task that all reports pass.
+    let most = plan.policies.load_limit();
     let name = if plan.alone { "policy-alone".to_owned() } else { format!("policy-{}", id.place) };
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -131,11 +130,11 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
         });
     });
     thread.map_err(LoadError::from)?;
-    match started.recv_timeout(START) {
+    match started.recv_timeout(most) {
         Ok(outcome) => outcome.map(|()| orders),
         Err(RecvTimeoutError::Disconnected) => Err(start_error("the worker's thread ended at its start".to_owned())),
         Err(RecvTimeoutError::Timeout) => Err(start_error(format!(
-            "its policies were not loaded within {START:?}; what does one wait for at its top level?"
+            "its policies were not loaded within {most:?}; what does one wait for at its top level?"
         ))),
     }
 }
@@ -313,8 +312,13 @@ impl Worker {
 
     async fn run_errand(self: Rc<Self>, sent: Sent, _running: WhileRunning) {
         let vm = self.fit_vm();
-        let Sent { errand, id, t, answer, .. } = sent;
-        let ran = AssertUnwindSafe(vm.errand(&errand, id, t)).catch_unwind().await;
+        let Sent { errand, id, t, answer, gone } = sent;
+        let ran = tokio::select! {
+            biased;
+            // This worker was given up meanwhile: whoever waited was told so, and may run it again elsewhere.
+            () = gone.cancelled() => return,
+            ran = AssertUnwindSafe(vm.errand(&errand, id, t)).catch_unwind() => ran,
+        };
         let outcome = ran.unwrap_or_else(|panic| Some(Err(Failure::Internal(panic_text(&*panic)))));
         if matches!(outcome, Some(Err(Failure::Memory | Failure::Internal(_)))) {
             vm.retire();

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::modules::{self, Module, Modules};
 use super::networks::Networks;
-use super::vm::Vm;
+use super::vm::{LOAD_WALL, Vm};
 use super::{Settings, legacy};
 use crate::schedule::cron::Scheduled;
 
@@ -279,6 +280,11 @@ impl PolicySet {
     /// The names, by index.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.policies.iter().map(|policy| policy.name.as_str())
+    }
+
+    /// How long all their top levels may take together in a new machine, the old configuration's own included.
+    pub fn load_limit(&self) -> Duration {
+        LOAD_WALL * u32::try_from(self.len() + 1).unwrap_or(u32::MAX)
     }
 
     /// How many there are.

@@ -25,7 +25,7 @@ use crate::report::{LoginReport, ReportId};
 
 /// What the top level of one policy may use while it is loaded.
 const LOAD_CPU: Duration = Duration::from_secs(2);
-const LOAD_WALL: Duration = Duration::from_secs(10);
+pub(super) const LOAD_WALL: Duration = Duration::from_secs(10);
 /// Bytes of an error that are kept.
 const MAX_ERROR: usize = 1_024;
 

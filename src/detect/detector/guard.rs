@@ -158,7 +158,12 @@ impl Detector {
         } else {
             let what = match self.errands.name(worker, id) {
                 Some(errand) => errand,
-                None => format!("the top level of policy `{policy}`, run for a new virtual machine,"),
+                // The watchdog knows a top level by no report.
+                None if id == ReportId::default() => {
+                    format!("the top level of policy `{policy}`, run for a new virtual machine,")
+                }
+                // It came back, and its outcome was here before the watchdog's word.
+                None => return Ok(()),
             };
             tracing::error!(what, "a worker hangs in what is no report; it is given up and its reports run again");
             What::Errand(what)
