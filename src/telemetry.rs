@@ -144,7 +144,7 @@ metrics! {
         "rekey"];
     #[doc = "Requests or reports refused, by reason"]
     refused: counters "trackalert_refused_total" ["reason": "malformed", "unauthorized", "signature", "acl", "too_large",
-        "time_out", "queue_full", "queue_unavailable", "not_found", "method", "header"];
+        "time_out", "queue_full", "queue_unavailable", "busy", "not_found", "method", "header"];
     #[doc = "Commands allow from Dovecot, answered and never acted on"]
     allow_ignored: counter "trackalert_allow_ignored_total";
     #[doc = "Reports whose time was too far ahead and was replaced by the time received"]

@@ -3,6 +3,7 @@
 //! Owns their form, which clients of the old program know. Never knows who runs the function.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -17,11 +18,16 @@ use crate::decode::{self, Attributes, Limits};
 use crate::receive::{Authenticated, answer};
 use crate::telemetry::Metrics;
 
+/// When whoever was refused is to ask again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// Why an endpoint gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unanswered {
     /// There is none of this name.
     Unknown,
+    /// Too many are asked for at once: to be asked again. For people.
+    Busy(String),
     /// It failed; for people.
     Failed(String),
 }
@@ -80,6 +86,10 @@ async fn custom(
             answer::json(StatusCode::OK, &json!({ "success": success, "r_attrs": attrs }))
         }
         Err(Unanswered::Unknown) => super::not_found(&shared.metrics),
+        Err(Unanswered::Busy(reason)) => {
+            refused("busy");
+            answer::unavailable(&reason, RETRY_AFTER)
+        }
         Err(Unanswered::Failed(reason)) => {
             shared.metrics.commands.with_label_values(&["custom"]).inc();
             answer::json(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "success": false, "reason": reason }))
