@@ -4,8 +4,10 @@
 
 mod support;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -73,6 +75,8 @@ fn each_command_of_the_old_console_answers() {
     assert_eq!(old.line("showVersion()"), format!("trackalert {}", env!("CARGO_PKG_VERSION")));
     assert_eq!(old.line("reloadGeoIPDBs()"), "there are no GeoIP files (geoip.files)");
     assert_eq!(old.line("#makeKey()"), "44");
+    let late = old.command().args(["-e", "addCustomStat('late')"]).output().unwrap();
+    assert!(said(&late).contains("addCustomStat: works only while the file is loaded"), "{}", said(&late));
     assert!(old.line("testCrypto('abc')").contains("as it went in"));
     // What a line sets is there in every worker; one that was set in one worker only is told.
     old.line("y = 1");
@@ -130,12 +134,16 @@ fn reading_geoip_files_holds_up_no_report() {
     std::fs::remove_file(&path).unwrap();
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let line = old.command().args(["-e", "reloadGeoIPDBs()"]).stdout(Stdio::piped()).spawn().unwrap();
-    old.program.wait_until("the line", PATIENCE, |_| old.site.log_text().contains("a line of the console"));
-    std::thread::park_timeout(Duration::from_millis(300));
+    // Only with a reader does it open: the read has begun then.
+    let mut written = None;
+    old.program.wait_until("the read", PATIENCE, |_| {
+        written = File::options().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&path).ok();
+        written.is_some()
+    });
     let report = support::wire::request("POST", "/command/report", "", br#"{"login":"ann","remote":"192.0.2.7"}"#);
     assert_eq!(support::wire::exchange(&old.site.address, &report).unwrap().status, 200);
     old.program.wait_until("the report", Duration::from_secs(10), |_| old.site.log_text().contains("it ran"));
-    std::fs::write(&path, "no database").unwrap();
+    written.unwrap().write_all(b"no database").unwrap();
     let answer = line.wait_with_output().unwrap();
     assert!(said(&answer).contains("not a MaxMind file"), "{}", said(&answer));
     assert_eq!(old.line("1"), "1");

@@ -31,6 +31,7 @@ pub(super) struct Operator {
     /// The line that has read the GeoIP files last, and what came of it.
     reloaded: Arc<Mutex<Option<(ReportId, String)>>>,
     started: std::time::Instant,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Operator {
@@ -51,6 +52,7 @@ impl Operator {
             shutdown: shutdown.clone(),
             reloaded: Arc::default(),
             started: std::time::Instant::now(),
+            runtime: tokio::runtime::Handle::current(),
         }
     }
 }
@@ -75,7 +77,8 @@ impl policy::Operator for Operator {
     fn reload_geoip(&self, line: ReportId) -> BoxFuture<'static, String> {
         let reloaded = Arc::clone(&self.reloaded);
         let (geoip, metrics) = (Arc::clone(&self.geoip), Arc::clone(&self.metrics));
-        Box::pin(async move {
+        // A task of its own: a worker's time may be over before the files are read, and the next one is to find them read.
+        let reading = self.runtime.spawn(async move {
             let mut reloaded = reloaded.lock().await;
             if let Some((_, said)) = reloaded.as_ref().filter(|(before, _)| *before == line) {
                 return said.clone();
@@ -88,11 +91,12 @@ impl policy::Operator for Operator {
             let said = match reading.await {
                 Ok(said) if said.is_empty() => "there are no GeoIP files (geoip.files)".to_owned(),
                 Ok(said) => said,
-                Err(error) => format!("a fault of this program while the files were read: {error}"),
+                Err(error) => fault(&error),
             };
             *reloaded = Some((line, said.clone()));
             said
-        })
+        });
+        Box::pin(async move { reading.await.unwrap_or_else(|error| fault(&error)) })
     }
 
     fn shutdown(&self) {
@@ -104,4 +108,8 @@ impl policy::Operator for Operator {
         let key = noise::key(self.key.expose()).ok_or("console.key is not set; makeKey() makes one")?;
         noise::test(&key, text.as_bytes()).map_err(|error| error.to_string())
     }
+}
+
+fn fault(error: &tokio::task::JoinError) -> String {
+    format!("a fault of this program while the files were read: {error}")
 }
