@@ -99,7 +99,8 @@ fn line(function: &'static str, values: MultiValue) -> Answer<(String, String)> 
     Ok((cut(&message, MAX_MESSAGE), cut(&fields, MAX_FIELDS)))
 }
 
-fn write(host: &Host, level: tracing::Level, message: &str, fields: &str) {
+/// Writes a line for whoever runs, within the bounds of that.
+pub(in crate::policy) fn write(host: &Host, level: tracing::Level, message: &str, fields: &str) {
     let call = host.running();
     let policy: Rc<str> = call.as_ref().map_or_else(|| Rc::from("loading"), |call| Rc::clone(&call.policy));
     let allowed = host.log_budget.borrow_mut().entry(Rc::clone(&policy)).or_insert_with(Budget::new).take();

@@ -17,7 +17,7 @@ use crate::policy::networks::{File, Table};
 /// Networks of one `net.set`; more belong into a file.
 const MAX_SET: usize = 10_000;
 /// Networks of all that the policies of one machine have given.
-const MAX_ALL: usize = 200_000;
+pub(in crate::policy) const MAX_ALL: usize = 200_000;
 
 pub(super) fn module(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Lua_> {
     let net = lua.create_table()?;
@@ -52,7 +52,7 @@ fn address(values: MultiValue) -> Answer<Option<Address>> {
 fn given(lua: &Lua, host: &Host, values: MultiValue) -> Answer<Set> {
     let mut args = Args::new("net.set", values);
     let networks = args.table("networks")?;
-    let mut set = Given::new(host);
+    let mut set = Given::new(host, MAX_SET);
     let length = networks.raw_len();
     for pair in networks.pairs::<Value, Value>() {
         let (key, value) = pair.map_err(|error| args.error("networks", error))?;
@@ -80,6 +80,7 @@ pub(in crate::policy) struct Given {
     table: Table,
     /// What it takes of the machine's bound.
     count: usize,
+    most: usize,
     in_use: Rc<Cell<usize>>,
 }
 
@@ -92,8 +93,9 @@ pub(in crate::policy) enum NotAdded {
 }
 
 impl Given {
-    pub(in crate::policy) fn new(host: &Host) -> Self {
-        Self { table: Table::default(), count: 0, in_use: Rc::clone(&host.networks) }
+    /// `most` of its own.
+    pub(in crate::policy) fn new(host: &Host, most: usize) -> Self {
+        Self { table: Table::default(), count: 0, most, in_use: Rc::clone(&host.networks) }
     }
 
     /// A network, an address, or either with a `!` before it.
@@ -108,8 +110,8 @@ impl Given {
                 format!("the sets of this machine have more than {MAX_ALL} networks; make them outside of report");
             return Err(NotAdded::Full(text));
         }
-        if self.count >= MAX_SET {
-            return Err(NotAdded::Full(format!("has more than {MAX_SET} networks; net.file takes more")));
+        if self.count >= self.most {
+            return Err(NotAdded::Full(format!("has more than {} networks; net.file takes more", self.most)));
         }
         self.table.add(text.trim()).map_err(NotAdded::Text)?;
         let more = self.table.len() - self.count;

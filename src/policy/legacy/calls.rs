@@ -2,7 +2,7 @@
 //!
 //! Owns what each means. Values are looked at no closer than their type: the configuration checks them with all others, and says the line.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::{OldConfig, Place, Registered, duration};
 use crate::console::noise;
 use crate::policy::api::args::{Args, string};
+use crate::policy::api::log;
 use crate::policy::call::{Answer, Host, position};
 use crate::schedule::cron::{Plan, Scheduled};
 
@@ -92,17 +93,22 @@ pub(super) fn install(
 ) -> mlua::Result<()> {
     for (name, call) in CALLS {
         let (config, registered, shared) = (Rc::clone(config), Rc::clone(registered), Rc::downgrade(host));
+        let told = Cell::new(false);
         let function = host.pure(lua, move |lua, values: MultiValue| {
-            while_loading(&shared, name)?;
+            if !is_loading(&shared, name, &told)? {
+                return Ok(());
+            }
             let (mut config, mut registered) = (config.borrow_mut(), registered.borrow_mut());
             let mut said = Said { config: &mut config, registered: &mut registered, place: place(lua), name };
             call(&mut said, &mut Args::new(name, values))
         })?;
         names.set(name, function)?;
     }
-    let (config, shared) = (Rc::clone(config), Rc::downgrade(host));
+    let (config, shared, told) = (Rc::clone(config), Rc::downgrade(host), Cell::new(false));
     let set_key = host.pure(lua, move |lua, values: MultiValue| {
-        while_loading(&shared, "setKey")?;
+        if !is_loading(&shared, "setKey", &told)? {
+            return Ok(false);
+        }
         let key = Args::new("setKey", values).string("key")?;
         // The old program says so and goes on; a console without its key stays shut.
         let fits = noise::key(&key).is_some();
@@ -114,12 +120,21 @@ pub(super) fn install(
     names.set("setKey", set_key)
 }
 
-/// Later a call would change nothing, and whoever made it would believe that it did.
-fn while_loading(host: &Weak<Host>, name: &str) -> Answer<()> {
-    if host.upgrade().is_some_and(|host| host.is_loading()) {
-        return Ok(());
+/// Later a call changes nothing. Whoever types it at the console must hear of that; a report of an old file must not fail for it, and the
+/// log says so, once in each machine.
+fn is_loading(host: &Weak<Host>, name: &str, told: &Cell<bool>) -> Answer<bool> {
+    let Some(host) = host.upgrade() else { return Ok(false) };
+    if host.is_loading() {
+        return Ok(true);
     }
-    Err(format!("{name}: works only while the file is loaded; write it into the file, and restart"))
+    let text = format!("{name}: works only while the file is loaded; write it into the file, and restart");
+    if host.running().is_some_and(|call| call.is_line()) {
+        return Err(text);
+    }
+    if !told.replace(true) {
+        log::write(&host, tracing::Level::WARN, &text, "");
+    }
+    Ok(false)
 }
 
 fn place(lua: &Lua) -> Place {
