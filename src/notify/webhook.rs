@@ -10,6 +10,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit, Mac};
+use percent_encoding::percent_decode_str;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use sha2::{Digest, Sha256};
@@ -61,7 +62,7 @@ pub(super) struct Form {
     pub(super) content_type: HeaderValue,
     pub(super) authorization: Option<HeaderValue>,
     pub(super) api_key: Option<HeaderValue>,
-    /// What the headers say in another form: the password itself, and user and password in base64.
+    /// What the headers and the URL say in another form: the password itself, and user and password in base64.
     pub(super) plain: Vec<Secret>,
     /// The body goes as one record of the Kafka REST form.
     pub(super) kafka: bool,
@@ -102,7 +103,7 @@ impl Webhook {
             content_type: HeaderValue::from_static("application/json"),
             authorization: None,
             api_key: None,
-            plain: Vec::new(),
+            plain: login(&url),
             kafka: false,
         };
         let mut name = format!("webhook:{}", outbound::host(&url));
@@ -132,9 +133,10 @@ impl Webhook {
             let built = client(url, timeout, tls);
             built.map_err(|error| errors.push(format!("{path}: cannot set up HTTP: {}", outbound::words(error)))).ok()
         });
-        let (Some(url), Some(client), Some(form), true) = (url, client, form, errors.is_empty()) else {
+        let (Some(url), Some(client), Some(mut form), true) = (url, client, form, errors.is_empty()) else {
             return Err(errors);
         };
+        form.plain.extend(login(&url));
         let address = if sample == settings.url { Address::Url(url) } else { Address::Dated(settings.url.clone()) };
         let (name, hook, secret) = (custom::channel(&settings.name), index.to_string(), settings.secret.clone());
         Ok(Self { name, hook, address, secret, client, timeout, form })
@@ -252,6 +254,16 @@ async fn read(mut answer: Response) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(8 * TOLD)]).into_owned()
 }
 
+/// The password of a URL in each form in which a receiver sees it: as it stands there, and decoded, by itself and with the user in the
+/// header that the client makes of both.
+fn login(url: &Url) -> Vec<Secret> {
+    let Some(password) = url.password() else { return Vec::new() };
+    let decoded = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let (user, plain) = (decoded(url.username()), decoded(password));
+    let encoded = BASE64.encode(format!("{user}:{plain}"));
+    [encoded, plain, password.to_owned()].map(Secret::from).into()
+}
+
 /// The URL, or why it is none.
 fn address(text: &str) -> Result<Url, String> {
     if text.is_empty() {
@@ -347,6 +359,13 @@ mod tests {
             assert!(!told.contains(secret), "{told}");
         }
         assert!(told.starts_with("bad: POST "));
+    }
+
+    #[test]
+    fn short_password_of_a_url_is_concealed_in_every_form() {
+        let hook = webhook("http://ann:p%40ss@example.com/", "").unwrap();
+        let told = hook.conceal("ann sent p@ss as p%40ss, Basic YW5uOnBAc3M=", Time::from_micros(0));
+        assert_eq!(told, "ann sent *** as ***, Basic ***");
     }
 
     #[test]
