@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Common, Failure, block_on};
+use super::{Common, Failure, allow_open_files, block_on};
 use crate::app::App;
 use crate::config::{Config, Roles};
 use crate::demo::{DemoError, Options, Running};
@@ -28,6 +28,7 @@ pub(super) fn run(common: &Common, args: Args) -> Result<(), Failure> {
             "the demo writes its own configuration; change it with --set, or run your own with `trackalert run`",
         ));
     }
+    allow_open_files();
     let own: Vec<String> = common.sets.clone();
     block_on(async move {
         let start = async |file: &Path, sets: &[String]| start(file, [sets, &own].concat()).await;

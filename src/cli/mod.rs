@@ -164,6 +164,16 @@ fn no_command() -> ExitCode {
     ExitCode::from(2)
 }
 
+/// Allows this process as many open files as the system allows it at most: each sender, and each server that a policy asks, is one, and
+/// the 1,024 that it gets unasked are fewer than may be in flight.
+fn allow_open_files() {
+    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+    let raised = getrlimit(RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Runs the future of an operator's command to its end.
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,6 +1,6 @@
 //! `trackalert run`.
 
-use super::{Common, Failure, block_on, check};
+use super::{Common, Failure, allow_open_files, block_on, check};
 use crate::app::App;
 use crate::config::Roles;
 use crate::telemetry;
@@ -31,6 +31,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    allow_open_files();
     let roles = args.roles;
     block_on(async move {
         let app = App::start(config, roles).await.map_err(|error| Failure::failed(error.to_string()))?;
