@@ -33,6 +33,7 @@ pub(super) struct AnswerText {
     body: Option<String>,
     json: Option<Value>,
     error: Option<String>,
+    sent: Option<bool>,
     times: Option<usize>,
 }
 
@@ -41,7 +42,7 @@ pub(super) struct AnswerText {
 pub(super) struct Given {
     method: Option<Method>,
     url: Words,
-    outcome: Result<Answer, String>,
+    outcome: Result<Answer, NoAnswer>,
     /// How many requests it answers; `None`: all that come.
     times: Option<usize>,
 }
@@ -56,7 +57,8 @@ impl Given {
             method: calls::method(text.method.as_deref())?,
             url: calls::url(&text.url)?,
             outcome: match &text.error {
-                Some(said) => Err(text.alone(said)?),
+                Some(said) => Err(NoAnswer { said: text.alone(said)?, sent: text.sent.unwrap_or(true) }),
+                None if text.sent.is_some() => return Err("sent: belongs to error; an answer has gone out".to_owned()),
                 None => Ok(text.answer()?),
             },
             times: text.times,
@@ -167,7 +169,7 @@ impl Answers {
         cut(all, "requests")
     }
 
-    fn answer(&self, request: Request) -> Result<Answer, String> {
+    fn answer(&self, request: Request) -> Result<Answer, NoAnswer> {
         let mut seen = self.lock();
         let Seen { report, used, made, unanswered, known } = &mut *seen;
         let mut fitting = self.given.iter().zip(used).filter(|(given, _)| given.fits(&request)).peekable();
@@ -186,11 +188,11 @@ impl Answers {
                     unanswered.len() - 1
                 });
                 unanswered[at].requests += 1;
-                Err(said)
+                Err(NoAnswer { said, sent: true })
             }
         };
         let outcome = outcome.and_then(|answer| match answer.body.len() as u64 > self.most.as_u64() {
-            true => Err(web::too_large(&outbound::host(&request.url), self.most)),
+            true => Err(NoAnswer { said: web::too_large(&outbound::host(&request.url), self.most), sent: true }),
             false => Ok(answer),
         });
         if self.keeps {
@@ -222,9 +224,7 @@ impl Unanswered {
 
 impl Fetch for Answers {
     fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, NoAnswer>> {
-        // To a policy a request of a case has always gone out.
-        let answer = self.answer(request).map_err(|said| NoAnswer { said, sent: true });
-        Box::pin(std::future::ready(answer))
+        Box::pin(std::future::ready(self.answer(request)))
     }
 
     fn connects(&self) -> Result<(), String> {
@@ -243,7 +243,8 @@ mod tests {
     fn ask(answers: &Answers, method: Method, url: &str) -> Result<(u16, String), String> {
         let request =
             Request { method, url: url.parse().unwrap(), headers: HeaderMap::new(), body: Bytes::new(), timeout: None };
-        answers.answer(request).map(|answer| (answer.status, String::from_utf8(answer.body.to_vec()).unwrap()))
+        let answered = answers.answer(request).map_err(|error| error.said);
+        answered.map(|answer| (answer.status, String::from_utf8(answer.body.to_vec()).unwrap()))
     }
 
     #[test]
@@ -314,6 +315,7 @@ mod tests {
             ("error = \"x\"\njson = 1", "take json out, or error"),
             ("error = \"x\"\nheaders = { a = \"b\" }", "take headers out, or error"),
             ("error = \"\"", "error: say why there is no answer"),
+            ("sent = false", "sent: belongs to error"),
             ("headers = { \"a b\" = \"x\" }", "headers.a b: is no name"),
             ("headers = { a = \"x\\ny\" }", "headers.a: is no value"),
             ("headers = { X-A = \"1\", x-a = \"2\" }", "is there twice"),

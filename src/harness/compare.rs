@@ -147,6 +147,11 @@ pub(super) fn listed<L: Listed>(list: &L, expected: &[L::Wanted], came: &[L::Got
 /// Finds one that came for an expected one, moving others to what fits them as well: an expectation that says little must not take the
 /// only one that fits one that says much.
 fn give(one: usize, fits: &[Vec<usize>], taken_by: &mut [Option<usize>], looked: &mut [bool]) -> bool {
+    // Among thousands that are alike each move would set off the next one.
+    if let Some(&free) = fits[one].iter().find(|at| taken_by[**at].is_none()) {
+        taken_by[free] = Some(one);
+        return true;
+    }
     for &at in &fits[one] {
         if std::mem::replace(&mut looked[at], true) {
             continue;

@@ -74,11 +74,11 @@ pub struct Suite {
 
 impl Suite {
     /// What these paths mean: a folder of policies, one policy's folder, an old configuration, or one test file. With `named` (a person
-    /// has typed them) a path without any test is an error: it was meant to have some.
-    pub fn find(paths: &[PathBuf], named: bool) -> Result<Self, String> {
+    /// has typed them) a path without any test is an error: it was meant to have some. `configured`: `policy.legacy_config`.
+    pub fn find(paths: &[PathBuf], configured: &Path, named: bool) -> Result<Self, String> {
         let mut suite = Self::default();
         for path in paths {
-            if suite.add(path)? == 0 && named {
+            if suite.add(path, configured)? == 0 && named {
                 return Err(format!(
                     "{}: no tests there; a policy's tests are {TESTS}/*.{ENDING} beside its policy.lua, and those of an old configuration \
                      are {TESTS}/*.{ENDING} beside it",
@@ -95,8 +95,8 @@ impl Suite {
     }
 
     /// Gives how many test files the path has, those that are known already included.
-    fn add(&mut self, path: &Path) -> Result<usize, String> {
-        if is_old(path) {
+    fn add(&mut self, path: &Path, configured: &Path) -> Result<usize, String> {
+        if is_old(path, configured) {
             return self.add_policy(Origin::Old(path.to_owned()));
         }
         if path.is_file() {
@@ -175,15 +175,20 @@ pub fn policy_of(file: &Path) -> Option<PathBuf> {
     Some(here.canonicalize().ok()?.parent()?.to_owned())
 }
 
-/// Whether a path means a configuration of the old program. The Lua in a policy's folder is none.
-pub fn is_old(path: &Path) -> bool {
+/// Whether a path means a configuration of the old program: the one that is configured, whatever it is called, or one that is called like
+/// one. The Lua in a policy's folder is none.
+pub fn is_old(path: &Path, configured: &Path) -> bool {
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    legacy::is_old(path) && !path.is_dir() && !PolicySet::is_policy(folder)
+    path == configured || legacy::is_old(path) && !path.is_dir() && !PolicySet::is_policy(folder)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn find(paths: &[PathBuf], named: bool) -> Result<Suite, String> {
+        Suite::find(paths, Path::new(""), named)
+    }
 
     fn policy(folder: &Path, name: &str, tests: &[&str]) {
         std::fs::create_dir_all(folder.join(name).join(TESTS)).unwrap();
@@ -200,13 +205,13 @@ mod tests {
         policy(root, "b", &["two.toml", "one.toml", ".hidden.toml", "notes.yaml"]);
         policy(root, "a", &[]);
         std::fs::create_dir(root.join("lib")).unwrap();
-        let suite = Suite::find(&[root.to_owned()], true).unwrap();
+        let suite = find(&[root.to_owned()], true).unwrap();
         let names: Vec<_> = suite.policies.iter().map(|tested| (tested.policy.as_str(), tested.files.len())).collect();
         assert_eq!(names, [("a", 0), ("b", 2)]);
         assert!(suite.policies[1].files[0].ends_with("b/tests/one.toml"));
         assert!(suite.notes.len() == 1 && suite.notes[0].contains("notes.yaml"), "{:?}", suite.notes);
         let file = root.join("b/tests/two.toml");
-        let same = Suite::find(&[file.clone(), root.join("b"), file], true).unwrap();
+        let same = find(&[file.clone(), root.join("b"), file], true).unwrap();
         assert_eq!((same.policies.len(), same.files()), (1, 2));
     }
 
@@ -215,13 +220,13 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path();
         policy(root, "a", &[]);
-        assert!(Suite::find(&[root.join("a")], true).unwrap_err().contains("no tests there"));
-        assert_eq!(Suite::find(&[root.join("a")], false).unwrap().files(), 0);
-        assert!(Suite::find(&[root.join("nowhere")], false).unwrap_err().contains("nowhere: no folder of policies"));
+        assert!(find(&[root.join("a")], true).unwrap_err().contains("no tests there"));
+        assert_eq!(find(&[root.join("a")], false).unwrap().files(), 0);
+        assert!(find(&[root.join("nowhere")], false).unwrap_err().contains("nowhere: no folder of policies"));
         std::fs::write(root.join("stray.toml"), "").unwrap();
-        assert!(Suite::find(&[root.join("stray.toml")], true).unwrap_err().contains("<policy>/tests/"));
-        assert!(Suite::find(&[root.join("a/policy.lua")], true).unwrap_err().contains("ends with .toml"));
-        assert!(Suite::find(&[root.join("old.conf")], true).unwrap_err().contains("beside it"));
+        assert!(find(&[root.join("stray.toml")], true).unwrap_err().contains("<policy>/tests/"));
+        assert!(find(&[root.join("a/policy.lua")], true).unwrap_err().contains("ends with .toml"));
+        assert!(find(&[root.join("old.conf")], true).unwrap_err().contains("beside it"));
     }
 
     #[test]
@@ -232,10 +237,17 @@ mod tests {
         std::fs::create_dir(root.join(TESTS)).unwrap();
         std::fs::write(root.join("tests/x.toml"), "").unwrap();
         std::fs::write(root.join("trackalert.conf"), "").unwrap();
-        let suite = Suite::find(&[root.join("trackalert.conf")], true).unwrap();
+        let suite = find(&[root.join("trackalert.conf")], true).unwrap();
         assert_eq!((suite.policies[0].policy.as_str(), suite.files()), ("trackalert", 1));
         assert_eq!(suite.policies[0].origin, Origin::Old(root.join("trackalert.conf")));
-        assert!(is_old(&root.join("trackalert.lua")) && !is_old(&root.join("a/part.lua")));
-        assert!(Suite::find(&[root.join("tests/x.toml")], true).unwrap_err().contains("run by its own name"));
+        let none = Path::new("");
+        assert!(is_old(&root.join("trackalert.lua"), none) && !is_old(&root.join("a/part.lua"), none));
+        // What is configured may have any name, and lie anywhere.
+        for name in ["main.cfg", "a/part.lua"] {
+            let path = root.join(name);
+            let suite = Suite::find(std::slice::from_ref(&path), &path, false).unwrap();
+            assert_eq!(suite.policies[0].origin, Origin::Old(path));
+        }
+        assert!(find(&[root.join("tests/x.toml")], true).unwrap_err().contains("run by its own name"));
     }
 }

@@ -176,7 +176,8 @@ impl Session<'_> {
     /// Runs all there is to run now, and prints it.
     async fn round(&self) -> Result<Round, Failure> {
         let began = Instant::now();
-        let suite = Suite::find(&self.paths, !self.args.paths.is_empty()).map_err(Failure::usage)?;
+        let (paths, configured) = (&self.paths, &self.settings.policy.legacy_config);
+        let suite = Suite::find(paths, configured, !self.args.paths.is_empty()).map_err(Failure::usage)?;
         let loaded = harness::load(&suite, &self.settings, self.args.filter.as_deref()).map_err(Failure::usage)?;
         let Loaded { cases, problems, left_out, notes } = loaded;
         let mut round = Round { cases, problems, left_out, ..Round::default() };

@@ -5,22 +5,18 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use super::super::{Failure, output};
 use super::Session;
 use crate::harness::{Origin, is_old, policy_of};
 use crate::policy::PolicySet;
+use crate::stamp::Stamp;
 
 /// Files that are looked at; with more, something else than policies was named.
 const MOST_FILES: usize = 10_000;
 /// Folders in folders.
 const DEEPEST: usize = 8;
-
-/// What tells that a file is another one.
-type Stamp = (Option<SystemTime>, u64, u64);
 
 pub(super) async fn run(session: &Session<'_>) -> Result<(), Failure> {
     // What Ctrl-C ends with: the last round's outcome.
@@ -37,7 +33,7 @@ async fn rounds(session: &Session<'_>, last: &RefCell<Result<(), Failure>>) -> R
     let mut first = true;
     loop {
         // Taken before the round: what changes while it runs is another round.
-        let before = stamps(&session.paths);
+        let before = stamps(session);
         let outcome = match session.round().await {
             Ok(round) => round.outcome(),
             // Nothing to wait for where a path is wrong from the start.
@@ -67,7 +63,7 @@ async fn change(session: &Session<'_>, before: &BTreeMap<PathBuf, Stamp>) -> Pat
     loop {
         // A time of zero would be a busy loop.
         tokio::time::sleep(session.args.interval.max(std::time::Duration::from_millis(10))).await;
-        let now = stamps(&session.paths);
+        let now = stamps(session);
         let other = now.iter().find(|(path, stamp)| before.get(*path) != Some(stamp)).map(|(path, _)| path);
         if let Some(path) = other.or_else(|| before.keys().find(|path| !now.contains_key(*path))) {
             return path.clone();
@@ -77,10 +73,10 @@ async fn change(session: &Session<'_>, before: &BTreeMap<PathBuf, Stamp>) -> Pat
 
 /// The stamps of every file that a path's tests depend on: the policies with all in their folders, and the Lua that they share; an old
 /// configuration with its tests.
-fn stamps(paths: &[PathBuf]) -> BTreeMap<PathBuf, Stamp> {
+fn stamps(session: &Session<'_>) -> BTreeMap<PathBuf, Stamp> {
     let mut found = BTreeMap::new();
-    for path in paths {
-        if is_old(path) {
+    for path in &session.paths {
+        if is_old(path, &session.settings.policy.legacy_config) {
             stamp(path, &mut found);
             look(&Origin::Old(path.clone()).tests(), DEEPEST, &mut found);
             continue;
@@ -113,9 +109,9 @@ fn look(folder: &Path, deep: usize, found: &mut BTreeMap<PathBuf, Stamp>) {
 }
 
 fn stamp(path: &Path, found: &mut BTreeMap<PathBuf, Stamp>) {
-    if let Ok(about) = std::fs::metadata(path)
-        && about.is_file()
+    if path.is_file()
+        && let Some(stamp) = Stamp::of(path)
     {
-        found.insert(path.to_owned(), (about.modified().ok(), about.len(), about.ino()));
+        found.insert(path.to_owned(), stamp);
     }
 }
