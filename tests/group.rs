@@ -99,10 +99,10 @@ fn short_session(driver: Driver) -> &'static str {
 fn drained_process_hands_over_at_once(driver: Driver) {
     let mut rig = Rig::new(driver);
     let (site_a, site_b) = (rig.site(""), rig.site(""));
-    let mut load = Load::new(8000, 40, 40, 0..=50, &mut rig.random);
+    let mut load = Load::new(8000, 40, 100, 0..=50, &mut rig.random);
     let (a, b) = (site_a.start(), site_b.start());
     let mut shares = load.shares.drain(..);
-    until_all_work(&rig, &site_b, &[&a, &b], &mut shares, 20);
+    until_all_work(&rig, &site_b, &[&a, &b], &mut shares, 50);
     let last = shares.next_back().unwrap();
     let senders = rig.send(&site_b, merged(shares));
     a.wait_until("many reports in hand", PATIENCE, |a| unsettled(a) > 500.0);
@@ -153,18 +153,19 @@ fn members_added_drained_and_killed_under_load_lose_nothing(driver: Driver) {
     let mut rig = Rig::new(driver);
     let total = trial::size(20_000, 200_000);
     let [first, killed, drained, added] = std::array::from_fn(|_| rig.site(short_session(driver)));
-    let mut load = Load::new(total, 100, 40, 0..=50, &mut rig.random);
+    // Small ones, so that they last until a member has its partitions.
+    let mut load = Load::new(total, 100, 400, 0..=50, &mut rig.random);
     let mut shares = load.shares.drain(..);
     let (a, b, c) = (first.start(), killed.start(), drained.start());
     // What follows needs some of them.
-    until_all_work(&rig, &first, &[&a, &b, &c], &mut shares, 28);
+    until_all_work(&rig, &first, &[&a, &b, &c], &mut shares, 280);
     // One is added.
-    let mut senders = rig.send(&first, merged(shares.by_ref().take(8)));
+    let mut senders = rig.send(&first, merged(shares.by_ref().take(80)));
     let d = added.start();
     rig.join(senders);
-    let joined = until_all_work(&rig, &first, &[&d], &mut shares, 14);
+    let joined = until_all_work(&rig, &first, &[&d], &mut shares, 140);
     // One is drained.
-    senders = rig.send(&first, merged(shares.by_ref().take(6)));
+    senders = rig.send(&first, merged(shares.by_ref().take(60)));
     rig.wait_for_work(&c);
     rig.pause(0..=200);
     let at_drain = unsettled(&c);
@@ -172,7 +173,7 @@ fn members_added_drained_and_killed_under_load_lose_nothing(driver: Driver) {
     assert_eq!(c.terminate(), Some(0));
     rig.join(senders);
     // One is killed.
-    senders = rig.send(&first, merged(shares.by_ref().take(6)));
+    senders = rig.send(&first, merged(shares.by_ref().take(60)));
     rig.wait_for_work(&b);
     rig.pause(0..=200);
     let at_kill = unsettled(&b);

@@ -216,20 +216,25 @@ pub(crate) struct Slow {
 
 impl Slow {
     pub(crate) async fn start(wait: Duration, json: &'static str) -> Self {
+        use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+        // A connection each, for ten thousand at once.
+        let (_, most) = getrlimit(RLIMIT_NOFILE).unwrap();
+        setrlimit(RLIMIT_NOFILE, most, most).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (now, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let counts = (Arc::clone(&now), Arc::clone(&most));
         let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
                 let counts = counts.clone();
                 let service = service_fn(move |request: hyper::Request<Incoming>| {
                     let (now, most) = counts.clone();
                     async move {
-                        most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                        let waits = Waits::begin(now, &most);
                         let _ = request.into_body().collect().await;
                         tokio::time::sleep(wait).await;
-                        now.fetch_sub(1, Ordering::Relaxed);
+                        drop(waits);
                         let answer = hyper::Response::builder().header("content-type", "application/json");
                         Ok::<_, Infallible>(answer.body(Full::new(Bytes::from_static(json.as_bytes()))).unwrap())
                     }
@@ -254,6 +259,22 @@ impl Slow {
     /// The most that waited at once since this was asked last.
     pub(crate) fn most(&self) -> usize {
         self.most.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// A request that waits, however it ends.
+struct Waits(Arc<AtomicUsize>);
+
+impl Waits {
+    fn begin(now: Arc<AtomicUsize>, most: &AtomicUsize) -> Self {
+        most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Self(now)
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
