@@ -73,6 +73,21 @@ async fn take_all(subscription: &mut Subscription, quiet: Duration) -> Vec<Deliv
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backlog_comes_from_all_partitions_side_by_side() {
+    let Some(broker) = broker() else { return };
+    let mut driver = Kafka::new(broker);
+    driver.settings.partitions = 4;
+    let queue = driver.open().await;
+    // Not to be compressed: it is compressed bytes that a fetch counts.
+    let large = |n: u32| Message::new(format!("login{n}"), rand::random::<[u8; 250]>().to_vec());
+    queue.publisher().publish((0..16_000).map(large).collect()).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let lane = |delivery: &Delivery| delivery.coordinates.split('/').nth(1).unwrap().to_owned();
+    let lanes: BTreeSet<_> = take(&mut subscription, 3000).await.iter().map(lane).collect();
+    assert!(lanes.len() > 2, "all of it is from {lanes:?}: few logins, and the others wait");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revoked_then_regained_partition_ignores_old_tokens() {
     let Some(broker) = broker() else { return };
     let mut driver = Kafka::new(broker);

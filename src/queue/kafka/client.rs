@@ -122,6 +122,8 @@ pub(super) fn producer(settings: &Settings, max_message: usize) -> ClientConfig 
     config.set("message.max.bytes", max_message.clamp(1_000_000, 1_000_000_000).to_string());
     default(&mut config, "compression.codec", "lz4");
     default(&mut config, "linger.ms", "1");
+    // A consumer gets whole batches: see its fetch.message.max.bytes.
+    default(&mut config, "batch.num.messages", "500");
     default(&mut config, "queue.buffering.max.kbytes", "65536");
     default(&mut config, "socket.keepalive.enable", "true");
     default(&mut config, "reconnect.backoff.max.ms", "2000");
@@ -137,6 +139,9 @@ pub(super) fn consumer(settings: &Settings) -> ClientConfig {
     // The default of a second holds a consumer that fills its buffer to an eighth of what it can do.
     default(&mut config, "fetch.queue.backoff.ms", "5");
     default(&mut config, "queued.max.messages.kbytes", "16384");
+    // With the default of 1 MiB (some ten thousand reports, compressed) a backlog comes partition by partition: all that is taken in hand is
+    // of the few logins of one partition then, and those of the others wait.
+    default(&mut config, "fetch.message.max.bytes", "32768");
     config
 }
 
