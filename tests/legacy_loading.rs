@@ -22,7 +22,7 @@ fn call_that_configures_does_nothing_later_and_fails_no_report() {
         "addACL('::1')",
         "setMetricsNoPassword()",
         "controlSocket('127.0.0.1')",
-        "setKey(makeKey())",
+        "assert(setKey(makeKey()) == false)",
         "setNumLuaStates(1)",
         "setNumWorkerThreads(1)",
         "newGeoIP2DB('a', 'b')",

@@ -168,7 +168,7 @@ fn redis_url_is_read_and_none_is_repeated() {
         assert(server.host == "127.0.0.1" and server.port == 6379 and server.db == 0)
         server = redis.connect("redis://:hunter2@[::1]")._server
         assert(server.host == "::1" and server.port == 6379 and server.user == "" and server.password == "hunter2")
-        for _, url in ipairs { "rediss://:hunter2@db", "redis://:hunter2@db:x", "redis://:hunter2@db/x", "redis://:hunter2@" } do
+        for _, url in ipairs { "rediss://:hunter2@db", "redis://:hunter2@db:x", "redis://:hunter2@db/x", "redis://hunter2?x@db:1", "redis://db?hunter2=2", "redis://:hunter2@" } do
           local ok, reason = pcall(redis.connect, url)
           assert(not ok and reason:find("redis.connect: host: is no redis://", 1, true), reason)
           assert(not reason:find("hunter2", 1, true), reason)

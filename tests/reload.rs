@@ -69,7 +69,7 @@ fn reloads_under_load_lose_nothing_and_leak_nothing() {
     rig.print("reload", &table);
     assert!(in_hand * 2 > times, "nothing was in hand at most of the reloads: this proves little");
     assert_eq!(repeated(&program), 0.0, "a report was handled twice");
-    // Four hundred machines of sets that are gone would be far more than that.
+    // In the full form there would be hundreds of machines, if they stayed.
     assert!(late < early + 64.0, "it grows with each reload: {early:.0} to {late:.0} MiB");
     assert_eq!(program.terminate(), Some(0));
 }

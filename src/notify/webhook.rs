@@ -254,14 +254,17 @@ async fn read(mut answer: Response) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(8 * TOLD)]).into_owned()
 }
 
-/// The password of a URL in each form in which a receiver sees it: as it stands there, and decoded, by itself and with the user in the
-/// header that the client makes of both.
+/// The secret of a URL, which is its password or else its user, in each form in which a receiver sees it: as it stands there, and decoded,
+/// by itself and in the header that the client makes of both.
 fn login(url: &Url) -> Vec<Secret> {
-    let Some(password) = url.password() else { return Vec::new() };
     let decoded = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
-    let (user, plain) = (decoded(url.username()), decoded(password));
-    let encoded = BASE64.encode(format!("{user}:{plain}"));
-    [encoded, plain, password.to_owned()].map(Secret::from).into()
+    let (user, password) = (url.username(), url.password().unwrap_or_default());
+    let secret = if password.is_empty() { user } else { password };
+    if secret.is_empty() {
+        return Vec::new();
+    }
+    let encoded = BASE64.encode(format!("{}:{}", decoded(user), decoded(password)));
+    [encoded, decoded(secret), secret.to_owned()].map(Secret::from).into()
 }
 
 /// The URL, or why it is none.
@@ -366,6 +369,8 @@ mod tests {
         let hook = webhook("http://ann:p%40ss@example.com/", "").unwrap();
         let told = hook.conceal("ann sent p@ss as p%40ss, Basic YW5uOnBAc3M=", Time::from_micros(0));
         assert_eq!(told, "ann sent *** as ***, Basic ***");
+        let hook = webhook("http://t0ken@example.com/", "").unwrap();
+        assert_eq!(hook.conceal("t0ken: Basic dDBrZW46", Time::from_micros(0)), "***: Basic ***");
     }
 
     #[test]

@@ -106,7 +106,8 @@ impl Runner {
                     "a background function was still running when it was due, or the clock was set forward"
                 );
             }
-            (last, due) = (at, next);
+            // Not the time that was due alone: the clock may have been years behind it when that was reckoned.
+            (last, due) = (at.max(now), next);
         }
     }
 
@@ -295,5 +296,31 @@ mod tests {
         let next = cron.next(&at).unwrap();
         let (again, ()) = tokio::join!(runner.wait(&cron, &at, next.clone()), set(1_004_400));
         assert_eq!(again, next);
+    }
+
+    #[tokio::test]
+    async fn clock_that_was_years_ahead_for_a_moment_keeps_no_cron_plan_from_running() {
+        static SECOND: AtomicI64 = AtomicI64::new(1_000_000);
+        let now = || Timestamp::from_second(SECOND.load(Ordering::Relaxed)).unwrap().to_zoned(TimeZone::UTC);
+        let (told, mut runs) = mpsc::unbounded_channel();
+        let run: Run = Arc::new(move |_, time| {
+            told.send(time.micros() / 1_000_000).unwrap();
+            Box::pin(async { Ok(()) })
+        });
+        let slice = Duration::from_millis(5);
+        let runner = Arc::new(Runner { run, metrics: Arc::default(), running: Mutex::default(), now, slice });
+        let hourly = Scheduled { name: "f".to_owned(), plan: Plan::cron("0 * * * *").unwrap() };
+        let over = CancellationToken::new();
+        let ticking = tokio::spawn(runner.tick(hourly, over.clone()));
+        for (second, due) in [(100_000_000, 1_000_800), (1_004_400, 1_004_400)] {
+            // Until it has seen the clock as it is.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            SECOND.store(second, Ordering::Relaxed);
+            let ran = tokio::time::timeout(Duration::from_secs(10), runs.recv()).await;
+            assert_eq!(ran.ok().flatten(), Some(due));
+            SECOND.store(1_000_900, Ordering::Relaxed);
+        }
+        over.cancel();
+        ticking.await.unwrap();
     }
 }

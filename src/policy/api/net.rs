@@ -14,8 +14,8 @@ use super::args::{Args, cut, describe, number, string};
 use crate::policy::call::{Answer, Host, place};
 use crate::policy::networks::{File, Table};
 
-/// Networks of one `net.set`; more belong into a file.
-const MAX_SET: usize = 10_000;
+/// Networks of one set that is made in a handler, and of each `net.set`; more belong into a file.
+pub(in crate::policy) const MAX_SET: usize = 10_000;
 /// Networks of all that the policies of one machine have given.
 pub(in crate::policy) const MAX_ALL: usize = 200_000;
 

@@ -9,7 +9,7 @@ use mlua::{Lua, MetaMethod, MultiValue, Table, UserData, UserDataFields, UserDat
 
 use crate::policy::api::address::Address;
 use crate::policy::api::args::{Args, number};
-use crate::policy::api::net::{Given, MAX_ALL, NotAdded};
+use crate::policy::api::net::{Given, MAX_ALL, MAX_SET, NotAdded};
 use crate::policy::call::{Answer, Host};
 
 /// A network; `10.1.2.3/8` is `10.0.0.0/8`.
@@ -76,8 +76,11 @@ pub(super) fn install(lua: &Lua, host: &Rc<Host>, names: &Table) -> mlua::Result
     lua.set_named_registry_value(METHODS, groups(lua, host)?)?;
     let shared = Rc::downgrade(host);
     let new_group = host.pure(lua, move |_, _| match shared.upgrade() {
-        // A file of the old program may read a long list into one.
-        Some(host) => Ok(Group(RefCell::new(Given::new(&host, MAX_ALL)))),
+        // A file of the old program may read a long list into one; what a report makes must not take the room of all others.
+        Some(host) => {
+            let most = if host.is_loading() { MAX_ALL } else { MAX_SET };
+            Ok(Group(RefCell::new(Given::new(&host, most))))
+        }
         None => Err("newNetmaskGroup: the virtual machine is gone".to_owned()),
     })?;
     names.set("newNetmaskGroup", new_group)?;

@@ -10,7 +10,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, Error, ErrorKind};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::broker::{Broker, Failure};
 
@@ -19,6 +19,9 @@ const CHANNELS_END: Duration = Duration::from_millis(100);
 
 /// How often a turn that was given up is asked for again.
 const AGAIN: Duration = Duration::from_secs(10);
+
+/// How long the broker may take to answer then.
+const LATE: Duration = Duration::from_secs(2);
 
 /// How a process stands with its earlier connection.
 #[derive(Clone, Default)]
@@ -41,17 +44,19 @@ impl Turn {
     /// Takes the turn for this connection. The error says that an earlier one is still there; after `queue.amqp.predecessor_timeout` it
     /// is none any more.
     pub(super) async fn take(&mut self, broker: &Broker, connection: &Connection) -> Result<(), Failure> {
-        self.given_up = None;
         if broker.sharded() || !broker.settings.declare {
             return Ok(());
         }
         match ask(broker, connection).await? {
             Asked::Mine => {
+                self.given_up = None;
                 if self.since.take().is_some() {
                     sleep(CHANNELS_END).await;
                 }
                 Ok(())
             }
+            // Waited for in vain once, it is not waited for at each new connection.
+            Asked::Locked if self.given_up.is_some() => Ok(()),
             Asked::Locked => self.wait(broker),
             Asked::Refused => Ok(()),
         }
@@ -85,9 +90,9 @@ impl Turn {
         if self.given_up.is_none_or(|at| at.elapsed() < AGAIN) {
             return;
         }
-        // What fails here fails for the session, too.
-        let asked = ask(broker, connection).await;
-        self.given_up = matches!(asked, Ok(Asked::Locked) | Err(_)).then(Instant::now);
+        // The session waits meanwhile, and may do well without it.
+        let asked = timeout(LATE, ask(broker, connection)).await;
+        self.given_up = matches!(asked, Ok(Ok(Asked::Locked) | Err(_)) | Err(_)).then(Instant::now);
     }
 }
 

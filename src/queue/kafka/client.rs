@@ -106,8 +106,16 @@ fn base(settings: &Settings) -> ClientConfig {
     config
 }
 
+/// Other names of properties that have a default here: with both set it would be a matter of chance which one counts.
+const ALIASES: [(&str, &str); 3] = [
+    ("fetch.message.max.bytes", "max.partition.fetch.bytes"),
+    ("compression.codec", "compression.type"),
+    ("linger.ms", "queue.buffering.max.ms"),
+];
+
 fn default(config: &mut ClientConfig, name: &str, value: &str) {
-    if config.get(name).is_none() {
+    let alias = ALIASES.iter().find(|(known, _)| *known == name).map(|(_, alias)| *alias);
+    if config.get(name).is_none() && alias.is_none_or(|alias| config.get(alias).is_none()) {
         config.set(name, value);
     }
 }

@@ -83,13 +83,14 @@ end
 
 -- What is wrong is not repeated: a password stands in it.
 local function from_url(server, scheme, rest)
-  -- What stands behind a ? are options of another library's sockets.
-  local authority, path = match(rest, "^([^/?#]*)/?([^?#]*)")
+  local authority, path, options = match(rest, "^([^/?#]*)/?([^?#]*)(.*)$")
+  -- The old module's option of its sockets; anything else may be a part of a password.
+  local known = options == "" or match(options, "^%?tcp_nodelay=%w+$")
   local login, place = match(authority, "^(.*)@([^@]*)$")
   place = place or authority
   local host, port = match(place, "^%[([%x:.]+)%]:?(%d*)$")
   if not host then host, port = match(place, "^([^:%[%]]+):?(%d*)$") end
-  if (scheme ~= "redis" and scheme ~= "tcp") or not host or not match(path, "^%d*$") then
+  if not known or (scheme ~= "redis" and scheme ~= "tcp") or not host or not match(path, "^%d*$") then
     error("redis.connect: host: is no redis://[user:password@]host[:port][/db], which is all that is understood", 3)
   end
   server.host, server.port, server.db = host, tonumber(port) or server.port, tonumber(path) or 0
