@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
+use tokio_util::task::AbortOnDropHandle;
 
 use self::day::Days;
 use self::writer::{Command, Writer, first_day};
@@ -84,6 +86,8 @@ pub struct EmbeddedHistory {
     thread: Mutex<Option<JoinHandle<()>>>,
     room: Arc<Semaphore>,
     searches: Arc<Semaphore>,
+    /// The one in which it was opened.
+    runtime: Handle,
 }
 
 impl EmbeddedHistory {
@@ -91,8 +95,9 @@ impl EmbeddedHistory {
     /// the data folder's lock.
     ///
     /// # Errors
-    /// The folder cannot be used, or no thread can be started.
+    /// The folder cannot be used, no thread can be started, or it is opened outside of a runtime, where searches would have no place.
     pub fn open(dir: &Path, settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<Self>, HistoryError> {
+        let runtime = Handle::try_current().map_err(|error| unavailable(error.to_string()))?;
         let days = Arc::new(Days::open(dir)?);
         let writer = Writer::new(days.clone(), settings, metrics.clone())?;
         let (sender, receiver) = channel();
@@ -109,6 +114,7 @@ impl EmbeddedHistory {
             thread: Mutex::new(Some(thread)),
             room: Arc::new(Semaphore::new(room)),
             searches: Arc::new(Semaphore::new(SEARCHES)),
+            runtime,
         }))
     }
 
@@ -131,30 +137,36 @@ impl EmbeddedHistory {
         let parsed = query::parse(&search.body, search.now)?;
         parsed.check(self.settings.max_hits, self.settings.max_buckets)?;
         // Observes when it is dropped: a search that is given up, by us or by its caller, counts as well.
-        let timer = self.metrics.search.start_timer();
+        let _timer = self.metrics.search.start_timer();
         let limit = self.settings.search_timeout;
-        let permit = tokio::time::timeout(limit, self.searches.clone().acquire_owned())
-            .await
-            .map_err(|_| crowded(limit))?
-            .map_err(|_| unavailable("it is closed"))?;
-        // From here on the time is the search's own: what it waited before says nothing about it.
-        let started = Instant::now();
-        let deadline = started + limit;
-        let days = self.days.clone();
-        let limits = search::Limits { buckets: self.settings.max_buckets, hits: self.settings.max_hits, deadline };
-        let running = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            search::run(&days, &search, &parsed, limits)
+        let (buckets, hits) = (self.settings.max_buckets, self.settings.max_hits);
+        let (turns, days) = (self.searches.clone(), self.days.clone());
+        // Not where the caller runs: a policy's worker looks after thousands of reports before it comes back to this one, and a turn
+        // that is given to it lies idle so long. Eight searches a round of the worker is all that there would be.
+        let in_turn = self.runtime.spawn(async move {
+            let turn = tokio::time::timeout(limit, turns.acquire_owned())
+                .await
+                .map_err(|_| crowded(limit))?
+                .map_err(|_| unavailable("it is closed"))?;
+            // From here on the time is the search's own: what it waited before says nothing about it.
+            let started = Instant::now();
+            let limits = search::Limits { buckets, hits, deadline: started + limit };
+            let running = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                search::run(&days, &search, &parsed, limits)
+            });
+            // The search itself looks at the deadline now and then, and keeps its turn until it has seen it.
+            let answer = tokio::time::timeout_at(limits.deadline.into(), running)
+                .await
+                .map_err(|_| too_slow(limit))?
+                .map_err(|error| unavailable(format!("the search failed: {error}")))?;
+            let mut answer = answer?.ok_or_else(|| too_slow(limit))?;
+            answer["took"] = Value::from(started.elapsed().as_millis() as u64);
+            Ok(answer)
         });
-        // The search itself looks at the deadline now and then, and keeps its permit until it has seen it.
-        let answer = tokio::time::timeout_at(deadline.into(), running)
-            .await
-            .map_err(|_| too_slow(limit))?
-            .map_err(|error| unavailable(format!("the search failed: {error}")))?;
-        let mut answer = answer?.ok_or_else(|| too_slow(limit))?;
-        answer["took"] = Value::from(started.elapsed().as_millis() as u64);
-        drop(timer);
-        Ok(answer)
+        // One that nobody waits for any more gives its place in the row up.
+        let answer = AbortOnDropHandle::new(in_turn).await;
+        answer.map_err(|error| unavailable(format!("the search failed: {error}")))?
     }
 }
 

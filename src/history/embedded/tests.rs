@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -404,4 +405,15 @@ async fn a_search_that_runs_too_long_is_its_askers_fault_and_one_that_only_waite
     }
     assert_eq!(history.metrics.search.get_sample_count(), 2);
     history.close().await;
+}
+
+/// A policy's worker has thousands of reports to look after before it comes back to one that asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_whose_asker_looks_elsewhere_takes_no_turn_from_the_others() {
+    let dir = TempDir::new().unwrap();
+    let history = open(dir.path(), &Settings { search_timeout: Duration::from_secs(5), ..settings() });
+    store_all(&history, &[report("ann", START)]).await;
+    let mut asked: Vec<_> = (0..4 * SEARCHES).map(|_| Box::pin(ask(&history, json!({"size": 0})))).collect();
+    asked.iter_mut().for_each(|search| drop(search.as_mut().now_or_never()));
+    assert_eq!(total(&history).await, 1);
 }
