@@ -3,7 +3,7 @@
 //! ```text
 //! delivery ─▶ decode ─▶ dispatch ─▶ worker ─▶ outcome ─▶ effects (1, 2) ─▶ history, ack (3, 4)
 //!                          ▲                     │
-//!                          └──── retry, alone ◀──┘
+//!                          └──── retry, apart ◀──┘
 //! ```
 //!
 //! One task owns all that is undecided about the reports in hand (`detector`); the workers' threads and the settling tasks are lent
@@ -20,6 +20,7 @@ mod retry;
 mod settings;
 mod settle;
 mod slot;
+mod suspects;
 mod worker;
 
 use std::path::PathBuf;

@@ -10,8 +10,8 @@ use super::errands::{Everywhere, Sent};
 use super::worker::{self, Job, Order, Plan, WorkerId};
 use crate::policy::{LoadError, PolicySet};
 
-/// Reports that run alone, each in a VM of its own, at once.
-const ALONE_AT_ONCE: usize = 8;
+/// Machines for reports that run apart from the others, at once: each may take `policy.memory`.
+const APART_AT_ONCE: usize = 8;
 
 /// Earlier sets of policies that are remembered for their names. A call lives no longer than `policy.time_limit` and a hang no longer
 /// than `policy.abort_after`, so few reloads fall into one.
@@ -24,33 +24,32 @@ struct Place {
     most: usize,
 }
 
-/// The workers.
+/// The workers. The last place is the one for reports that run apart.
 pub(super) struct Pool {
     plan: Plan,
+    /// What still runs of each party in a machine apart.
+    parties: Vec<HashSet<u64>>,
     /// The sets before the last reloads, the latest first.
     earlier: VecDeque<PolicySet>,
     places: Vec<Place>,
 }
 
 impl Pool {
-    /// Starts `workers` workers of `most` reports each, and the one for reports that run alone.
+    /// Starts `workers` workers of `most` reports each, and the one for reports that run apart.
     pub(super) fn start(plan: Plan, workers: usize, most: usize) -> Result<Self, LoadError> {
-        let mut pool = Self { plan, earlier: VecDeque::new(), places: Vec::with_capacity(workers + 1) };
+        let mut pool =
+            Self { plan, parties: Vec::new(), earlier: VecDeque::new(), places: Vec::with_capacity(workers + 1) };
         for place in 0..=workers {
             let id = WorkerId { place, epoch: 0 };
-            let alone = place == workers;
-            let orders = worker::start(id, Plan { alone, ..pool.plan.clone() })?;
-            let most = if alone { ALONE_AT_ONCE } else { most };
+            let orders = worker::start(id, pool.plan.clone())?;
             pool.places.push(Place { id, orders, jobs: HashSet::new(), most });
         }
         Ok(pool)
     }
 
     /// The worker that would take the next report: the one with the fewest; `None` while all are full.
-    pub(super) fn vacancy(&self, alone: bool) -> Option<usize> {
-        let last = self.places.len() - 1;
-        let candidates = if alone { last..last + 1 } else { 0..last };
-        candidates
+    pub(super) fn vacancy(&self) -> Option<usize> {
+        (0..self.apart())
             .filter(|place| self.places[*place].jobs.len() < self.places[*place].most)
             .min_by_key(|place| self.places[*place].jobs.len())
     }
@@ -64,18 +63,39 @@ impl Pool {
         place.id
     }
 
+    /// The place for reports that run apart.
+    fn apart(&self) -> usize {
+        self.places.len() - 1
+    }
+
+    /// Whether there could be another machine apart.
+    pub(super) fn has_vacancy_apart(&self) -> bool {
+        self.parties.len() < APART_AT_ONCE
+    }
+
+    /// Lends reports to run together in a machine apart.
+    pub(super) fn lend_apart(&mut self, jobs: Vec<Job>) -> WorkerId {
+        let apart = self.apart();
+        let place = &mut self.places[apart];
+        let party: HashSet<u64> = jobs.iter().map(|job| job.number).collect();
+        place.jobs.extend(&party);
+        self.parties.push(party);
+        let _ = place.orders.send(Order::RunApart(jobs));
+        place.id
+    }
+
     /// Hands an errand to the worker with the fewest reports, however many those are: errands are few.
     pub(super) fn send(&self, sent: Sent) {
-        let workers = &self.places[..self.places.len() - 1];
+        let workers = &self.places[..self.apart()];
         if let Some(place) = workers.iter().min_by_key(|place| place.jobs.len()) {
             self.hand(place, sent);
         }
     }
 
-    /// Hands the same to every worker but the one for reports that run alone.
+    /// Hands the same to every worker but the one for reports that run apart.
     pub(super) fn send_all(&self, line: Everywhere) {
         let Everywhere { errand, id, t, answers } = line;
-        let workers = &self.places[..self.places.len() - 1];
+        let workers = &self.places[..self.apart()];
         for (place, (answer, gone)) in workers.iter().zip(answers) {
             self.hand(place, Sent { errand: errand.clone(), id, t, answer, gone });
         }
@@ -89,7 +109,16 @@ impl Pool {
     /// A report came back. `false`: from a worker that was abandoned.
     pub(super) fn returned(&mut self, worker: WorkerId, number: u64) -> bool {
         let place = &mut self.places[worker.place];
-        place.id == worker && place.jobs.remove(&number)
+        if place.id != worker || !place.jobs.remove(&number) {
+            return false;
+        }
+        if worker.place == self.apart() {
+            self.parties.retain_mut(|party| {
+                party.remove(&number);
+                !party.is_empty()
+            });
+        }
+        true
     }
 
     /// Whether it is the worker of its place, and not one that was given up.
@@ -97,21 +126,19 @@ impl Pool {
         self.places[worker.place].id == worker
     }
 
-    /// Whether reports that run alone run in this worker.
-    pub(super) fn is_alone(&self, worker: WorkerId) -> bool {
-        worker.place + 1 == self.places.len()
-    }
-
     /// Gives up a worker that hangs and starts another in its place. The reports it was lent, in no order: all are to be run again,
     /// but for the one that hangs. The thread itself cannot be ended; its outcomes are stale from now on.
     pub(super) fn abandon(&mut self, worker: WorkerId) -> Result<HashSet<u64>, LoadError> {
-        let alone = self.is_alone(worker);
-        let place = &mut self.places[worker.place];
-        if place.id != worker {
+        if !self.is_in_place(worker) {
             return Ok(HashSet::new());
         }
         let id = WorkerId { epoch: worker.epoch + 1, ..worker };
-        place.orders = worker::start(id, Plan { alone, ..self.plan.clone() })?;
+        let orders = worker::start(id, self.plan.clone())?;
+        if worker.place == self.apart() {
+            self.parties.clear();
+        }
+        let place = &mut self.places[worker.place];
+        place.orders = orders;
         place.id = id;
         Ok(std::mem::take(&mut place.jobs))
     }

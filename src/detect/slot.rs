@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::circuit::Waiting;
 use super::dispatch::Place;
-use super::worker::WorkerId;
+use super::worker::{Job, WorkerId};
 use crate::queue::{AckToken, Reason, ReasonKind};
 use crate::report::LoginReport;
 
@@ -48,8 +48,10 @@ pub(super) struct Slot {
     attempts: Vec<(String, u32)>,
     /// Those that will not be tried again.
     pub(super) given_up: Vec<Given>,
-    /// It is to run in a VM of its own.
-    pub(super) alone: bool,
+    /// It was in a machine that failed, maybe because of it: it runs apart from the others.
+    pub(super) suspect: bool,
+    /// How many it shared a machine apart with at its last run, itself included; 0: it ran in a worker's own.
+    pub(super) party: usize,
     /// It has writes in the state.
     pub(super) wrote: bool,
     /// What did not answer at the last round.
@@ -69,10 +71,23 @@ impl Slot {
             handled: Vec::new(),
             attempts: Vec::new(),
             given_up: Vec::new(),
-            alone: false,
+            suspect: false,
+            party: 0,
             wrote: false,
             waits: None,
             since: Instant::now(),
+        }
+    }
+
+    /// What a worker is lent of it.
+    pub(super) fn job(&self, number: u64) -> Job {
+        let given_up = self.given_up.iter().map(|given| given.policy.clone());
+        Job {
+            number,
+            report: Arc::clone(&self.report),
+            only: self.only.clone(),
+            except: given_up.chain(self.handled.iter().cloned()).collect(),
+            since: self.since,
         }
     }
 

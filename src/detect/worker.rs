@@ -5,13 +5,17 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
+use futures_util::future::Either;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use super::errands::{Running, Sent, WhileRunning};
@@ -41,8 +45,8 @@ pub(super) struct Job {
     pub(super) since: Instant,
 }
 
-/// The most outcomes that wait for one another.
-const TOLD_AT_ONCE: usize = 64;
+/// The most orders that are taken, and outcomes that are sent, in one go: each such sending wakes the detector's task, on another core.
+const AT_ONCE: usize = 64;
 
 /// One policy's call.
 #[derive(Debug)]
@@ -70,6 +74,8 @@ pub(super) struct Outcome {
 #[derive(Debug)]
 pub(super) enum Order {
     Run(Job),
+    /// Run these together in a machine of which no others know.
+    RunApart(Vec<Job>),
     /// Run something besides reports.
     Errand(Sent, WhileRunning),
     /// Use these policies for the next reports; those in flight finish with the old ones.
@@ -88,8 +94,6 @@ pub(super) struct Plan {
     /// The errands that run in the workers.
     pub(super) errands: Arc<Running>,
     pub(super) outcomes: mpsc::UnboundedSender<Vec<Outcome>>,
-    /// One report a VM: for those that must be told apart from their neighbours.
-    pub(super) alone: bool,
 }
 
 fn start_error(text: String) -> LoadError {
@@ -103,8 +107,7 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
     let (ready, started) = std::sync::mpsc::sync_channel(1);
     // One that blocks for ever would hold up whoever starts the worker, and that may be the task that all reports pass.
     let most = plan.policies.load_limit();
-    let name = if plan.alone { "policy-alone".to_owned() } else { format!("policy-{}", id.place) };
-    let thread = std::thread::Builder::new().name(name).spawn(move || {
+    let thread = std::thread::Builder::new().name(format!("policy-{}", id.place)).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -116,12 +119,11 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
         let _watched = watchdog::register(id.place, plan.settings.stuck_after, move |event| {
             let _ = hangs.send((id, event));
         });
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, async move {
+        runtime.block_on(async move {
             match Worker::new(id, plan) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(()));
-                    Rc::new(worker).serve(inbox).await;
+                    worker.serve(inbox).await;
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -139,15 +141,16 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
     }
 }
 
+/// The machine of reports that run apart, or why there is none.
+type Apart = Result<Rc<Vm>, String>;
+
 struct Worker {
     id: WorkerId,
     plan: RefCell<Plan>,
     /// The VM for the next reports; one that is spoiled stays with those in flight in it.
     current: RefCell<Rc<Vm>>,
-    /// VMs that wait for a report that runs alone.
+    /// Those that wait for reports that run apart.
     idle: RefCell<Vec<Rc<Vm>>>,
-    /// Outcomes that are about to be sent.
-    ended: RefCell<Vec<Outcome>>,
     /// What this worker has added to the gauge of Lua memory.
     counted_memory: Cell<i64>,
 }
@@ -160,35 +163,50 @@ impl Worker {
             plan: RefCell::new(plan),
             current: RefCell::new(Rc::new(vm)),
             idle: RefCell::default(),
-            ended: RefCell::default(),
             counted_memory: Cell::new(0),
         })
     }
 
-    async fn serve(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Order>) {
-        let mut orders = Vec::with_capacity(256);
-        let tasks = tokio_util::task::TaskTracker::new();
+    /// Runs what it is told to, all side by side, in the order in which it can go on.
+    ///
+    /// No task each: the runtime would look at those that were woken from another thread, which all that have waited for an answer are,
+    /// once in 31 times while there are new ones, and a report whose history has long answered would wait for seconds behind reports
+    /// that came after it.
+    async fn serve(&self, mut inbox: mpsc::UnboundedReceiver<Order>) {
+        let mut orders = Vec::with_capacity(AT_ONCE);
+        let mut running = FuturesUnordered::new();
+        let mut told = true;
         let mut counted = Instant::now();
-        while inbox.recv_many(&mut orders, 256).await > 0 {
-            if counted.elapsed() >= Duration::from_secs(1) {
-                counted = Instant::now();
-                self.count_memory();
+        while told || !running.is_empty() {
+            tokio::select! {
+                taken = inbox.recv_many(&mut orders, AT_ONCE), if told => told = taken > 0,
+                ended = poll_fn(|context| poll_ended(&mut running, context)), if !running.is_empty() => {
+                    // Where nobody takes them any more, the process is ending and the reports will be handed out again.
+                    let _ = self.plan.borrow().outcomes.send(ended);
+                }
             }
             for order in orders.drain(..) {
                 match order {
-                    Order::Run(job) => {
-                        tasks.spawn_local(Rc::clone(&self).run(job));
+                    Order::Run(job) => running.push(Either::Left(self.run(job, None).map(Some))),
+                    Order::RunApart(jobs) => {
+                        let vm = self.vm_apart();
+                        running.extend(
+                            jobs.into_iter().map(|job| Either::Left(self.run(job, Some(vm.clone())).map(Some))),
+                        );
                     }
-                    Order::Errand(sent, running) => {
-                        tasks.spawn_local(Rc::clone(&self).run_errand(sent, running));
+                    Order::Errand(sent, known) => {
+                        running.push(Either::Right(self.run_errand(sent, known).map(|()| None)));
                     }
                     Order::Load(policies) => self.load(policies),
                 }
             }
+            if counted.elapsed() >= Duration::from_secs(1) {
+                counted = Instant::now();
+                self.count_memory();
+            }
+            // For the connections, which are tasks of their own.
+            tokio::task::yield_now().await;
         }
-        tasks.close();
-        tasks.wait().await;
-        self.send_ended();
     }
 
     /// Brings this worker's share of the gauge of Lua memory up to date.
@@ -217,44 +235,25 @@ impl Worker {
         }
     }
 
-    async fn run(self: Rc<Self>, job: Job) {
+    async fn run(&self, job: Job, apart: Option<Apart>) -> Outcome {
         let waited = job.since.elapsed();
         let began = Instant::now();
-        let number = job.number;
-        let ran = AssertUnwindSafe(self.run_policies(&job)).catch_unwind().await;
+        let ran = AssertUnwindSafe(self.run_policies(&job, apart)).catch_unwind().await;
         // Without an outcome the report would be in hand for ever, and its login would wait behind it.
         let (handled_before, calls, state_error) =
             ran.unwrap_or_else(|panic| (Vec::new(), vec![fault("", &*panic)], None));
-        let ran = began.elapsed();
-        let worker = self.id;
-        self.tell(Outcome { worker, number, handled_before, calls, state_error, waited, ran });
-    }
-
-    /// Sends an outcome, together with those of the reports that are about to end: each wakes the detector's task, on another core.
-    fn tell(self: &Rc<Self>, outcome: Outcome) {
-        let count = {
-            let mut ended = self.ended.borrow_mut();
-            ended.push(outcome);
-            ended.len()
-        };
-        if count == 1 {
-            let this = Rc::clone(self);
-            // Its turn comes after that of every report that can go on now.
-            tokio::task::spawn_local(async move { this.send_ended() });
-        } else if count >= TOLD_AT_ONCE {
-            self.send_ended();
+        Outcome {
+            worker: self.id,
+            number: job.number,
+            handled_before,
+            calls,
+            state_error,
+            waited,
+            ran: began.elapsed(),
         }
     }
 
-    fn send_ended(&self) {
-        let ended = std::mem::take(&mut *self.ended.borrow_mut());
-        if !ended.is_empty() {
-            // Where nobody takes them any more, the process is ending and the reports will be handed out again.
-            let _ = self.plan.borrow().outcomes.send(ended);
-        }
-    }
-
-    async fn run_policies(&self, job: &Job) -> (Vec<String>, Vec<Call>, Option<StateError>) {
+    async fn run_policies(&self, job: &Job, apart: Option<Apart>) -> (Vec<String>, Vec<Call>, Option<StateError>) {
         let (state, devices) = {
             let plan = self.plan.borrow();
             (Arc::clone(&plan.services.state), Arc::clone(&plan.devices))
@@ -263,31 +262,40 @@ impl Worker {
         devices.read(&job.report);
         match state.handled(job.report.id).await {
             Ok(handled) => {
-                let calls = self.call_policies(job, &handled).await;
+                let calls = self.call_policies(job, &handled, apart).await;
                 (handled, calls, None)
             }
             Err(error) => (Vec::new(), Vec::new(), Some(error)),
         }
     }
 
-    async fn call_policies(&self, job: &Job, handled: &[String]) -> Vec<Call> {
-        if self.plan.borrow().alone {
-            let idle = self.idle.borrow_mut().pop();
-            let vm = match idle.map_or_else(|| new_vm(&self.plan.borrow()).map(Rc::new), Ok) {
-                Ok(vm) => vm,
-                // The policies were checked before, so this is the system's want of memory.
-                Err(error) => {
-                    let failure = Failure::Dependency { dependency: "vm", said: error.to_string() };
-                    return vec![Call { policy: String::new(), result: Err(failure) }];
-                }
-            };
-            let calls = self.call_in(&vm, job, handled).await;
-            if !vm.spoiled() && !vm.is_old() && self.is_of_today(&vm) {
-                self.idle.borrow_mut().push(vm);
+    async fn call_policies(&self, job: &Job, handled: &[String], apart: Option<Apart>) -> Vec<Call> {
+        match apart {
+            None => self.call_in(&self.fit_vm(), job, handled).await,
+            Some(Ok(vm)) => {
+                let calls = self.call_in(&vm, job, handled).await;
+                self.give_back(vm);
+                calls
             }
-            return calls;
+            Some(Err(said)) => {
+                let failure = Failure::Dependency { dependency: "vm", said };
+                vec![Call { policy: String::new(), result: Err(failure) }]
+            }
         }
-        self.call_in(&self.fit_vm(), job, handled).await
+    }
+
+    /// A machine for reports that run apart.
+    fn vm_apart(&self) -> Apart {
+        let idle = self.idle.borrow_mut().pop();
+        // The policies were checked before, so an error is the system's want of memory.
+        idle.map_or_else(|| new_vm(&self.plan.borrow()).map(Rc::new).map_err(|error| error.to_string()), Ok)
+    }
+
+    /// The last one that runs in a machine apart leaves it for others.
+    fn give_back(&self, vm: Rc<Vm>) {
+        if Rc::strong_count(&vm) == 1 && !vm.spoiled() && !vm.is_old() && self.is_of_today(&vm) {
+            self.idle.borrow_mut().push(vm);
+        }
     }
 
     /// The machine for the next call.
@@ -310,7 +318,7 @@ impl Worker {
         Rc::clone(&self.current.borrow())
     }
 
-    async fn run_errand(self: Rc<Self>, sent: Sent, _running: WhileRunning) {
+    async fn run_errand(&self, sent: Sent, _running: WhileRunning) {
         let vm = self.fit_vm();
         let Sent { errand, id, t, answer, gone } = sent;
         let ran = tokio::select! {
@@ -344,7 +352,7 @@ impl Worker {
             let call =
                 ran.map_or_else(|panic| fault(policy, &*panic), |result| Call { policy: policy.to_owned(), result });
             if matches!(call.result, Err(Failure::Memory | Failure::Internal(_))) {
-                // Whoever it was, nobody can go on here: the others run again, each alone.
+                // Whoever it was, nobody can go on here: the others run again, apart from it.
                 vm.retire();
             }
             calls.push(call);
@@ -357,6 +365,21 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.plan.borrow().services.metrics.vm_bytes.sub(self.counted_memory.get());
     }
+}
+
+/// Runs what can go on. The outcomes of what has ended by now; an errand has none.
+fn poll_ended(
+    running: &mut FuturesUnordered<impl Future<Output = Option<Outcome>>>,
+    context: &mut Context<'_>,
+) -> Poll<Vec<Outcome>> {
+    let (mut count, mut outcomes) = (0, Vec::new());
+    while count < AT_ONCE
+        && let Poll::Ready(Some(outcome)) = running.poll_next_unpin(context)
+    {
+        count += 1;
+        outcomes.extend(outcome);
+    }
+    if count == 0 { Poll::Pending } else { Poll::Ready(outcomes) }
 }
 
 fn fault(policy: &str, panic: &(dyn Any + Send)) -> Call {

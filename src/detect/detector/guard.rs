@@ -141,7 +141,7 @@ impl Detector {
         Ok(())
     }
 
-    /// A worker does not come back: it is given up, and what else it held runs again alone. A report is written down before anything can
+    /// A worker does not come back: it is given up, and what else it held runs again apart from the others. A report is written down before anything can
     /// end the process. What is no report has nothing to be written down, but the worker's reports would wait behind it for ever.
     fn on_stuck(&mut self, worker: WorkerId, id: ReportId, policy: String) -> Result<(), DetectError> {
         // One that was given up before holds nothing any more.
@@ -191,11 +191,11 @@ impl Detector {
                 continue;
             }
             slot.phase = Phase::Waiting;
-            slot.alone = true;
+            (slot.suspect, slot.party) = (true, 0);
             self.running -= 1;
             self.parts.services.metrics.in_flight.dec();
             self.parts.services.metrics.retries.with_label_values(&["neighbour"]).inc();
-            self.alone.push_back(number);
+            self.suspects.add(number, 0);
         }
         Ok(())
     }

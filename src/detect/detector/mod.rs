@@ -7,7 +7,7 @@ mod guard;
 mod outcome;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +26,8 @@ use super::pool::Pool;
 use super::retry::Breaker;
 use super::settle::{Collected, Settler};
 use super::slot::{Given, Phase, Slot};
-use super::worker::{Job, Outcome, Plan, WorkerId, panic_text};
+use super::suspects::Suspects;
+use super::worker::{Outcome, Plan, WorkerId, panic_text};
 use super::{Control, DetectError, Parts, enrich};
 use crate::decode::{self, Malformed};
 use crate::policy::LoadError;
@@ -61,8 +62,7 @@ pub(super) struct Detector {
     slots: HashMap<u64, Box<Slot>>,
     next_number: u64,
     running: usize,
-    /// Reports that wait for a VM of their own.
-    alone: VecDeque<u64>,
+    suspects: Suspects,
     retries: BinaryHeap<Reverse<(Instant, u64)>>,
     breakers: HashMap<String, Breaker>,
     /// The report that tries whether a policy with an open breaker works again.
@@ -99,7 +99,6 @@ impl Detector {
             hangs: tell_hangs,
             errands: Arc::clone(&errands),
             outcomes: report_outcomes,
-            alone: false,
         };
         Ok(Self {
             settler: Arc::new(Settler {
@@ -118,7 +117,7 @@ impl Detector {
             slots: HashMap::new(),
             next_number: 0,
             running: 0,
-            alone: VecDeque::new(),
+            suspects: Suspects::default(),
             retries: BinaryHeap::new(),
             breakers: HashMap::new(),
             probe: None,
@@ -248,13 +247,14 @@ impl Detector {
 
     /// Whether a drain goes on. All that was taken is finished, whether it runs or waits for its turn: where a queue stores one position
     /// a partition, a report that is handed back brings all that was handled behind it again. What waits for a dependency or for a
-    /// broken policy is not waited for.
+    /// broken policy is not waited for, nor a call that hangs: the process often ends because of it.
     fn can_finish_more(&self, deadline: tokio::time::Instant) -> bool {
-        let more = if self.is_stuck() {
-            self.slots.values().any(|slot| slot.phase != Phase::Waiting)
-        } else {
-            !self.slots.is_empty()
-        };
+        let stuck = self.is_stuck();
+        let more = self.slots.values().any(|slot| match slot.phase {
+            Phase::Waiting => !stuck,
+            Phase::Running(_) | Phase::Applying => true,
+            Phase::Hanging(_) => false,
+        });
         let late = deadline <= tokio::time::Instant::now();
         if more && late {
             tracing::warn!(
@@ -282,7 +282,7 @@ impl Detector {
 
     /// Whether another report could be lent to a worker.
     fn has_room(&self) -> bool {
-        self.running < self.parts.settings.in_flight && self.pool.vacancy(false).is_some()
+        self.running < self.parts.settings.in_flight && self.pool.vacancy().is_some()
     }
 
     /// A dependency answers again: those that wait for one try soon, instead of when their backoff ends.
@@ -353,10 +353,10 @@ impl Detector {
     }
 
     fn start_ready(&mut self) {
-        while let Some(place) = self.pool.vacancy(true)
-            && let Some(number) = self.alone.pop_front()
+        while self.pool.has_vacancy_apart()
+            && let Some(party) = self.suspects.next(self.parts.settings.in_flight.saturating_sub(self.running))
         {
-            self.lend(place, number);
+            self.lend_apart(party);
         }
         while self.running < self.parts.settings.in_flight && self.dispatch.has_ready() {
             let trying = match self.breaker_opens() {
@@ -364,28 +364,40 @@ impl Detector {
                 Some(at) if self.probe.is_none() && Instant::now() >= at => true,
                 Some(_) => return,
             };
-            let Some(place) = self.pool.vacancy(false) else { return };
+            let Some(place) = self.pool.vacancy() else { return };
             let next = if trying { self.dispatch.next_probe() } else { self.dispatch.next() };
             let Some(number) = next else { return };
             if trying {
                 self.probe = Some(number);
             }
-            if self.slots.get(&number).is_some_and(|slot| slot.alone) {
-                self.alone.push_back(number);
-            } else {
-                self.lend(place, number);
+            match self.slots.get(&number) {
+                Some(slot) if slot.suspect => self.suspects.add(number, slot.party),
+                _ => self.lend(place, number),
             }
         }
     }
 
     fn lend(&mut self, place: usize, number: u64) {
         let Some(slot) = self.slots.get_mut(&number) else { return };
-        let mut except: Vec<String> = slot.given_up.iter().map(|given| given.policy.clone()).collect();
-        except.extend(slot.handled.iter().cloned());
-        let job = Job { number, report: Arc::clone(&slot.report), only: slot.only.clone(), except, since: slot.since };
-        slot.phase = Phase::Running(self.pool.lend(place, job));
-        self.running += 1;
-        self.parts.services.metrics.in_flight.inc();
+        let worker = self.pool.lend(place, slot.job(number));
+        slot.phase = Phase::Running(worker);
+        self.count_running(1);
+    }
+
+    fn lend_apart(&mut self, party: Vec<u64>) {
+        let jobs = party.iter().filter_map(|number| Some(self.slots.get(number)?.job(*number))).collect();
+        let worker = self.pool.lend_apart(jobs);
+        self.count_running(party.len());
+        for number in &party {
+            if let Some(slot) = self.slots.get_mut(number) {
+                (slot.phase, slot.party) = (Phase::Running(worker), party.len());
+            }
+        }
+    }
+
+    fn count_running(&mut self, more: usize) {
+        self.running += more;
+        self.parts.services.metrics.in_flight.add(i64::try_from(more).unwrap_or(i64::MAX));
     }
 
     fn on_settled(&mut self, settled: Settled) {

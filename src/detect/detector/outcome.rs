@@ -25,7 +25,7 @@ pub(super) struct Round {
     pub(super) number: u64,
     /// It tried whether a policy with an open breaker works again.
     pub(super) probe: bool,
-    /// It ran in a VM of its own.
+    /// It ran in a machine of its own.
     pub(super) alone: bool,
 }
 
@@ -54,7 +54,7 @@ impl Detector {
             return;
         }
         slot.add_handled(outcome.handled_before);
-        let round = Round { number: outcome.number, probe, alone: self.pool.is_alone(outcome.worker) };
+        let round = Round { number: outcome.number, probe, alone: slot.party == 1 };
         self.decide(round, outcome.calls);
     }
 
@@ -130,7 +130,7 @@ impl Detector {
             Blame::PerhapsNeighbour => {
                 metrics.retries.with_label_values(&["neighbour"]).inc();
                 if let Some(slot) = self.slots.get_mut(&round.number) {
-                    slot.alone = true;
+                    slot.suspect = true;
                 }
                 Some(Duration::ZERO)
             }
