@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
+use futures_util::FutureExt;
 use stores::report;
-use support::{Bench, on_worker, settings};
+use support::{Bench, on_worker, requests, settings};
 use trackalert::outbound::{Settings as TlsSettings, Tls};
-use trackalert::policy::web::{Fetch, Settings as HttpSettings, Web};
+use trackalert::policy::web::{Fetch, Request, Settings as HttpSettings, Web};
 use trackalert::policy::{Failure, PolicySet, Settings};
 use trackalert::telemetry::Metrics;
 use web::{Page, Server};
@@ -398,29 +399,43 @@ fn wrong_arguments_name_function_argument_file_and_line_and_no_secret() {
     assert_eq!(text, "p/policy.lua:1: http.get: works in a handler only, not while the policy is loaded");
 }
 
+fn get(server: &Server) -> Request {
+    Request {
+        method: "GET".parse().unwrap(),
+        url: server.url().parse().unwrap(),
+        headers: Default::default(),
+        body: Default::default(),
+        timeout: None,
+    }
+}
+
 #[test]
-fn way_out_outlives_the_worker_that_used_it_first() {
+fn connections_outlive_the_worker_that_used_them_first() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let server = runtime.block_on(Server::start(|_| Page::of(b"x".to_vec())));
-    let web = Arc::new(Web::new(&settings().http, Tls::default(), Arc::new(Metrics::new())));
+    let web = Arc::new(Web::new(&settings().http, Tls::default(), Arc::new(Metrics::new()), requests()));
     for _ in 0..3 {
-        let (web, url) = (Arc::clone(&web), server.url());
+        let (web, request) = (Arc::clone(&web), get(&server));
         let worker = std::thread::spawn(move || {
             on_worker(async move {
                 for _ in 0..3 {
-                    let request = trackalert::policy::web::Request {
-                        method: "GET".parse().unwrap(),
-                        url: url.parse().unwrap(),
-                        headers: Default::default(),
-                        body: Default::default(),
-                        timeout: None,
-                    };
-                    assert_eq!(web.request(request).await.unwrap().status, 200);
+                    assert_eq!(web.request(request.clone()).await.unwrap().status, 200);
                 }
             });
         });
         worker.join().unwrap();
     }
     assert_eq!(server.seen().len(), 9);
-    assert!(server.connections() >= 3, "each thread has connections of its own");
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn worker_that_hangs_in_a_policy_keeps_no_turn_from_the_others() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = runtime.block_on(Server::start(|_| Page::of(b"x".to_vec())));
+    let http = HttpSettings { in_flight: 1, timeout: Duration::from_secs(10), ..settings().http };
+    let web = Web::new(&http, Tls::default(), Arc::new(Metrics::new()), requests());
+    let mut hanging: Vec<_> = (0..3).map(|_| web.request(get(&server))).collect();
+    hanging.iter_mut().for_each(|request| assert!(request.now_or_never().is_none()));
+    assert_eq!(on_worker(web.request(get(&server))).unwrap().status, 200);
 }

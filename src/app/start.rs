@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -74,7 +75,7 @@ pub(super) fn detect(
         state: Arc::clone(&stores.state),
         tentative: Arc::new(Tentative::default()),
         geoip: Arc::clone(&files.geoip),
-        web: Arc::new(Web::new(&config.policy.http, tls, Arc::clone(metrics))),
+        web: Arc::new(Web::new(&config.policy.http, tls, Arc::clone(metrics), Handle::current())),
         wforce: Arc::new(siblings.map_err(StartError::Settings)?),
         metrics: Arc::clone(metrics),
         custom_webhooks: config.notify.custom_webhooks.iter().map(|hook| hook.name.clone()).collect(),

@@ -3,10 +3,8 @@
 //! Owns the clients, the bounds on a request (its time, the size of its answer, how many are under way) and the words for one that was
 //! not answered. Follows no redirect, asks no proxy of the environment, tries nothing twice, and shows nothing of a request but its host.
 
-use std::cell::RefCell;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -15,8 +13,10 @@ use futures_util::future::{BoxFuture, ready};
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, Url};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::outbound::{self, Tls};
 use crate::telemetry::Metrics;
@@ -90,7 +90,7 @@ pub struct NoAnswer {
 
 /// Who answers the requests of policies: the network, or what stands for it where a policy is tested.
 pub trait Fetch: Send + Sync {
-    /// It is called on the policy's own thread.
+    /// Asks, and resolves with what is answered. Dropping the future gives the request up.
     fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, NoAnswer>>;
 
     /// Whether the modules of old configurations may open connections of their own (Redis, mail). The error says, for the policy, why
@@ -133,12 +133,18 @@ impl Fetch for Until<'_> {
 }
 
 /// The network.
+///
+/// Requests run on the program's own runtime, and not on the worker's that asks. The loss prevented: a worker that hangs, or is busy with
+/// a policy that burns its CPU time, would stop the connections that it had made under the requests of others, and keep the turns of its
+/// own.
 pub struct Web {
-    /// Which one of the process, for the clients that each thread keeps.
-    number: u64,
     settings: Settings,
     tls: Tls,
-    turns: Semaphore,
+    runtime: Handle,
+    /// One for each scheme, made when it is first needed.
+    plain: OnceLock<Result<Client, String>>,
+    secure: OnceLock<Result<Client, String>>,
+    turns: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
@@ -146,19 +152,6 @@ impl fmt::Debug for Web {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Web").field("settings", &self.settings).finish_non_exhaustive()
     }
-}
-
-/// The clients of one thread. A client's connections live in the runtime that made them: one that other threads used as well would
-/// lose them, under their requests, when the first worker is replaced.
-#[derive(Default)]
-struct Clients {
-    web: u64,
-    plain: Option<Client>,
-    tls: Option<Client>,
-}
-
-thread_local! {
-    static CLIENTS: RefCell<Clients> = RefCell::default();
 }
 
 /// Why there is no answer.
@@ -171,43 +164,44 @@ enum Unanswered {
 }
 
 impl Web {
-    /// With nothing under way.
-    pub fn new(settings: &Settings, tls: Tls, metrics: Arc<Metrics>) -> Self {
-        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+    /// With nothing under way. Its requests run on `runtime`.
+    pub fn new(settings: &Settings, tls: Tls, metrics: Arc<Metrics>, runtime: Handle) -> Self {
         Self {
-            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             settings: settings.clone(),
             tls,
-            turns: Semaphore::new(settings.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
+            runtime,
+            plain: OnceLock::new(),
+            secure: OnceLock::new(),
+            turns: Arc::new(Semaphore::new(settings.in_flight.clamp(1, Semaphore::MAX_PERMITS))),
             metrics,
         }
     }
 
-    /// This thread's client. They are cheap to clone, and one for each scheme is made when it is first needed.
-    fn client(&self, tls: bool) -> Result<Client, String> {
-        CLIENTS.with_borrow_mut(|clients| {
-            if clients.web != self.number {
-                *clients = Clients { web: self.number, ..Clients::default() };
-            }
-            let kept = if tls { &mut clients.tls } else { &mut clients.plain };
-            if let Some(client) = kept {
-                return Ok(client.clone());
-            }
-            let builder =
-                if tls { self.tls.client(self.settings.timeout) } else { outbound::plain(self.settings.timeout) };
+    fn client(&self, secure: bool) -> Result<Client, String> {
+        let kept = if secure { &self.secure } else { &self.plain };
+        let client = kept.get_or_init(|| {
+            let timeout = self.settings.timeout;
+            let builder = if secure { self.tls.client(timeout) } else { outbound::plain(timeout) };
             // Thousands of reports may wait at once, and each new connection costs more than the request.
             let built = builder.pool_max_idle_per_host(usize::MAX).build();
-            let client = built.map_err(|error| format!("cannot set up HTTP: {}", outbound::words(error)))?;
-            Ok(kept.insert(client).clone())
-        })
+            built.map_err(|error| format!("cannot set up HTTP: {}", outbound::words(error)))
+        });
+        client.clone()
     }
 
-    async fn fetch(&self, client: Client, request: Request, limit: Duration) -> Result<Answer, Unanswered> {
-        let deadline = Instant::now() + limit;
-        // The semaphore is never closed.
-        let Ok(Ok(_turn)) = timeout_at(deadline, self.turns.acquire()).await else { return Err(Unanswered::NoTurn) };
+    async fn fetch(&self, request: Request, limit: Duration) -> Result<Answer, Unanswered> {
+        let client = self.client(request.url.scheme() == "https").map_err(Unanswered::NotConnected)?;
+        let turns = Arc::clone(&self.turns);
         let most = usize::try_from(self.settings.max_answer.as_u64()).unwrap_or(usize::MAX);
-        timeout_at(deadline, exchange(client, request, most)).await.unwrap_or(Err(Unanswered::Time))
+        let asked = self.runtime.spawn(async move {
+            let deadline = Instant::now() + limit;
+            // The semaphore is never closed.
+            let Ok(Ok(_turn)) = timeout_at(deadline, turns.acquire()).await else { return Err(Unanswered::NoTurn) };
+            timeout_at(deadline, exchange(client, request, most)).await.unwrap_or(Err(Unanswered::Time))
+        });
+        // Where nobody waits for the answer any more, its turn is for others.
+        let ended = AbortOnDropHandle::new(asked).await;
+        ended.unwrap_or_else(|error| Err(Unanswered::Failed(error.to_string())))
     }
 
     fn count(&self, outcome: &Result<Answer, Unanswered>, took: Duration) {
@@ -243,16 +237,11 @@ impl Web {
 
 impl Fetch for Web {
     fn request(&self, request: Request) -> BoxFuture<'_, Result<Answer, NoAnswer>> {
-        // Here and not in the future: this is the thread on which it will run.
-        let client = self.client(request.url.scheme() == "https");
         Box::pin(async move {
             let host = outbound::host(&request.url);
             let limit = request.timeout.map_or(self.settings.timeout, |wanted| wanted.min(self.settings.timeout));
             let began = Instant::now();
-            let outcome = match client {
-                Ok(client) => self.fetch(client, request, limit).await,
-                Err(said) => Err(Unanswered::NotConnected(said)),
-            };
+            let outcome = self.fetch(request, limit).await;
             self.count(&outcome, began.elapsed());
             outcome.map_err(|why| {
                 let sent = !matches!(why, Unanswered::NoTurn | Unanswered::NotConnected(_));

@@ -3,10 +3,11 @@
 
 use std::future::Future;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use tokio::runtime::{Handle, Runtime};
 use trackalert::geoip::GeoIp;
 use trackalert::outbound::Tls;
 use trackalert::policy::web::{self, Web};
@@ -111,7 +112,7 @@ impl Bench {
             state: Arc::clone(&state) as _,
             tentative: Arc::clone(&tentative),
             geoip: Arc::new(GeoIp::default()),
-            web: Arc::new(Web::new(&settings.http, tls, Arc::clone(&metrics))),
+            web: Arc::new(Web::new(&settings.http, tls, Arc::clone(&metrics), requests())),
             wforce: Arc::new(wforce::Siblings::new(&settings.wforce, settings.http.timeout).unwrap()),
             metrics: Arc::clone(&metrics),
             operator: None,
@@ -143,6 +144,12 @@ impl Bench {
         self.state.apply(batch).await.unwrap();
         effects
     }
+}
+
+/// The runtime on which requests run.
+pub(crate) fn requests() -> Handle {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+    RUNTIME.handle().clone()
 }
 
 /// Runs on a runtime like a worker's, with a deadline.

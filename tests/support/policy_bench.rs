@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use tokio::runtime::Handle;
 use trackalert::alert::Alert;
 use trackalert::geoip::GeoIp;
 use trackalert::history::History;
@@ -80,7 +81,7 @@ impl Bench {
             state: Arc::clone(&state) as _,
             tentative: Arc::default(),
             geoip: Arc::new(GeoIp::none()),
-            web: Arc::new(Web::new(&settings().http, Tls::default(), Arc::default())),
+            web: Arc::new(Web::new(&settings().http, Tls::default(), Arc::default(), Handle::current())),
             wforce: Arc::default(),
             metrics: Arc::default(),
             operator: None,
