@@ -215,6 +215,8 @@ metrics! {
     policy_files: counters "trackalert_policy_files_total" ["outcome": "read", "refused"];
     #[doc = "Virtual machines replaced, by why"]
     vms_replaced: counters "trackalert_vms_replaced_total" ["why": "age", "reload", "spoiled", "stuck"];
+    #[doc = "Virtual machines there are, those in which earlier reports end included"]
+    vms: gauge "trackalert_vms";
     #[doc = "Bytes of Lua memory over all workers"]
     vm_bytes: gauge "trackalert_vm_bytes";
     #[doc = "Workers abandoned in C code that does not come back"]

@@ -12,6 +12,14 @@ mod stores;
 use bench::on_worker;
 use old::{handle, machine, read, refused};
 
+/// What this thread writes to the log meanwhile.
+fn logged(work: impl FnOnce()) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let writer = std::sync::Mutex::new(file.reopen().unwrap());
+    tracing::subscriber::with_default(tracing_subscriber::fmt().with_writer(writer).finish(), work);
+    std::fs::read_to_string(file.path()).unwrap()
+}
+
 #[test]
 fn call_that_configures_does_nothing_later_and_fails_no_report() {
     let calls = [
@@ -34,7 +42,10 @@ fn call_that_configures_does_nothing_later_and_fails_no_report() {
         "setCustomEndpoint('e', function() end)",
     ];
     for call in calls {
-        handle(call);
+        let name = call.trim_start_matches("assert(").split(['(', ' ']).next().unwrap();
+        let said = logged(|| handle(call));
+        let told = format!("{name}: works only while the file is loaded; write it into the file, and restart");
+        assert_eq!(said.matches(&told).count(), 1, "{call}:\n{said}");
     }
 }
 

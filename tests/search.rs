@@ -155,6 +155,7 @@ fn searches_wait_side_by_side_on_one_machine_and_over_several() {
         assert!(row.running * 10 >= limit * 9, "only {} of {limit} were in flight", row.running);
     }
     assert!(at(100).rate > 30.0 * at(1).rate, "a hundred at once are not faster by a factor of thirty");
+    assert!(at(2000).rate > at(100).rate, "two thousand at once are slower than a hundred");
 }
 
 /// What the program takes of memory with so many reports waiting, in KiB. They never end: it is killed.

@@ -22,6 +22,7 @@ use super::sandbox::{self, Sandbox};
 use super::watchdog::{self, Lane};
 use super::{Effects, Failure, PolicySet, Services, Settings};
 use crate::report::{LoginReport, ReportId};
+use crate::telemetry::Metrics;
 
 /// What the top level of one policy may use while it is loaded.
 const LOAD_CPU: Duration = Duration::from_secs(2);
@@ -112,6 +113,9 @@ impl Vm {
         }
         let sandbox = Sandbox::new(&host, limits.memory, set.policies().iter().any(|policy| policy.old))
             .map_err(|error| LoadError::one(format!("no virtual machine for the policies: {}", text(&error))))?;
+        if let Some(services) = &services {
+            sandbox.lua.set_app_data(Counted::new(&services.metrics));
+        }
         let lane = watchdog::lane(limits.stuck_after);
         let (mut loaded, mut problems) = (Vec::new(), Vec::new());
         for (index, policy) in set.policies().iter().enumerate() {
@@ -300,6 +304,22 @@ pub(super) struct Over(pub(super) Rc<Call>);
 impl Drop for Over {
     fn drop(&mut self) {
         drop(self.0.end());
+    }
+}
+
+/// Held by the machine itself, so that one that is kept alive by anything is seen in the metrics.
+struct Counted(Arc<Metrics>);
+
+impl Counted {
+    fn new(metrics: &Arc<Metrics>) -> Self {
+        metrics.vms.inc();
+        Self(Arc::clone(metrics))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.vms.dec();
     }
 }
 
