@@ -6,11 +6,15 @@
 //! password. Never sends anything.
 
 use std::error::Error;
+use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, ClientBuilder, Identity, Url};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 /// Who does not take a connection in this time is down.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -121,11 +125,32 @@ fn client(timeout: Duration) -> ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .user_agent(concat!("trackalert/", env!("CARGO_PKG_VERSION")))
+        .dns_resolver(Arc::new(Lookups))
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(timeout.min(CONNECT))
         .timeout(timeout)
         .pool_idle_timeout(IDLE)
+}
+
+/// Looks names up by the system's resolver, so many at once in the whole process. Each takes one of the program's threads for blocking
+/// work for as long as the resolver wants: without this bound one that hangs would hold up the searches and queues that need them too.
+struct Lookups;
+
+const LOOKUPS: usize = 64;
+static LOOKUP_TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(LOOKUPS)));
+
+impl Resolve for Lookups {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let turn = Arc::clone(&LOOKUP_TURNS).acquire_owned().await?;
+            let found = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                (name.as_str(), 0).to_socket_addrs()
+            });
+            Ok(Box::new(found.await??) as Addrs)
+        })
+    }
 }
 
 /// A client for `http://` only. No certificates are looked for: a container may have none, and the client would not start.

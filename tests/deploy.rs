@@ -24,6 +24,8 @@ const DATA: &str = "/var/lib/trackalert";
 
 /// What the clients of brokers hold for themselves, and the program without any load.
 const BESIDES_MIB: f64 = 320.0;
+/// For the reports whose machine failed.
+const MACHINES_APART: f64 = 4.0;
 /// What the regexes of User-Agents take, and more for each worker where somebody sends texts made for that: measured with uap-core 0.16.
 const REGEXES_MIB: (f64, f64) = (30.0, 40.0);
 
@@ -264,7 +266,9 @@ fn memory_limits_hold_what_the_settings_let_in() {
                 "receive" => needed += size("http.max_bodies"),
                 "detect,schedule" => {
                     needed += size("detect.unsettled_bytes") + size("history.writer_memory");
-                    needed += count("detect.workers") * (size("policy.memory") + REGEXES_MIB.1) + REGEXES_MIB.0;
+                    let machines = count("detect.workers") + MACHINES_APART;
+                    needed +=
+                        machines * size("policy.memory") + count("detect.workers") * REGEXES_MIB.1 + REGEXES_MIB.0;
                 }
                 "notify" => needed += count("notify.in_flight") * size("policy.max_alert"),
                 other => panic!("what does {other} need?"),

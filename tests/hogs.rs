@@ -93,6 +93,8 @@ fn run(kind: &str) -> Seen {
     let began = Instant::now();
     let mut reports: Vec<String> = (0..GOOD).map(|n| report(&format!("good{n}"), &json!({}))).collect();
     reports.insert(GOOD / 2, report("guilty", &json!({ "hog": kind })));
+    // It waits for its login's turn, also where that never ends.
+    reports.insert(GOOD / 2 + 1, report("guilty", &json!({ "next": true })));
     let mut program = site.start();
     runtime.block_on(send_all(&site.address, reports, 200, Arc::new(Progress::default())));
     let restarts = finish(&site, &mut program);
@@ -149,8 +151,7 @@ fn seen(kind: &str) -> Seen {
         ],
     );
     assert!(seen.most > 1000, "only {} waited at once: this proves little", seen.most);
-    assert_eq!(seen.stored, json!(GOOD + 1), "the guilty report stands in the history too");
-    assert!(seen.failures <= 3, "the policy failed on good reports as well: {} times", seen.failures);
+    assert_eq!(seen.stored, json!(GOOD + 2), "the guilty report stands in the history too");
     assert_eq!(seen.witnesses, 1, "the other policy's alert went out, once");
     seen
 }
@@ -161,6 +162,9 @@ fn only_the_guilty_one_is_a_dead_letter(kind: &str, reason: &str, restarts: u32)
     let letter = &seen.letters[0];
     assert_eq!(letter["key"], "guilty");
     assert_eq!(letter["reason"]["kind"], reason);
+    assert_eq!(seen.failures, if reason == "policy" { 3 } else { 0 }, "the policy failed on good reports as well");
+    // One by one those beside it would take over two minutes.
+    assert!(seen.seconds < 60.0, "the good reports notice: {:.0} s", seen.seconds);
     assert_eq!(letter["reason"]["only"], json!(["hog"]), "the dead letter names the policy");
     assert!(seen.came_back.is_empty());
     assert_eq!(seen.restarts, restarts);
@@ -169,6 +173,7 @@ fn only_the_guilty_one_is_a_dead_letter(kind: &str, reason: &str, restarts: u32)
 fn it_is_no_hog(kind: &str, said: &str) {
     let seen = seen(kind);
     assert_eq!(seen.letters, Vec::<Value>::new());
+    assert_eq!(seen.failures, 0, "the policy failed on good reports");
     assert_eq!(seen.came_back, [format!("\"{said}\"")]);
     assert_eq!(seen.restarts, 0);
 }

@@ -36,7 +36,7 @@ pub(super) fn endpoints(errands: Errands) -> endpoints::Run {
                 Ok(Answered::Endpoint { success, attrs }) => Ok((success, attrs)),
                 Ok(Answered::Nothing | Answered::Line(_)) => Ok((true, Map::new())),
                 Err(ErrandError::Unknown) => Err(Unanswered::Unknown),
-                Err(error @ ErrandError::Busy) => Err(Unanswered::Busy(error.to_string())),
+                Err(error @ ErrandError::Busy(_)) => Err(Unanswered::Busy(error.to_string())),
                 Err(error) => Err(Unanswered::Failed(error.to_string())),
             }
         })

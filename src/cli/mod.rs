@@ -29,6 +29,7 @@ mod when;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -180,7 +181,10 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
-    runtime.block_on(future)
+    let ended = runtime.block_on(future);
+    // A name that is still looked up for nobody must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ const WFORCE: &str = "policy.wforce.servers";
 const MOST_WFORCE: usize = 64;
 
 /// Key, least, most, and why.
-const WHOLE: [(&str, i64, i64, &str); 28] = [
+const WHOLE: [(&str, i64, i64, &str); 29] = [
     ("http.max_connections", 1, 1_000_000, ""),
     ("http.max_headers", 8, 10_000, ""),
     ("receive.max_attrs", 1, 100_000, ""),
@@ -42,6 +42,7 @@ const WHOLE: [(&str, i64, i64, &str); 28] = [
     ("detect.unsettled", 1, 10_000_000, ""),
     ("detect.login_backlog", 0, 1_000_000, ""),
     ("detect.device_cache", 1, 10_000_000, ""),
+    ("detect.errands", 1, 100_000, ""),
     ("policy.in_flight", 1, 4000, "one LuaJIT VM holds about 8,000 references"),
     ("policy.max_attempts", 1, 1000, ""),
     ("policy.http.in_flight", 1, 100_000, "each has a connection"),

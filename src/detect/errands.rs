@@ -22,10 +22,6 @@ use crate::state::Batch;
 
 /// Beyond `policy.time_limit`: a worker that is gone for so long says nothing any more.
 const GRACE: Duration = Duration::from_secs(30);
-/// How long an answer waits for its effects to be safe: while a store is out, each would hold a connection.
-const EFFECTS: Duration = Duration::from_secs(5);
-/// Endpoints and lines under way at once, those included whose effects wait for a store.
-const AT_ONCE: usize = 1_000;
 
 /// Why an errand was not done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +36,8 @@ pub enum ErrandError {
     #[error("it has run; what it raised waits for the alerts queue or the state, and takes effect when they answer")]
     Late,
     /// There are too many.
-    #[error("{AT_ONCE} endpoints and lines are under way at once; try again later")]
-    Busy,
+    #[error("as many endpoints and lines as detect.errands allows ({0}) are under way; try again later")]
+    Busy(usize),
     /// The program is draining, or the worker hung.
     #[error("no worker has done it; the log says why")]
     Gone,
@@ -119,13 +115,24 @@ async fn answered(answer: oneshot::Receiver<Outcome>, gone: CancellationToken, b
     }
 }
 
+/// What bounds errands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// `policy.time_limit`.
+    pub(super) time: Duration,
+    pub(super) workers: usize,
+    /// `detect.errands`: those included whose effects wait for a store.
+    pub(super) at_once: usize,
+    /// `detect.errand_effects`: while a store is out, each would hold a connection.
+    pub(super) effects: Duration,
+}
+
 /// The way to the workers. Cheap to clone.
 #[derive(Clone)]
 pub struct Errands {
     control: mpsc::Sender<Control>,
     settler: Arc<Settler>,
-    time_limit: Duration,
-    workers: usize,
+    limits: Limits,
     /// The detector's, which waits for them when it drains.
     tasks: TaskTracker,
     cut: CancellationToken,
@@ -137,12 +144,12 @@ impl Errands {
     pub(super) fn new(
         control: mpsc::Sender<Control>,
         settler: Arc<Settler>,
-        time_limit: Duration,
-        workers: usize,
+        limits: Limits,
         tasks: TaskTracker,
         cut: CancellationToken,
     ) -> Self {
-        Self { control, settler, time_limit, workers, tasks, cut, places: Arc::new(Semaphore::new(AT_ONCE)) }
+        let places = Arc::new(Semaphore::new(limits.at_once.min(Semaphore::MAX_PERMITS)));
+        Self { control, settler, limits, tasks, cut, places }
     }
 
     /// Runs it in a worker, at a time; resolves when its effects are safe, however long a store is out. `id` is what those are told by
@@ -159,7 +166,7 @@ impl Errands {
 
     /// The same for somebody who waits for the answer: only so long for its effects, and one of not too many.
     pub async fn answer(&self, errand: Errand, id: ReportId, t: Time) -> Result<Answered, ErrandError> {
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ErrandError::Busy)?;
+        let place = self.place()?;
         let this = self.clone();
         let running = self.spawn(async move {
             let (effects, answered) = this.ask(errand, id, t).await?;
@@ -171,10 +178,17 @@ impl Errands {
     /// Runs it in every worker; gives what each answered, in their order. What the first raised and wrote takes effect, and not the same
     /// again for each other one.
     pub async fn run_everywhere(&self, errand: Errand, id: ReportId, t: Time) -> Vec<Result<Answered, ErrandError>> {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return vec![Err(ErrandError::Busy)] };
+        let place = match self.place() {
+            Ok(place) => place,
+            Err(error) => return vec![Err(error)],
+        };
         let this = self.clone();
         let running = self.spawn(async move { Ok(this.ask_all(errand, id, t, place).await) });
         ended(running).await.unwrap_or_else(|error| vec![Err(error)])
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, ErrandError> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| ErrandError::Busy(self.limits.at_once))
     }
 
     async fn ask_all(
@@ -184,11 +198,11 @@ impl Errands {
         t: Time,
         place: OwnedSemaphorePermit,
     ) -> Vec<Result<Answered, ErrandError>> {
-        let places = (0..self.workers).map(|_| (oneshot::channel(), CancellationToken::new()));
+        let places = (0..self.limits.workers).map(|_| (oneshot::channel(), CancellationToken::new()));
         let each = places.map(|((answer, waits), gone)| ((answer, gone.clone()), (waits, gone)));
         let (answers, waiting): (Vec<_>, Vec<_>) = each.unzip();
         let sent = Control::Everywhere(Everywhere { errand, id, t, answers });
-        let deadline = Instant::now() + self.time_limit + GRACE;
+        let deadline = Instant::now() + self.limits.time + GRACE;
         if !matches!(tokio::time::timeout_at(deadline, self.control.send(sent)).await, Ok(Ok(()))) {
             return vec![Err(ErrandError::Gone)];
         }
@@ -206,7 +220,7 @@ impl Errands {
 
     async fn ask(&self, errand: Errand, id: ReportId, t: Time) -> Result<(Effects, Answered), ErrandError> {
         let ((answer, waits), gone) = (oneshot::channel(), CancellationToken::new());
-        let by = Instant::now() + self.time_limit + GRACE;
+        let by = Instant::now() + self.limits.time + GRACE;
         let sent = Control::Errand(Sent { errand, id, t, answer, gone: gone.clone() });
         if !matches!(tokio::time::timeout_at(by, self.control.send(sent)).await, Ok(Ok(()))) {
             return Err(ErrandError::Gone);
@@ -222,7 +236,7 @@ impl Errands {
             drop(place);
             Ok(())
         });
-        tokio::time::timeout(EFFECTS, ended(applying)).await.unwrap_or(Err(ErrandError::Late))
+        tokio::time::timeout(self.limits.effects, ended(applying)).await.unwrap_or(Err(ErrandError::Late))
     }
 
     async fn apply(&self, effects: Effects) {

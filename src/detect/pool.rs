@@ -11,7 +11,7 @@ use super::worker::{self, Job, Order, Plan, WorkerId};
 use crate::policy::{LoadError, PolicySet};
 
 /// Machines for reports that run apart from the others, at once: each may take `policy.memory`.
-const APART_AT_ONCE: usize = 8;
+const APART_AT_ONCE: usize = 4;
 
 /// Earlier sets of policies that are remembered for their names. A call lives no longer than `policy.time_limit` and a hang no longer
 /// than `policy.abort_after`, so few reloads fall into one.
@@ -21,12 +21,13 @@ struct Place {
     id: WorkerId,
     orders: mpsc::UnboundedSender<Order>,
     jobs: HashSet<u64>,
-    most: usize,
 }
 
 /// The workers. The last place is the one for reports that run apart.
 pub(super) struct Pool {
     plan: Plan,
+    /// Reports that a worker holds at most.
+    most: usize,
     /// What still runs of each party in a machine apart.
     parties: Vec<HashSet<u64>>,
     /// The sets before the last reloads, the latest first.
@@ -38,11 +39,11 @@ impl Pool {
     /// Starts `workers` workers of `most` reports each, and the one for reports that run apart.
     pub(super) fn start(plan: Plan, workers: usize, most: usize) -> Result<Self, LoadError> {
         let mut pool =
-            Self { plan, parties: Vec::new(), earlier: VecDeque::new(), places: Vec::with_capacity(workers + 1) };
+            Self { plan, most, parties: Vec::new(), earlier: VecDeque::new(), places: Vec::with_capacity(workers + 1) };
         for place in 0..=workers {
             let id = WorkerId { place, epoch: 0 };
             let orders = worker::start(id, pool.plan.clone())?;
-            pool.places.push(Place { id, orders, jobs: HashSet::new(), most });
+            pool.places.push(Place { id, orders, jobs: HashSet::new() });
         }
         Ok(pool)
     }
@@ -50,7 +51,7 @@ impl Pool {
     /// The worker that would take the next report: the one with the fewest; `None` while all are full.
     pub(super) fn vacancy(&self) -> Option<usize> {
         (0..self.apart())
-            .filter(|place| self.places[*place].jobs.len() < self.places[*place].most)
+            .filter(|place| self.places[*place].jobs.len() < self.most)
             .min_by_key(|place| self.places[*place].jobs.len())
     }
 

@@ -13,7 +13,7 @@ use crate::policy::Failure;
 pub(super) enum Blame {
     /// The policy on this report: one attempt is used up.
     Policy,
-    /// Maybe a neighbour in the same virtual machine: run again alone, no attempt used up.
+    /// Maybe a neighbour in the same virtual machine: run again apart, no attempt used up.
     PerhapsNeighbour,
     /// Something outside: run again later, no attempt used up.
     Dependency,

@@ -24,6 +24,9 @@ pub struct Settings {
     pub device_cache: usize,
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
+    pub errands: usize,
+    #[serde(with = "humantime_serde")]
+    pub errand_effects: Duration,
 }
 
 impl Settings {

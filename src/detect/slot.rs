@@ -14,7 +14,7 @@ use crate::report::LoginReport;
 /// Where the report is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// In dispatch, or waiting for its retry.
+    /// In dispatch, among the suspects, or waiting for its retry.
     Waiting,
     /// Lent to a worker.
     Running(WorkerId),
@@ -48,10 +48,10 @@ pub(super) struct Slot {
     attempts: Vec<(String, u32)>,
     /// Those that will not be tried again.
     pub(super) given_up: Vec<Given>,
-    /// It was in a machine that failed, maybe because of it: it runs apart from the others.
-    pub(super) suspect: bool,
-    /// How many it shared a machine apart with at its last run, itself included; 0: it ran in a worker's own.
+    /// How many shared the machine apart in which it ran last, itself included; 0: it was a worker's own.
     pub(super) party: usize,
+    /// Its machine failed, maybe because of it, and it runs apart from now on: its party at that time.
+    pub(super) suspect: Option<usize>,
     /// It has writes in the state.
     pub(super) wrote: bool,
     /// What did not answer at the last round.
@@ -71,8 +71,8 @@ impl Slot {
             handled: Vec::new(),
             attempts: Vec::new(),
             given_up: Vec::new(),
-            suspect: false,
             party: 0,
+            suspect: None,
             wrote: false,
             waits: None,
             since: Instant::now(),

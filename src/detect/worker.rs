@@ -7,7 +7,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::task::{Context, Poll};
@@ -119,7 +119,9 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
         let _watched = watchdog::register(id.place, plan.settings.stuck_after, move |event| {
             let _ = hangs.send((id, event));
         });
-        runtime.block_on(async move {
+        // The runtime's budget is for one task, and here it would be for all reports: those that it leaves out are woken in reverse, and
+        // the middle of a long row would never come to its turn.
+        runtime.block_on(tokio::task::coop::unconstrained(async move {
             match Worker::new(id, plan) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(()));
@@ -129,7 +131,7 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
                     let _ = ready.send(Err(error));
                 }
             }
-        });
+        }));
     });
     thread.map_err(LoadError::from)?;
     match started.recv_timeout(most) {
@@ -151,6 +153,8 @@ struct Worker {
     current: RefCell<Rc<Vm>>,
     /// Those that wait for reports that run apart.
     idle: RefCell<Vec<Rc<Vm>>>,
+    /// Those in which reports run apart.
+    apart: RefCell<Vec<Weak<Vm>>>,
     /// What this worker has added to the gauge of Lua memory.
     counted_memory: Cell<i64>,
 }
@@ -163,6 +167,7 @@ impl Worker {
             plan: RefCell::new(plan),
             current: RefCell::new(Rc::new(vm)),
             idle: RefCell::default(),
+            apart: RefCell::default(),
             counted_memory: Cell::new(0),
         })
     }
@@ -204,15 +209,16 @@ impl Worker {
                 counted = Instant::now();
                 self.count_memory();
             }
-            // For the connections, which are tasks of their own.
+            // For what is a task of its own: the connections to Redis and mail servers.
             tokio::task::yield_now().await;
         }
     }
 
     /// Brings this worker's share of the gauge of Lua memory up to date.
     fn count_memory(&self) {
-        let idle: usize = self.idle.borrow().iter().map(|vm| vm.used_memory()).sum();
-        let used = i64::try_from(idle + self.current.borrow().used_memory()).unwrap_or(i64::MAX);
+        self.apart.borrow_mut().retain(|vm| vm.strong_count() > 0);
+        let apart: usize = self.apart.borrow().iter().filter_map(|vm| Some(vm.upgrade()?.used_memory())).sum();
+        let used = i64::try_from(apart + self.current.borrow().used_memory()).unwrap_or(i64::MAX);
         self.plan.borrow().services.metrics.vm_bytes.add(used - self.counted_memory.replace(used));
     }
 
@@ -286,9 +292,13 @@ impl Worker {
 
     /// A machine for reports that run apart.
     fn vm_apart(&self) -> Apart {
-        let idle = self.idle.borrow_mut().pop();
+        if let Some(idle) = self.idle.borrow_mut().pop() {
+            return Ok(idle);
+        }
         // The policies were checked before, so an error is the system's want of memory.
-        idle.map_or_else(|| new_vm(&self.plan.borrow()).map(Rc::new).map_err(|error| error.to_string()), Ok)
+        let vm = new_vm(&self.plan.borrow()).map(Rc::new).map_err(|error| error.to_string())?;
+        self.apart.borrow_mut().push(Rc::downgrade(&vm));
+        Ok(vm)
     }
 
     /// The last one that runs in a machine apart leaves it for others.
@@ -393,5 +403,7 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 fn new_vm(plan: &Plan) -> Result<Vm, LoadError> {
-    Vm::new(&plan.policies, &plan.services, &plan.settings)
+    // A panic here would take the worker's thread with it, and all reports that it was lent would be in hand for ever.
+    let made = std::panic::catch_unwind(AssertUnwindSafe(|| Vm::new(&plan.policies, &plan.services, &plan.settings)));
+    made.unwrap_or_else(|panic| Err(start_error(panic_text(&*panic))))
 }

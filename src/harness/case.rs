@@ -81,8 +81,7 @@ pub(super) fn run(number: usize, case: &Case, settings: &Settings, root: &Path) 
 fn on_runtime(case: &Case, settings: &Settings, root: &Path, said: &Said) -> Result<Vec<Difference>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start threads: {error}"))?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    runtime.block_on(async {
         let stage = Stage::set(case, settings, root)?;
         let differences = play(case, settings, &stage, said).await;
         stage.strike().await;

@@ -191,7 +191,7 @@ impl Detector {
                 continue;
             }
             slot.phase = Phase::Waiting;
-            (slot.suspect, slot.party) = (true, 0);
+            slot.suspect = Some(0);
             self.running -= 1;
             self.parts.services.metrics.in_flight.dec();
             self.parts.services.metrics.retries.with_label_values(&["neighbour"]).inc();

@@ -7,7 +7,7 @@ mod guard;
 mod outcome;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::circuit::Circuits;
 use super::dispatch::{Dispatch, Place};
-use super::errands::{Errands, Running};
+use super::errands::{Errands, Limits, Running};
 use super::hung::HungList;
 use super::intake::Intake;
 use super::pool::Pool;
@@ -137,9 +137,14 @@ impl Detector {
 
     /// The way here for what is no report.
     pub(super) fn errands(&self, control: mpsc::Sender<Control>) -> Errands {
-        let (time_limit, workers) = (self.parts.policy.time_limit, self.parts.settings.worker_count());
-        let (tasks, cut) = (self.tasks.clone(), self.cut.clone());
-        Errands::new(control, Arc::clone(&self.settler), time_limit, workers, tasks, cut)
+        let settings = &self.parts.settings;
+        let limits = Limits {
+            time: self.parts.policy.time_limit,
+            workers: settings.worker_count(),
+            at_once: settings.errands,
+            effects: settings.errand_effects,
+        };
+        Errands::new(control, Arc::clone(&self.settler), limits, self.tasks.clone(), self.cut.clone())
     }
 
     /// Runs until it is told to drain or fails (the end of its source is a failure); what it holds is finished or handed back.
@@ -161,7 +166,7 @@ impl Detector {
         let mut heart = tokio::time::interval(Duration::from_secs(1));
         let mut deliveries = Vec::with_capacity(AT_ONCE);
         let mut outcomes = Vec::with_capacity(ENDED_AT_ONCE);
-        while until.is_none_or(|deadline| self.can_finish_more(deadline)) {
+        while until.is_none_or(|deadline| self.can_finish_more(deadline, ended.is_err())) {
             if until.is_none() || !self.is_stuck() {
                 self.start_ready();
             }
@@ -247,13 +252,20 @@ impl Detector {
 
     /// Whether a drain goes on. All that was taken is finished, whether it runs or waits for its turn: where a queue stores one position
     /// a partition, a report that is handed back brings all that was handled behind it again. What waits for a dependency or for a
-    /// broken policy is not waited for, nor a call that hangs: the process often ends because of it.
-    fn can_finish_more(&self, deadline: tokio::time::Instant) -> bool {
+    /// broken policy is not waited for; nor, where the process ends because of it (`failed`), is a call that hangs, and what waits behind
+    /// that for its login's turn.
+    fn can_finish_more(&self, deadline: tokio::time::Instant, failed: bool) -> bool {
         let stuck = self.is_stuck();
+        let hanging = self.slots.values().filter(|slot| matches!(slot.phase, Phase::Hanging(_)));
+        let held: HashSet<&str> =
+            if failed { hanging.map(|slot| slot.report.login.as_str()).collect() } else { HashSet::new() };
         let more = self.slots.values().any(|slot| match slot.phase {
-            Phase::Waiting => !stuck,
+            Phase::Waiting => {
+                let behind = slot.place == Place::InOrder && held.contains(slot.report.login.as_str());
+                !stuck && !behind
+            }
             Phase::Running(_) | Phase::Applying => true,
-            Phase::Hanging(_) => false,
+            Phase::Hanging(_) => !failed,
         });
         let late = deadline <= tokio::time::Instant::now();
         if more && late {
@@ -353,11 +365,22 @@ impl Detector {
     }
 
     fn start_ready(&mut self) {
+        self.start_apart();
+        self.start_next();
+        // Those that were found among the next ones.
+        self.start_apart();
+    }
+
+    /// They were in flight before, so `detect.in_flight` does not hold them up; new ones wait for them.
+    fn start_apart(&mut self) {
         while self.pool.has_vacancy_apart()
-            && let Some(party) = self.suspects.next(self.parts.settings.in_flight.saturating_sub(self.running))
+            && let Some(party) = self.suspects.next(self.parts.policy.in_flight)
         {
             self.lend_apart(party);
         }
+    }
+
+    fn start_next(&mut self) {
         while self.running < self.parts.settings.in_flight && self.dispatch.has_ready() {
             let trying = match self.breaker_opens() {
                 None => false,
@@ -370,9 +393,9 @@ impl Detector {
             if trying {
                 self.probe = Some(number);
             }
-            match self.slots.get(&number) {
-                Some(slot) if slot.suspect => self.suspects.add(number, slot.party),
-                _ => self.lend(place, number),
+            match self.slots.get(&number).and_then(|slot| slot.suspect) {
+                Some(party) => self.suspects.add(number, party),
+                None => self.lend(place, number),
             }
         }
     }

@@ -118,6 +118,11 @@ impl Detector {
         if let Some(why) = why(&failure) {
             metrics.policy_failures.with_label_values(&[why]).inc();
         }
+        if matches!(failure, Failure::Memory)
+            && let Some(slot) = self.slots.get_mut(&round.number)
+        {
+            slot.suspect = Some(slot.party);
+        }
         match blame(&failure, round.alone) {
             Blame::Dependency => {
                 let (Failure::Dependency { dependency, said }, Some(slot)) =
@@ -129,9 +134,6 @@ impl Detector {
             }
             Blame::PerhapsNeighbour => {
                 metrics.retries.with_label_values(&["neighbour"]).inc();
-                if let Some(slot) = self.slots.get_mut(&round.number) {
-                    slot.suspect = true;
-                }
                 Some(Duration::ZERO)
             }
             Blame::Program => {
