@@ -19,6 +19,7 @@ mod pool;
 mod retry;
 mod settings;
 mod settle;
+mod side_by_side;
 mod slot;
 mod suspects;
 mod worker;

@@ -5,20 +5,18 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::Either;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use super::errands::{Running, Sent, WhileRunning};
+use super::side_by_side;
 use crate::device::Devices;
 use crate::policy::watchdog::{self, Event};
 use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
@@ -44,9 +42,6 @@ pub(super) struct Job {
     /// Since when it could run.
     pub(super) since: Instant,
 }
-
-/// The most orders that are taken, and outcomes that are sent, in one go: each such sending wakes the detector's task, on another core.
-const AT_ONCE: usize = 64;
 
 /// One policy's call.
 #[derive(Debug)]
@@ -119,9 +114,7 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
         let _watched = watchdog::register(id.place, plan.settings.stuck_after, move |event| {
             let _ = hangs.send((id, event));
         });
-        // The runtime's budget is for one task, and here it would be for all reports: those that it leaves out are woken in reverse, and
-        // the middle of a long row would never come to its turn.
-        runtime.block_on(tokio::task::coop::unconstrained(async move {
+        runtime.block_on(async move {
             match Worker::new(id, plan) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(()));
@@ -131,7 +124,7 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
                     let _ = ready.send(Err(error));
                 }
             }
-        }));
+        });
     });
     thread.map_err(LoadError::from)?;
     match started.recv_timeout(most) {
@@ -155,8 +148,8 @@ struct Worker {
     idle: RefCell<Vec<Rc<Vm>>>,
     /// Those in which reports run apart.
     apart: RefCell<Vec<Weak<Vm>>>,
-    /// What this worker has added to the gauge of Lua memory.
-    counted_memory: Cell<i64>,
+    /// What this worker has added to the gauge of Lua memory, and when.
+    counted_memory: Cell<(i64, Instant)>,
 }
 
 impl Worker {
@@ -168,58 +161,49 @@ impl Worker {
             current: RefCell::new(Rc::new(vm)),
             idle: RefCell::default(),
             apart: RefCell::default(),
-            counted_memory: Cell::new(0),
+            counted_memory: Cell::new((0, Instant::now())),
         })
     }
 
-    /// Runs what it is told to, all side by side, in the order in which it can go on.
-    ///
-    /// No task each: the runtime would look at those that were woken from another thread, which all that have waited for an answer are,
-    /// once in 31 times while there are new ones, and a report whose history has long answered would wait for seconds behind reports
-    /// that came after it.
-    async fn serve(&self, mut inbox: mpsc::UnboundedReceiver<Order>) {
-        let mut orders = Vec::with_capacity(AT_ONCE);
-        let mut running = FuturesUnordered::new();
-        let mut told = true;
-        let mut counted = Instant::now();
-        while told || !running.is_empty() {
-            tokio::select! {
-                taken = inbox.recv_many(&mut orders, AT_ONCE), if told => told = taken > 0,
-                ended = poll_fn(|context| poll_ended(&mut running, context)), if !running.is_empty() => {
-                    // Where nobody takes them any more, the process is ending and the reports will be handed out again.
-                    let _ = self.plan.borrow().outcomes.send(ended);
-                }
-            }
-            for order in orders.drain(..) {
+    /// Runs what it is told to.
+    async fn serve(&self, orders: mpsc::UnboundedReceiver<Order>) {
+        let outcomes = self.plan.borrow().outcomes.clone();
+        side_by_side::run(
+            orders,
+            |order, running| {
+                self.count_memory();
                 match order {
                     Order::Run(job) => running.push(Either::Left(self.run(job, None).map(Some))),
                     Order::RunApart(jobs) => {
                         let vm = self.vm_apart();
-                        running.extend(
-                            jobs.into_iter().map(|job| Either::Left(self.run(job, Some(vm.clone())).map(Some))),
-                        );
+                        jobs.into_iter()
+                            .for_each(|job| running.push(Either::Left(self.run(job, Some(vm.clone())).map(Some))));
                     }
                     Order::Errand(sent, known) => {
                         running.push(Either::Right(self.run_errand(sent, known).map(|()| None)));
                     }
                     Order::Load(policies) => self.load(policies),
                 }
-            }
-            if counted.elapsed() >= Duration::from_secs(1) {
-                counted = Instant::now();
-                self.count_memory();
-            }
-            // For what is a task of its own: the connections to Redis and mail servers.
-            tokio::task::yield_now().await;
-        }
+            },
+            |ended| {
+                // Where nobody takes them any more, the process is ending and the reports will be handed out again.
+                let _ = outcomes.send(ended);
+            },
+        )
+        .await;
     }
 
-    /// Brings this worker's share of the gauge of Lua memory up to date.
+    /// Brings this worker's share of the gauge of Lua memory up to date, once a second.
     fn count_memory(&self) {
+        let (counted, at) = self.counted_memory.get();
+        if at.elapsed() < Duration::from_secs(1) {
+            return;
+        }
         self.apart.borrow_mut().retain(|vm| vm.strong_count() > 0);
         let apart: usize = self.apart.borrow().iter().filter_map(|vm| Some(vm.upgrade()?.used_memory())).sum();
         let used = i64::try_from(apart + self.current.borrow().used_memory()).unwrap_or(i64::MAX);
-        self.plan.borrow().services.metrics.vm_bytes.add(used - self.counted_memory.replace(used));
+        self.plan.borrow().services.metrics.vm_bytes.add(used - counted);
+        self.counted_memory.set((used, Instant::now()));
     }
 
     fn load(&self, policies: PolicySet) {
@@ -373,23 +357,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.plan.borrow().services.metrics.vm_bytes.sub(self.counted_memory.get());
+        self.plan.borrow().services.metrics.vm_bytes.sub(self.counted_memory.get().0);
     }
-}
-
-/// Runs what can go on. The outcomes of what has ended by now; an errand has none.
-fn poll_ended(
-    running: &mut FuturesUnordered<impl Future<Output = Option<Outcome>>>,
-    context: &mut Context<'_>,
-) -> Poll<Vec<Outcome>> {
-    let (mut count, mut outcomes) = (0, Vec::new());
-    while count < AT_ONCE
-        && let Poll::Ready(Some(outcome)) = running.poll_next_unpin(context)
-    {
-        count += 1;
-        outcomes.extend(outcome);
-    }
-    if count == 0 { Poll::Pending } else { Poll::Ready(outcomes) }
 }
 
 fn fault(policy: &str, panic: &(dyn Any + Send)) -> Call {
