@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -125,7 +125,7 @@ fn client(timeout: Duration) -> ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .user_agent(concat!("trackalert/", env!("CARGO_PKG_VERSION")))
-        .dns_resolver(Arc::new(Lookups))
+        .dns_resolver(Arc::new(Lookups(Arc::new(Semaphore::new(LOOKUPS)))))
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(timeout.min(CONNECT))
@@ -133,17 +133,19 @@ fn client(timeout: Duration) -> ClientBuilder {
         .pool_idle_timeout(IDLE)
 }
 
-/// Looks names up by the system's resolver, so many at once in the whole process. Each takes one of the program's threads for blocking
-/// work for as long as the resolver wants: without this bound one that hangs would hold up the searches and queues that need them too.
-struct Lookups;
-
+/// Names that a client looks up at once.
 const LOOKUPS: usize = 64;
-static LOOKUP_TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(LOOKUPS)));
+
+/// Looks a client's names up by the system's resolver. Each takes one of the program's threads for blocking work for as long as the
+/// resolver wants: without a bound, one that hangs would hold up the searches and queues that need them too; with one bound for all, the
+/// names that a policy asks would hold up the alerts.
+struct Lookups(Arc<Semaphore>);
 
 impl Resolve for Lookups {
     fn resolve(&self, name: Name) -> Resolving {
+        let turns = Arc::clone(&self.0);
         Box::pin(async move {
-            let turn = Arc::clone(&LOOKUP_TURNS).acquire_owned().await?;
+            let turn = turns.acquire_owned().await?;
             let found = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
                 (name.as_str(), 0).to_socket_addrs()

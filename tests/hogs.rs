@@ -29,6 +29,13 @@ local kinds = {
   find = function() return string.find(string.rep("a", 40), string.rep("a?", 40) .. string.rep("a", 40)) end,
   string = function() return #string.rep("x", 2^31) end,
   strings = function() local t = {} for i = 1, math.huge do t[i] = string.rep("x", 2^20) .. i end end,
+  -- Most of the machine's memory, for as long as a server needs. In a machine of its own it has room.
+  large = function()
+    local t = {}
+    for i = 1, 52 do t[i] = string.rep(string.char(i), 2^20) end
+    for _ = 1, 6 do assert(http.get(server)) end
+    return #t
+  end,
   -- A call that waits in a coroutine of the policy's own.
   wrapped = function()
     local next_status = coroutine.wrap(function()
@@ -75,6 +82,8 @@ struct Seen {
     most: usize,
     /// How often the log says that a policy failed.
     failures: usize,
+    /// Machines of the workers that failed.
+    spoiled: f64,
     restarts: u32,
     seconds: f64,
 }
@@ -101,6 +110,7 @@ fn run(kind: &str) -> Seen {
     let stored = runtime.block_on(query(&site.address, json!({ "size": 0 })))["hits"]["total"]["value"].clone();
     let letters = runtime.block_on(dead_letters(&site.address, "reports"));
     let seconds = began.elapsed().as_secs_f64();
+    let spoiled = program.metric("trackalert_vms_replaced_total{why=\"spoiled\"}").unwrap();
     assert_eq!(program.terminate(), Some(0));
     let came_back = inbox.of_kind("came_back").iter().map(|arrival| arrival.alert["title"].to_string()).collect();
     Seen {
@@ -110,6 +120,7 @@ fn run(kind: &str) -> Seen {
         came_back,
         most: server.most(),
         failures: site.log_text().matches("a policy failed on a report").count(),
+        spoiled,
         restarts,
         seconds,
     }
@@ -170,12 +181,13 @@ fn only_the_guilty_one_is_a_dead_letter(kind: &str, reason: &str, restarts: u32)
     assert_eq!(seen.restarts, restarts);
 }
 
-fn it_is_no_hog(kind: &str, said: &str) {
+fn it_is_no_hog(kind: &str, said: &str) -> Seen {
     let seen = seen(kind);
     assert_eq!(seen.letters, Vec::<Value>::new());
     assert_eq!(seen.failures, 0, "the policy failed on good reports");
     assert_eq!(seen.came_back, [format!("\"{said}\"")]);
     assert_eq!(seen.restarts, 0);
+    seen
 }
 
 #[test]
@@ -206,6 +218,12 @@ fn string_larger_than_the_memory_is_refused_and_named() {
 #[test]
 fn strings_that_fill_the_memory_are_stopped_and_their_neighbours_are_not_blamed() {
     only_the_guilty_one_is_a_dead_letter("strings", "policy", 0);
+}
+
+/// Its neighbours are those that ask for more than there is, and they are not what the next machine must be saved from.
+#[test]
+fn report_that_leaves_its_neighbours_no_memory_runs_apart_and_spoils_one_machine() {
+    assert_eq!(it_is_no_hog("large", "52").spoiled, 1.0);
 }
 
 #[test]

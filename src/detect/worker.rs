@@ -186,6 +186,7 @@ impl Worker {
                 }
             },
             |ended| {
+                self.count_memory();
                 // Where nobody takes them any more, the process is ending and the reports will be handed out again.
                 let _ = outcomes.send(ended);
             },

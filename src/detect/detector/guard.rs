@@ -23,7 +23,7 @@ use crate::report::ReportId;
 pub(super) struct Hanging {
     /// When the process is to end because of it.
     pub(super) abort_at: Instant,
-    worker: WorkerId,
+    pub(super) worker: WorkerId,
     id: ReportId,
     what: What,
 }

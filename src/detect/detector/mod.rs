@@ -7,7 +7,7 @@ mod guard;
 mod outcome;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,6 +70,8 @@ pub(super) struct Detector {
     hung: HungList,
     /// The calls that hang.
     hanging: Vec<Hanging>,
+    /// The worker because of whose call the process ends.
+    ends_for: Option<WorkerId>,
     tasks: TaskTracker,
     /// Ends the settling tasks when a drain runs out of time: their tokens hand the reports out again.
     cut: CancellationToken,
@@ -123,6 +125,7 @@ impl Detector {
             probe: None,
             hung: HungList::open(parts.hung_list.clone()),
             hanging: Vec::new(),
+            ends_for: None,
             tasks: TaskTracker::new(),
             cut: CancellationToken::new(),
             outcomes,
@@ -166,7 +169,7 @@ impl Detector {
         let mut heart = tokio::time::interval(Duration::from_secs(1));
         let mut deliveries = Vec::with_capacity(AT_ONCE);
         let mut outcomes = Vec::with_capacity(ENDED_AT_ONCE);
-        while until.is_none_or(|deadline| self.can_finish_more(deadline, ended.is_err())) {
+        while until.is_none_or(|deadline| self.can_finish_more(deadline)) {
             if until.is_none() || !self.is_stuck() {
                 self.start_ready();
             }
@@ -252,20 +255,22 @@ impl Detector {
 
     /// Whether a drain goes on. All that was taken is finished, whether it runs or waits for its turn: where a queue stores one position
     /// a partition, a report that is handed back brings all that was handled behind it again. What waits for a dependency or for a
-    /// broken policy is not waited for; nor, where the process ends because of it (`failed`), is a call that hangs, and what waits behind
-    /// that for its login's turn.
-    fn can_finish_more(&self, deadline: tokio::time::Instant, failed: bool) -> bool {
+    /// broken policy is not waited for; nor is the call that hangs because of which the process ends, and what waits behind it for its
+    /// login's turn.
+    fn can_finish_more(&self, deadline: tokio::time::Instant) -> bool {
         let stuck = self.is_stuck();
-        let hanging = self.slots.values().filter(|slot| matches!(slot.phase, Phase::Hanging(_)));
-        let held: HashSet<&str> =
-            if failed { hanging.map(|slot| slot.report.login.as_str()).collect() } else { HashSet::new() };
+        let hangs = |slot: &Slot| self.ends_for.is_some_and(|worker| slot.phase == Phase::Hanging(worker));
+        let held = self.ends_for.and_then(|_| self.slots.values().find(|slot| hangs(slot)));
         let more = self.slots.values().any(|slot| match slot.phase {
             Phase::Waiting => {
-                let behind = slot.place == Place::InOrder && held.contains(slot.report.login.as_str());
+                let in_order = slot.place == Place::InOrder;
+                let behind = held.is_some_and(|held| {
+                    in_order && held.place == Place::InOrder && held.report.login == slot.report.login
+                });
                 !stuck && !behind
             }
             Phase::Running(_) | Phase::Applying => true,
-            Phase::Hanging(_) => !failed,
+            Phase::Hanging(_) => !hangs(slot),
         });
         let late = deadline <= tokio::time::Instant::now();
         if more && late {
@@ -371,7 +376,7 @@ impl Detector {
         self.start_apart();
     }
 
-    /// They were in flight before, so `detect.in_flight` does not hold them up; new ones wait for them.
+    /// They were in flight before, so `detect.in_flight` does not hold them up.
     fn start_apart(&mut self) {
         while self.pool.has_vacancy_apart()
             && let Some(party) = self.suspects.next(self.parts.policy.in_flight)
@@ -454,7 +459,9 @@ impl Detector {
     fn on_timer(&mut self) -> Result<(), DetectError> {
         let now = Instant::now();
         if let Some(over) = self.hanging.iter().position(|hanging| hanging.abort_at <= now) {
-            return Err(self.hanging.swap_remove(over).error());
+            let hanging = self.hanging.swap_remove(over);
+            self.ends_for = Some(hanging.worker);
+            return Err(hanging.error());
         }
         while let Some(Reverse((at, number))) = self.retries.peek().copied()
             && at <= now

@@ -118,7 +118,8 @@ impl Detector {
         if let Some(why) = why(&failure) {
             metrics.policy_failures.with_label_values(&[why]).inc();
         }
-        if matches!(failure, Failure::Memory)
+        // Who is cut off with the machine may be the one that fills it: the next one that asked for memory only came last.
+        if matches!(failure, Failure::Memory | Failure::Cancelled)
             && let Some(slot) = self.slots.get_mut(&round.number)
         {
             slot.suspect = Some(slot.party);
