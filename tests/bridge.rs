@@ -10,7 +10,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -20,10 +20,10 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use support::kafka::Broker as KafkaBroker;
+use support::driver::{Driver, on_brokers};
 use support::program::{Program, Site};
-use support::rabbitmq::{self, Rabbit};
 use support::sender::{client, query};
+use support::server::Server;
 use support::trial;
 use support::wire::{self, post};
 use trackalert::config::Config;
@@ -36,57 +36,19 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const IN_SPOOL: &str = "trackalert_queue_messages{queue=\"spool\"}";
 const SPOOLED: &str = "trackalert_spooled_reports_total";
 
-/// One at a time: a case that kills the broker must not hit another one.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The broker under the bridge.
-#[derive(Clone, Copy)]
-enum Broker {
-    Kafka(&'static KafkaBroker),
-    Rabbit(&'static Rabbit),
-}
-
-impl Broker {
-    fn kafka() -> Option<Self> {
-        support::kafka::broker().map(Self::Kafka)
-    }
-
-    fn rabbit() -> Option<Self> {
-        rabbitmq::shared().map(Self::Rabbit)
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Kafka(_) => "kafka",
-            Self::Rabbit(_) => "rabbitmq",
-        }
-    }
-
-    fn kill(self) {
-        match self {
-            Self::Kafka(broker) => broker.server.kill(),
-            Self::Rabbit(rabbit) => rabbit.server.kill(),
-        }
-    }
-
-    fn start_again(self) {
-        match self {
-            Self::Kafka(broker) => broker.server.start_again(),
-            Self::Rabbit(rabbit) => rabbit.server.start_again(),
-        }
-    }
-}
+on_brokers!(
+    broker_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing,
+    started_while_the_broker_is_down_and_killed_loses_nothing,
+);
 
 /// A broker that was killed is started again also when the test fails: the next one needs it.
-struct Down(Broker);
+struct Down(&'static Server);
 
 impl Down {
-    fn kill(broker: Broker) -> Self {
-        broker.kill();
-        Self(broker)
+    fn kill(driver: Driver) -> Self {
+        let server = driver.server().unwrap();
+        server.kill();
+        Self(server)
     }
 }
 
@@ -98,14 +60,14 @@ impl Drop for Down {
 
 /// Queues of a test's own on a broker.
 struct Rig {
-    broker: Broker,
+    driver: Driver,
     number: u32,
 }
 
 impl Rig {
-    fn new(broker: Broker) -> Self {
+    fn new(driver: Driver) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        Self { broker, number: NUMBER.fetch_add(1, Ordering::Relaxed) }
+        Self { driver, number: NUMBER.fetch_add(1, Ordering::Relaxed) }
     }
 
     fn reports(&self) -> String {
@@ -115,15 +77,16 @@ impl Rig {
     /// The configuration of the queues, for a group of consumers.
     fn queues(&self, group: &str) -> String {
         let number = self.number;
-        let (kind, driver) = match self.broker {
-            Broker::Kafka(broker) => (
+        let (kind, driver) = match self.driver {
+            Driver::Embedded => panic!("a bridge leads to a broker"),
+            Driver::Kafka(broker) => (
                 "kafka",
                 format!(
                     "[queue.kafka]\nbrokers = [\"{}\"]\ngroup = \"{group}-{number}\"\ncreate_topics = true\npartitions = 4\nreplication = 1\nsession_timeout = \"6s\"\n",
                     broker.address
                 ),
             ),
-            Broker::Rabbit(rabbit) => ("amqp", format!("[queue.amqp]\nurl = \"{}\"\n", rabbit.url())),
+            Driver::Amqp(rabbit) => ("amqp", format!("[queue.amqp]\nurl = \"{}\"\n", rabbit.url())),
         };
         let reports = self.reports();
         format!("[queue]\nkind = \"{kind}\"\nreports = \"{reports}\"\nalerts = \"bridge-alerts-{number}\"\n{driver}")
@@ -149,9 +112,10 @@ impl Rig {
         std::fs::write(&file, self.queues("reader")).unwrap();
         let settings = Config::load(Some(&file), &[]).unwrap().queue;
         let (name, metrics, backoff) = (self.reports(), Arc::new(Metrics::new()), settings.backoff());
-        let queue: Arc<dyn Queue> = match self.broker {
-            Broker::Kafka(_) => KafkaQueue::open(&name, &settings.kafka, 1 << 20, metrics, "reports").unwrap(),
-            Broker::Rabbit(_) => {
+        let queue: Arc<dyn Queue> = match self.driver {
+            Driver::Embedded => panic!("a bridge leads to a broker"),
+            Driver::Kafka(_) => KafkaQueue::open(&name, &settings.kafka, 1 << 20, metrics, "reports").unwrap(),
+            Driver::Amqp(_) => {
                 AmqpQueue::open(&name, "reader", &settings.amqp, backoff, 1 << 20, metrics, "reports").unwrap()
             }
         };
@@ -264,10 +228,10 @@ fn all_there_in_order(read: &[Read], accepted: &[(u64, u64)]) -> usize {
     again
 }
 
-fn broker_down_under_a_sender_that_tries_once(broker: Broker) {
+fn broker_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing(driver: Driver) {
     let (rate, down, logins) = trial::size((300, 5, 150), (500, 30, 250));
     let seed = trial::seed();
-    let rig = Rig::new(broker);
+    let rig = Rig::new(driver);
     let site = rig.bridge("");
     let program = start(&site, "receive");
     let runtime = Runtime::new().unwrap();
@@ -276,7 +240,7 @@ fn broker_down_under_a_sender_that_tries_once(broker: Broker) {
     let accepted = || sent.accepted.lock().unwrap().len();
     program.wait_until("reports to be accepted", PATIENCE, |_| accepted() > 500);
     let began = Instant::now();
-    let killed = Down::kill(broker);
+    let killed = Down::kill(driver);
     let before = accepted();
     program.wait_until("the spool to be used", PATIENCE, |program| program.metric(SPOOLED) > Some(100.0));
     std::thread::park_timeout(Duration::from_secs(down));
@@ -309,26 +273,12 @@ fn broker_down_under_a_sender_that_tries_once(broker: Broker) {
         ("longest answer in milliseconds", sent.longest.load(Ordering::Relaxed).to_string()),
         ("reports in the queue twice", again.to_string()),
     ];
-    trial::print(&format!("bridge: {} down", broker.name()), seed, &table);
+    trial::print(&format!("bridge: {} down", driver.name()), seed, &table);
     assert_eq!(*sent.refused.lock().unwrap(), Vec::<String>::new(), "a sender that tries once was refused");
     assert!(during > 0 && most > 0.0, "nothing came while the broker was down: this proves nothing");
     assert_eq!(site.log_text().matches("reports go into the spool").count(), 1, "{}", site.log_text());
     assert!(site.log_text().contains("the spool is empty"));
     assert_eq!(program.terminate(), Some(0));
-}
-
-#[test]
-fn kafka_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing() {
-    let _alone = alone();
-    let Some(broker) = Broker::kafka() else { return };
-    broker_down_under_a_sender_that_tries_once(broker);
-}
-
-#[test]
-fn rabbitmq_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing() {
-    let _alone = alone();
-    let Some(broker) = Broker::rabbit() else { return };
-    broker_down_under_a_sender_that_tries_once(broker);
 }
 
 /// Sends `count` reports, a hundred in a batch; all must be accepted. `next` is the number of the next one.
@@ -344,14 +294,14 @@ fn send_batches(site: &Site, count: u64, next: &mut u64, accepted: &mut Vec<(u64
     *next += count;
 }
 
-fn started_while_the_broker_is_down_and_killed(broker: Broker) {
+fn started_while_the_broker_is_down_and_killed_loses_nothing(driver: Driver) {
     let count = trial::size(3000, 50_000);
     let seed = trial::seed();
     let mut random = StdRng::seed_from_u64(seed);
-    let rig = Rig::new(broker);
+    let rig = Rig::new(driver);
     let site = rig.bridge("");
     let (mut next, mut accepted) = (0, Vec::new());
-    let down = Down::kill(broker);
+    let down = Down::kill(driver);
     let program = start(&site, "receive");
     send_batches(&site, count, &mut next, &mut accepted);
     program.wait_until("all of it in the spool", PATIENCE, |program| program.metric(IN_SPOOL) == Some(count as f64));
@@ -396,31 +346,17 @@ fn started_while_the_broker_is_down_and_killed(broker: Broker) {
         ("left in it at the kill while forwarding", left_at_kill.to_string()),
         ("reports in the queue twice", again.to_string()),
     ];
-    trial::print(&format!("bridge: {} down at the start, kills", broker.name()), seed, &table);
+    trial::print(&format!("bridge: {} down at the start, kills", driver.name()), seed, &table);
     assert_eq!(program.terminate(), Some(0));
 }
 
 #[test]
-fn started_while_kafka_is_down_and_killed_loses_nothing() {
-    let _alone = alone();
-    let Some(broker) = Broker::kafka() else { return };
-    started_while_the_broker_is_down_and_killed(broker);
-}
-
-#[test]
-fn started_while_rabbitmq_is_down_and_killed_loses_nothing() {
-    let _alone = alone();
-    let Some(broker) = Broker::rabbit() else { return };
-    started_while_the_broker_is_down_and_killed(broker);
-}
-
-#[test]
 fn full_spool_refuses_with_retry_after_and_accepts_again_when_the_broker_is_back() {
-    let _alone = alone();
-    let Some(broker) = Broker::rabbit() else { return };
-    let rig = Rig::new(broker);
+    let Some(driver) = Driver::amqp() else { return };
+    let _alone = driver.alone();
+    let rig = Rig::new(driver);
     let site = rig.bridge("receive.spool_max_bytes = \"1 MiB\"\n");
-    let down = Down::kill(broker);
+    let down = Down::kill(driver);
     let program = start(&site, "receive");
     let mut accepted = Vec::new();
     let refused = loop {
@@ -460,13 +396,13 @@ fn signature(secret: &str, body: &[u8]) -> String {
 
 #[test]
 fn each_form_of_report_goes_through_the_spool_and_is_handled_once() {
-    let _alone = alone();
-    let Some(broker) = Broker::kafka() else { return };
-    let rig = Rig::new(broker);
+    let Some(driver) = Driver::kafka() else { return };
+    let _alone = driver.alone();
+    let rig = Rig::new(driver);
     let site = rig.bridge("receive.webhook_secrets = [\"s1\"]\n");
     let program = start(&site, "receive");
     let (of_detect, detect) = rig.detect();
-    let down = Down::kill(broker);
+    let down = Down::kill(driver);
     let (webhook, rest, api) = (report(0, 0), report(1, 0), report(2, 0));
     let head = format!("X-Wforce-Event: report\r\nX-Wforce-Signature: {}\r\n", signature("s1", webhook.as_bytes()));
     let forged = head.replace("Signature: ", "Signature: AAAA");
@@ -497,8 +433,8 @@ fn each_form_of_report_goes_through_the_spool_and_is_handled_once() {
 
 #[test]
 fn missing_topic_ends_the_bridge_with_what_to_do_although_it_could_spool() {
-    let _alone = alone();
-    let Some(Broker::Kafka(broker)) = Broker::kafka() else { return };
+    let Some(Driver::Kafka(broker)) = Driver::kafka() else { return };
+    let _alone = Driver::Kafka(broker).alone();
     let site = Site::new(&format!(
         "[queue]\nkind = \"kafka\"\nreports = \"never-made\"\n[queue.kafka]\nbrokers = [\"{}\"]\n",
         broker.address
@@ -535,13 +471,13 @@ fn write_unkeyed(address: &str, topic: &str, values: &[String]) {
 
 #[test]
 fn topic_without_keys_is_moved_to_the_keyed_one_through_a_kill_and_nothing_is_lost_or_new() {
-    let _alone = alone();
-    let Some(broker) = Broker::kafka() else { return };
-    let Broker::Kafka(kafka) = broker else { return };
+    let Some(driver) = Driver::kafka() else { return };
+    let _alone = driver.alone();
+    let Driver::Kafka(kafka) = driver else { return };
     let (count, kills) = trial::size((20_000, 2), (200_000, 10));
     let seed = trial::seed();
     let mut random = StdRng::seed_from_u64(seed);
-    let rig = Rig::new(broker);
+    let rig = Rig::new(driver);
     let topic = format!("wforce-{}", rig.number);
     let site = rig.bridge(&format!("receive.rekey_from = \"{topic}\"\n"));
     // The first start makes the topics.

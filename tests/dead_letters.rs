@@ -5,14 +5,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
 
-#[cfg(feature = "amqp")]
 mod support;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -20,9 +19,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
+use support::driver::{Driver, on_each_driver};
 use support::inbox::Inbox;
 use support::program::{Program, Site};
-use support::rabbitmq;
 use support::sender::{Progress, send_all};
 use support::trial;
 
@@ -36,37 +35,7 @@ const MENDED: &str = r#"function report(lt)
   if lt.attrs.fails == "NAME" then alert { kind = "handled", title = "handled", key = lt.attrs.n } end
 end"#;
 
-/// One at a time: the machine is small.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The settings that put the queues on a driver; names of their own for each test.
-fn embedded() -> String {
-    "[queue]\nkind = \"embedded\"\n".to_owned()
-}
-
-fn names() -> String {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    format!("reports = \"reports-{number}\"\nalerts = \"alerts-{number}\"\n")
-}
-
-#[cfg(feature = "kafka")]
-fn kafka(broker: &support::kafka::Broker) -> String {
-    let names = names();
-    format!(
-        "[queue]\nkind = \"kafka\"\n{names}[queue.kafka]\nbrokers = [\"{}\"]\ngroup = \"{}\"\ncreate_topics = true\npartitions = 4\nreplication = 1\nsession_timeout = \"6s\"\n",
-        broker.address,
-        names.split('"').nth(1).unwrap()
-    )
-}
-
-#[cfg(feature = "amqp")]
-fn amqp(rabbit: &rabbitmq::Rabbit) -> String {
-    format!("[queue]\nkind = \"amqp\"\n{}[queue.amqp]\nurl = \"{}\"\n", names(), rabbit.url())
-}
+on_each_driver!(letters_are_listed_filtered_looked_at_and_dropped, letters_survive_a_kill_while_they_are_sent_again,);
 
 /// A site with letters: `of_a` by the policy `a`, then `of_b` by `b`.
 struct Letters {
@@ -80,10 +49,13 @@ struct Letters {
 }
 
 impl Letters {
-    fn make(driver: &str, of_a: usize, of_b: usize) -> Self {
+    fn make(driver: Driver, of_a: usize, of_b: usize) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let queues = driver.settings(NUMBER.fetch_add(1, Ordering::Relaxed), driver.port());
+        let session = driver.short_session();
         let (inbox, receiver) = Inbox::start();
         let site = Site::new(&format!(
-            "history.commit_every = \"100ms\"\npolicy.max_attempts = 1\npolicy.breaker = 1.0\n{driver}\n[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n"
+            "history.commit_every = \"100ms\"\npolicy.max_attempts = 1\npolicy.breaker = 1.0\n{queues}{session}\n[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n"
         ));
         for name in ["a", "b"] {
             site.policy(name, &FAILS.replace("NAME", name));
@@ -177,7 +149,7 @@ fn ids(letters: &[Value]) -> Vec<&str> {
 }
 
 /// Lists, filters, shows and drops; looking changes nothing, however often.
-fn lists_filters_looks_and_drops(driver: &str) {
+fn letters_are_listed_filtered_looked_at_and_dropped(driver: Driver) {
     let (of_a, of_b) = (150, 100);
     let letters = Letters::make(driver, of_a, of_b);
     let all = letters.list(&[]);
@@ -238,7 +210,7 @@ fn lists_filters_looks_and_drops(driver: &str) {
 }
 
 /// Sends hundreds again and kills the process meanwhile: every letter is still there, or was handled, or both.
-fn killed_while_sending_again_loses_none(driver: &str) {
+fn letters_survive_a_kill_while_they_are_sent_again(driver: Driver) {
     let seed = trial::seed();
     let mut random = StdRng::seed_from_u64(seed);
     let mut letters = Letters::make(driver, trial::size(1000, 5000), 0);
@@ -298,7 +270,7 @@ fn killed_while_sending_again_loses_none(driver: &str) {
     }
     let shown: Vec<_> = rows.iter().map(|row| format!("{row:?}")).collect();
     trial::print(
-        "dead letters: killed while sending again",
+        &format!("dead letters on {}: killed while sending again", driver.name()),
         seed,
         &[
             ("letters", all.len().to_string()),
@@ -312,48 +284,4 @@ fn killed_while_sending_again_loses_none(driver: &str) {
     assert!(alive > 0, "no kill hit the sending");
     assert_eq!(letters.handled(), all);
     assert_eq!(letters.program.take().unwrap().terminate(), Some(0));
-}
-
-#[test]
-fn embedded_letters_are_listed_filtered_looked_at_and_dropped() {
-    let _one = alone();
-    lists_filters_looks_and_drops(&embedded());
-}
-
-#[test]
-fn embedded_letters_survive_a_kill_while_they_are_sent_again() {
-    let _one = alone();
-    killed_while_sending_again_loses_none(&embedded());
-}
-
-#[cfg(feature = "kafka")]
-#[test]
-fn kafka_letters_are_listed_filtered_looked_at_and_dropped() {
-    let _one = alone();
-    let Some(broker) = support::kafka::broker() else { return };
-    lists_filters_looks_and_drops(&kafka(broker));
-}
-
-#[cfg(feature = "kafka")]
-#[test]
-fn kafka_letters_survive_a_kill_while_they_are_sent_again() {
-    let _one = alone();
-    let Some(broker) = support::kafka::broker() else { return };
-    killed_while_sending_again_loses_none(&kafka(broker));
-}
-
-#[cfg(feature = "amqp")]
-#[test]
-fn amqp_letters_are_listed_filtered_looked_at_and_dropped() {
-    let _one = alone();
-    let Some(rabbit) = rabbitmq::shared() else { return };
-    lists_filters_looks_and_drops(&amqp(rabbit));
-}
-
-#[cfg(feature = "amqp")]
-#[test]
-fn amqp_letters_survive_a_kill_while_they_are_sent_again() {
-    let _one = alone();
-    let Some(rabbit) = rabbitmq::shared() else { return };
-    killed_while_sending_again_loses_none(&amqp(rabbit));
 }

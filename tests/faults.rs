@@ -1,7 +1,7 @@
 //! A broker that is there and cannot be reached, and one that refuses: the connection is cut, delayed, reset again and again; the alerts
 //! queue takes nothing. Nothing is lost, no report becomes a dead letter, the process stays alive and goes on by itself.
 //!
-//! The small form runs with the tests; `tests/trials/faults` runs the full one (`tests/trials/faults kafka::` on one driver).
+//! The small form runs with the tests; `tests/trials/faults` runs the full one (`tests/trials/faults kafka` on one driver).
 
 #![cfg(any(feature = "kafka", feature = "amqp"))]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]

@@ -2,7 +2,7 @@
 //! once, a second signal ends it at once and loses nothing, and of a group under load one may be added, drained and killed.
 //!
 //! History and state belong to one process each, so what two processes have handled stands in two histories: that is how it is counted.
-//! The small form runs with the tests; `tests/trials/group` runs the full one (`tests/trials/group kafka::` on one driver).
+//! The small form runs with the tests; `tests/trials/group` runs the full one (`tests/trials/group kafka` on one driver).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
 
@@ -24,12 +24,7 @@ on_each_driver!(
     drained_with_many_waiting_for_their_turn_exits_0_and_nothing_comes_again,
     second_signal_ends_a_drain_at_once_and_loses_nothing,
 );
-
-mod group {
-    use super::{drained_process_hands_over_at_once, members_added_drained_and_killed_under_load_lose_nothing};
-
-    super::on_brokers!(drained_process_hands_over_at_once, members_added_drained_and_killed_under_load_lose_nothing);
-}
+on_brokers!(drained_process_hands_over_at_once, members_added_drained_and_killed_under_load_lose_nothing);
 
 fn drained_with_many_waiting_for_their_turn_exits_0_and_nothing_comes_again(driver: Driver) {
     let mut rig = Rig::new(driver);
@@ -62,7 +57,7 @@ fn drained_with_many_waiting_for_their_turn_exits_0_and_nothing_comes_again(driv
 
 fn second_signal_ends_a_drain_at_once_and_loses_nothing(driver: Driver) {
     let mut rig = Rig::new(driver);
-    let site = rig.site(short_session(driver));
+    let site = rig.site(driver.short_session());
     // The drain would take some seconds.
     let mut load = Load::new(3000, 1000, 1, 2000..=3000, &mut rig.random);
     let program = site.start();
@@ -87,11 +82,6 @@ fn second_signal_ends_a_drain_at_once_and_loses_nothing(driver: Driver) {
     assert!(in_hand > 0.0, "nothing was in hand: this proves nothing");
     assert!(took < Duration::from_secs(1), "it drained on for {took:?}");
     assert_eq!(program.terminate(), Some(0));
-}
-
-/// How long a killed process keeps its partitions, where the driver has such: a shorter time only makes the trial shorter.
-fn short_session(driver: Driver) -> &'static str {
-    if driver.name() == "kafka" { "queue.kafka.session_timeout = \"6s\"" } else { "" }
 }
 
 /// The process that a trial ends by a drain hands its partitions over at once: after `queue.kafka.session_timeout`, which is at its
@@ -152,7 +142,7 @@ fn drained_process_hands_over_at_once(driver: Driver) {
 fn members_added_drained_and_killed_under_load_lose_nothing(driver: Driver) {
     let mut rig = Rig::new(driver);
     let total = trial::size(20_000, 200_000);
-    let [first, killed, drained, added] = std::array::from_fn(|_| rig.site(short_session(driver)));
+    let [first, killed, drained, added] = std::array::from_fn(|_| rig.site(driver.short_session()));
     // Small ones, so that they last until a member has its partitions.
     let mut load = Load::new(total, 100, 400, 0..=50, &mut rig.random);
     let mut shares = load.shares.drain(..);

@@ -4,7 +4,7 @@
 //! once in the state, in its login's order, and its alert arrived; an alert that is suppressed was sent once, whatever the number of
 //! restarts.
 //!
-//! The small form runs with the tests; `tests/trials/kill` runs the full one (`tests/trials/kill kafka::` on one driver).
+//! The small form runs with the tests; `tests/trials/kill` runs the full one (`tests/trials/kill kafka` on one driver).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
 
@@ -18,12 +18,7 @@ use support::load::{Load, PATIENCE, Rig, repeated, unsettled};
 use support::trial;
 
 on_each_driver!(process_killed_again_and_again_under_load_loses_nothing);
-
-mod server {
-    use super::broker_killed_under_load_and_started_again_loses_nothing;
-
-    super::on_brokers!(broker_killed_under_load_and_started_again_loses_nothing);
-}
+on_brokers!(broker_killed_under_load_and_started_again_loses_nothing);
 
 /// On RabbitMQ, too, the order of a login is held here although processes follow each other: what a killed one had in hand goes back to
 /// the head of the queue in its old order when the broker has seen its connection end, and the next one waits for that. With several
@@ -31,8 +26,7 @@ mod server {
 fn process_killed_again_and_again_under_load_loses_nothing(driver: Driver) {
     let (total, kills) = trial::size((20_000, 5), (200_000, 20));
     let mut rig = Rig::new(driver);
-    // A killed process keeps its partitions for so long: a shorter one only makes the trial shorter.
-    let site = rig.site(if driver.name() == "kafka" { "queue.kafka.session_timeout = \"6s\"" } else { "" });
+    let site = rig.site(driver.short_session());
     // So few logins that a share lasts longer than the pause before a kill.
     let mut load = Load::new(total, 100, kills, 0..=50, &mut rig.random);
     let mut program = site.start();

@@ -22,7 +22,7 @@ use trackalert::app::{App, Stores};
 use trackalert::config::{Config, Roles};
 use trackalert::telemetry::Metrics;
 
-use support::driver::{Driver, on_drivers, on_each_driver};
+use support::driver::{Driver, on_each_driver, on_embedded};
 use support::inbox::Inbox;
 use support::layers::{Watch, watched};
 use support::program::{IDLE_FOR, Site};
@@ -225,19 +225,11 @@ fn cut_between_steps_changes_nothing(driver: Driver, policy: &'static str, lua: 
 }
 
 on_each_driver!(success_after_failures_cut_between_steps_raises_the_same_alerts);
-
-mod policies {
-    use super::{
-        dormant_account_cut_between_steps_raises_the_same_alerts, new_origin_cut_between_steps_raises_the_same_alerts,
-        one_address_many_logins_cut_between_steps_raises_the_same_alerts,
-    };
-
-    super::on_drivers!(
-        embedded: new_origin_cut_between_steps_raises_the_same_alerts,
-        one_address_many_logins_cut_between_steps_raises_the_same_alerts,
-        dormant_account_cut_between_steps_raises_the_same_alerts
-    );
-}
+on_embedded!(
+    new_origin_cut_between_steps_raises_the_same_alerts,
+    one_address_many_logins_cut_between_steps_raises_the_same_alerts,
+    dormant_account_cut_between_steps_raises_the_same_alerts,
+);
 
 /// What it counts, it counts for one login: whose reports have one order on every driver.
 fn success_after_failures_cut_between_steps_raises_the_same_alerts(driver: Driver) {

@@ -1,5 +1,7 @@
 //! The kinds of queue that the trials run on, and what each owes to a test: its server, and the settings of an installation on it.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use super::kafka::{self, Broker};
 use super::rabbitmq::{self, Rabbit};
 use super::server::{Server, free_ports};
@@ -44,6 +46,27 @@ impl Driver {
         }
     }
 
+    /// How long a killed process keeps its partitions, where the driver has such: a shorter time only makes the trial shorter.
+    pub(crate) const fn short_session(self) -> &'static str {
+        match self {
+            Self::Kafka(_) => "queue.kafka.session_timeout = \"6s\"",
+            Self::Embedded | Self::Amqp(_) => "",
+        }
+    }
+
+    /// Holds the other cases on the same server back, one of which may kill it. Those on other servers run beside it: most of what a
+    /// case takes is waiting.
+    pub(crate) fn alone(self) -> MutexGuard<'static, ()> {
+        static ONE_OF_EACH: [Mutex<()>; 3] = [const { Mutex::new(()) }; 3];
+        let [embedded, kafka, amqp] = &ONE_OF_EACH;
+        let one = match self {
+            Self::Embedded => embedded,
+            Self::Kafka(_) => kafka,
+            Self::Amqp(_) => amqp,
+        };
+        one.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The port of its server.
     pub(crate) fn port(self) -> u16 {
         self.server().map_or(0, |server| server.port)
@@ -78,42 +101,50 @@ impl Driver {
     }
 }
 
-/// Makes a test of each case (`fn case(driver: Driver)`) for each driver, in a module of the driver's name: `kafka::` as an argument of
-/// a trial runs its cases alone. One at a time: a case that kills the broker must not hit another one, and the machine may be small.
+/// Makes a test of each case (`fn case(driver: Driver)`) for each driver, `case::driver` by name: `kafka` as an argument of a trial runs
+/// those on Kafka alone.
 macro_rules! on_each_driver {
     ($($case:ident),* $(,)?) => {
-        $crate::support::driver::on_drivers!(embedded: $($case),*);
-        $crate::support::driver::on_brokers!($($case),*);
+        $( mod $case {
+            $crate::support::driver::on_driver!($case embedded);
+            #[cfg(feature = "kafka")]
+            $crate::support::driver::on_driver!($case kafka);
+            #[cfg(feature = "amqp")]
+            $crate::support::driver::on_driver!($case amqp);
+        } )*
+    };
+}
+
+/// The same for the cases for which one driver is enough, or that need the order of the queue inside.
+macro_rules! on_embedded {
+    ($($case:ident),* $(,)?) => {
+        $( mod $case {
+            $crate::support::driver::on_driver!($case embedded);
+        } )*
     };
 }
 
 /// The same for the cases that need a broker.
 macro_rules! on_brokers {
     ($($case:ident),* $(,)?) => {
-        #[cfg(feature = "kafka")]
-        $crate::support::driver::on_drivers!(kafka: $($case),*);
-        #[cfg(feature = "amqp")]
-        $crate::support::driver::on_drivers!(amqp: $($case),*);
+        $( mod $case {
+            #[cfg(feature = "kafka")]
+            $crate::support::driver::on_driver!($case kafka);
+            #[cfg(feature = "amqp")]
+            $crate::support::driver::on_driver!($case amqp);
+        } )*
     };
 }
 
-macro_rules! on_drivers {
-    ($driver:ident: $($case:ident),*) => {
-        mod $driver {
-            $( #[test]
-            fn $case() {
-                let _alone = $crate::support::driver::alone();
-                let Some(driver) = $crate::support::driver::Driver::$driver() else { return };
-                super::$case(driver);
-            } )*
+macro_rules! on_driver {
+    ($case:ident $driver:ident) => {
+        #[test]
+        fn $driver() {
+            let Some(driver) = $crate::support::driver::Driver::$driver() else { return };
+            let _alone = driver.alone();
+            super::$case(driver);
         }
     };
 }
 
-pub(crate) use {on_brokers, on_drivers, on_each_driver};
-
-/// Holds all other cases of this binary back.
-pub(crate) fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
+pub(crate) use {on_brokers, on_driver, on_each_driver, on_embedded};
