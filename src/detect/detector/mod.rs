@@ -3,12 +3,15 @@
 //! It takes deliveries, starts those whose turn it is, reads outcomes, decides what follows, and hands decided reports to settling
 //! tasks. Everything it awaits in its loop is an event; it never waits for a store or a policy itself.
 
+mod admit;
+mod drain;
 mod guard;
 mod outcome;
+mod start;
+mod timers;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,22 +21,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::circuit::Circuits;
-use super::dispatch::{Dispatch, Place};
+use super::dispatch::Dispatch;
 use super::errands::{Errands, Limits, Running};
 use super::hung::HungList;
 use super::intake::Intake;
 use super::pool::Pool;
 use super::retry::Breaker;
 use super::settle::{Collected, Settler};
-use super::slot::{Given, Phase, Slot};
+use super::slot::{Given, Slot};
 use super::suspects::Suspects;
-use super::worker::{Outcome, Plan, WorkerId, panic_text};
-use super::{Control, DetectError, Parts, enrich};
-use crate::decode::{self, Malformed};
+use super::worker::{Outcome, Plan, WorkerId};
+use super::{Control, DetectError, Parts};
 use crate::policy::LoadError;
 use crate::policy::watchdog;
-use crate::queue::{AckToken, Delivery, Message, Reason, ReasonKind, headers};
-use crate::report::{LoginReport, Time};
+use crate::queue::ReasonKind;
 
 /// Deliveries, and workers' groups of outcomes, read in one go.
 const AT_ONCE: usize = 256;
@@ -245,187 +246,10 @@ impl Detector {
         *self.any_circuit.borrow() || self.breaker_opens().is_some()
     }
 
-    /// Begins a drain: what was not looked at yet goes back. Gives its end.
-    async fn take_no_more(&mut self) -> tokio::time::Instant {
-        self.parts.reports.pause.send_replace(true);
-        self.parts.reports.deliveries.close();
-        while self.parts.reports.deliveries.recv().await.is_some() {}
-        tokio::time::Instant::now() + self.parts.settings.drain_timeout
-    }
-
-    /// Whether a drain goes on. All that was taken is finished, whether it runs or waits for its turn: where a queue stores one position
-    /// a partition, a report that is handed back brings all that was handled behind it again. What waits for a dependency or for a
-    /// broken policy is not waited for; nor is the call that hangs because of which the process ends, and what waits behind it for its
-    /// login's turn.
-    fn can_finish_more(&self, deadline: tokio::time::Instant) -> bool {
-        let stuck = self.is_stuck();
-        let hangs = |slot: &Slot| self.ends_for.is_some_and(|worker| slot.phase == Phase::Hanging(worker));
-        let held = self.ends_for.and_then(|_| self.slots.values().find(|slot| hangs(slot)));
-        let more = self.slots.values().any(|slot| match slot.phase {
-            Phase::Waiting => {
-                let in_order = slot.place == Place::InOrder;
-                let behind = held.is_some_and(|held| {
-                    in_order && held.place == Place::InOrder && held.report.login == slot.report.login
-                });
-                !stuck && !behind
-            }
-            Phase::Running(_) | Phase::Applying => true,
-            Phase::Hanging(_) => !hangs(slot),
-        });
-        let late = deadline <= tokio::time::Instant::now();
-        if more && late {
-            tracing::warn!(
-                reports = self.slots.len(),
-                "detect.drain_timeout is over; the rest is handed out again later"
-            );
-        }
-        more && !late
-    }
-
     /// Nothing more is taken: a dependency is out, or a policy is so broken that the reports wait. Then some are still taken where none
     /// is in hand that the policy has not failed on: it could not be seen to work again otherwise.
     fn held(&self) -> bool {
         *self.any_circuit.borrow() || (self.breaker_opens().is_some() && self.dispatch.has_fresh())
-    }
-
-    fn next_timer(&self) -> Instant {
-        let retry = self.retries.peek().map(|Reverse((at, _))| *at);
-        let abort = self.hanging.iter().map(|hanging| hanging.abort_at).min();
-        let breaker =
-            self.breaker_opens().filter(|_| self.probe.is_none() && self.dispatch.has_ready() && self.has_room());
-        let far = Instant::now() + Duration::from_secs(3600);
-        [retry, abort, breaker].into_iter().flatten().min().unwrap_or(far)
-    }
-
-    /// Whether another report could be lent to a worker.
-    fn has_room(&self) -> bool {
-        self.running < self.parts.settings.in_flight && self.pool.vacancy().is_some()
-    }
-
-    /// A dependency answers again: those that wait for one try soon, instead of when their backoff ends.
-    fn hurry(&mut self) {
-        let now = Instant::now();
-        let soon = |(at, number): (Instant, u64)| {
-            let waits = self.slots.get(&number).is_some_and(|slot| slot.waits.is_some());
-            (if waits { at.min(now + self.circuits.soon()) } else { at }, number)
-        };
-        self.retries =
-            std::mem::take(&mut self.retries).into_iter().map(|Reverse(retry)| Reverse(soon(retry))).collect();
-    }
-
-    fn on_delivery(&mut self, delivery: Delivery) {
-        let metrics = Arc::clone(&self.parts.services.metrics);
-        metrics.unsettled.inc();
-        let Delivery { message, coordinates, token, .. } = delivery;
-        let read = catch_unwind(AssertUnwindSafe(|| self.read(&message, &coordinates)));
-        let reason = match read {
-            Ok(Ok(report)) => return self.admit(token, report, &message),
-            Ok(Err(malformed)) => (ReasonKind::Malformed, format!("not a report: {malformed}")),
-            Err(panic) => (ReasonKind::Internal, format!("a fault of this program: {}", panic_text(&*panic))),
-        };
-        metrics.unsettled.dec();
-        metrics.handled.inc();
-        let (kind, text) = reason;
-        token.reject(Reason { kind, text, only: Vec::new(), attempts: 1 });
-    }
-
-    fn read(&self, message: &Message, coordinates: &str) -> Result<LoginReport, Malformed> {
-        let decoded = decode::decode(&message.body, &self.parts.limits)?;
-        let (received, skew) = (Time::now(), self.parts.max_skew);
-        let mut report = decoded.from_queue(Some(message.published), &message.body, coordinates, received, skew);
-        enrich(&mut report, &self.parts.services);
-        Ok(report)
-    }
-
-    fn admit(&mut self, token: AckToken, report: LoginReport, message: &Message) {
-        let only: Option<Vec<String>> =
-            message.header(headers::ONLY).map(|names| names.split(',').map(str::to_owned).collect());
-        let number = self.next_number;
-        self.next_number += 1;
-        let place = self.dispatch.admit(number, &report.login);
-        if place == Place::SideBySide {
-            self.say_unordered();
-        }
-        let mut slot = Slot::new(token, report, place, only);
-        for missing in slot.only.iter().flatten().filter(|name| !self.pool.has_policy(name)) {
-            let why = "it was to run on a report that was sent again, and no policy of that name is loaded".to_owned();
-            slot.given_up.push(Given { policy: missing.clone(), why, kind: ReasonKind::Policy });
-        }
-        if !self.hung.is_empty() {
-            self.give_up_hung(&mut slot);
-        }
-        self.slots.insert(number, Box::new(slot));
-    }
-
-    fn say_unordered(&mut self) {
-        self.parts.services.metrics.unordered.inc();
-        self.unordered.1 += 1;
-        if self.unordered.0.elapsed() >= Duration::from_secs(60) {
-            tracing::warn!(
-                reports = self.unordered.1,
-                "reports of logins with more than detect.login_backlog waiting ran out of order"
-            );
-            self.unordered = (Instant::now(), 0);
-        }
-    }
-
-    fn start_ready(&mut self) {
-        self.start_apart();
-        self.start_next();
-        // Those that were found among the next ones.
-        self.start_apart();
-    }
-
-    /// They were in flight before, so `detect.in_flight` does not hold them up.
-    fn start_apart(&mut self) {
-        while self.pool.has_vacancy_apart()
-            && let Some(party) = self.suspects.next(self.parts.policy.in_flight)
-        {
-            self.lend_apart(party);
-        }
-    }
-
-    fn start_next(&mut self) {
-        while self.running < self.parts.settings.in_flight && self.dispatch.has_ready() {
-            let trying = match self.breaker_opens() {
-                None => false,
-                Some(at) if self.probe.is_none() && Instant::now() >= at => true,
-                Some(_) => return,
-            };
-            let Some(place) = self.pool.vacancy() else { return };
-            let next = if trying { self.dispatch.next_probe() } else { self.dispatch.next() };
-            let Some(number) = next else { return };
-            if trying {
-                self.probe = Some(number);
-            }
-            match self.slots.get(&number).and_then(|slot| slot.suspect) {
-                Some(party) => self.suspects.add(number, party),
-                None => self.lend(place, number),
-            }
-        }
-    }
-
-    fn lend(&mut self, place: usize, number: u64) {
-        let Some(slot) = self.slots.get_mut(&number) else { return };
-        let worker = self.pool.lend(place, slot.job(number));
-        slot.phase = Phase::Running(worker);
-        self.count_running(1);
-    }
-
-    fn lend_apart(&mut self, party: Vec<u64>) {
-        let jobs = party.iter().filter_map(|number| Some(self.slots.get(number)?.job(*number))).collect();
-        let worker = self.pool.lend_apart(jobs);
-        self.count_running(party.len());
-        for number in &party {
-            if let Some(slot) = self.slots.get_mut(number) {
-                (slot.phase, slot.party) = (Phase::Running(worker), party.len());
-            }
-        }
-    }
-
-    fn count_running(&mut self, more: usize) {
-        self.running += more;
-        self.parts.services.metrics.in_flight.add(i64::try_from(more).unwrap_or(i64::MAX));
     }
 
     fn on_settled(&mut self, settled: Settled) {
@@ -446,45 +270,6 @@ impl Detector {
                 self.finish(number, Collected::default());
             }
             Settled::Released(login) => self.dispatch.release(&login),
-        }
-    }
-
-    fn retry_later(&mut self, number: u64, wait: Duration) {
-        if let Some(slot) = self.slots.get_mut(&number) {
-            slot.phase = Phase::Waiting;
-            self.retries.push(Reverse((Instant::now() + wait, number)));
-        }
-    }
-
-    fn on_timer(&mut self) -> Result<(), DetectError> {
-        let now = Instant::now();
-        if let Some(over) = self.hanging.iter().position(|hanging| hanging.abort_at <= now) {
-            let hanging = self.hanging.swap_remove(over);
-            self.ends_for = Some(hanging.worker);
-            return Err(hanging.error());
-        }
-        while let Some(Reverse((at, number))) = self.retries.peek().copied()
-            && at <= now
-        {
-            self.retries.pop();
-            if let Some(slot) = self.slots.get_mut(&number) {
-                slot.since = now;
-                self.dispatch.again(number);
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets what is decided settle until the end of the drain; everything else is dropped, and so handed out again later.
-    async fn hand_back(mut self, deadline: tokio::time::Instant) {
-        self.slots.clear();
-        self.tasks.close();
-        if tokio::time::timeout_at(deadline, self.tasks.wait()).await.is_err() {
-            self.cut.cancel();
-            self.tasks.wait().await;
-        }
-        if tokio::time::timeout(Duration::from_secs(5), self.parts.reports.source).await.is_err() {
-            tracing::warn!("the source did not store its position in time; a little will be handed out again");
         }
     }
 }

@@ -1,0 +1,74 @@
+//! The beginning: a delivery is decoded, enriched and given its place behind its login's earlier reports, or rejected at once.
+//!
+//! A part of [`Detector`]. It runs nothing.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Detector;
+use crate::decode::{self, Malformed};
+use crate::detect::dispatch::Place;
+use crate::detect::enrich;
+use crate::detect::slot::{Given, Slot};
+use crate::detect::worker::panic_text;
+use crate::queue::{AckToken, Delivery, Message, Reason, ReasonKind, headers};
+use crate::report::{LoginReport, Time};
+
+impl Detector {
+    pub(super) fn on_delivery(&mut self, delivery: Delivery) {
+        let metrics = Arc::clone(&self.parts.services.metrics);
+        metrics.unsettled.inc();
+        let Delivery { message, coordinates, token, .. } = delivery;
+        let read = catch_unwind(AssertUnwindSafe(|| self.read(&message, &coordinates)));
+        let reason = match read {
+            Ok(Ok(report)) => return self.admit(token, report, &message),
+            Ok(Err(malformed)) => (ReasonKind::Malformed, format!("not a report: {malformed}")),
+            Err(panic) => (ReasonKind::Internal, format!("a fault of this program: {}", panic_text(&*panic))),
+        };
+        metrics.unsettled.dec();
+        metrics.handled.inc();
+        let (kind, text) = reason;
+        token.reject(Reason { kind, text, only: Vec::new(), attempts: 1 });
+    }
+
+    fn read(&self, message: &Message, coordinates: &str) -> Result<LoginReport, Malformed> {
+        let decoded = decode::decode(&message.body, &self.parts.limits)?;
+        let (received, skew) = (Time::now(), self.parts.max_skew);
+        let mut report = decoded.from_queue(Some(message.published), &message.body, coordinates, received, skew);
+        enrich(&mut report, &self.parts.services);
+        Ok(report)
+    }
+
+    fn admit(&mut self, token: AckToken, report: LoginReport, message: &Message) {
+        let only: Option<Vec<String>> =
+            message.header(headers::ONLY).map(|names| names.split(',').map(str::to_owned).collect());
+        let number = self.next_number;
+        self.next_number += 1;
+        let place = self.dispatch.admit(number, &report.login);
+        if place == Place::SideBySide {
+            self.say_unordered();
+        }
+        let mut slot = Slot::new(token, report, place, only);
+        for missing in slot.only.iter().flatten().filter(|name| !self.pool.has_policy(name)) {
+            let why = "it was to run on a report that was sent again, and no policy of that name is loaded".to_owned();
+            slot.given_up.push(Given { policy: missing.clone(), why, kind: ReasonKind::Policy });
+        }
+        if !self.hung.is_empty() {
+            self.give_up_hung(&mut slot);
+        }
+        self.slots.insert(number, Box::new(slot));
+    }
+
+    fn say_unordered(&mut self) {
+        self.parts.services.metrics.unordered.inc();
+        self.unordered.1 += 1;
+        if self.unordered.0.elapsed() >= Duration::from_secs(60) {
+            tracing::warn!(
+                reports = self.unordered.1,
+                "reports of logins with more than detect.login_backlog waiting ran out of order"
+            );
+            self.unordered = (Instant::now(), 0);
+        }
+    }
+}
