@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use super::api::args::{cut, describe, string};
 use super::api::json;
 use super::call::Cause;
-use super::vm::{Ended, Vm, text};
+use super::lua_error::text;
+use super::vm::{Ended, Vm};
 use super::{Effects, Failure};
 use crate::report::{ReportId, Time};
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::modules::{self, Module, Modules};
 use super::networks::Networks;
-use super::vm::{LOAD_WALL, Vm};
+use super::top_level::LOAD_WALL;
+use super::vm::Vm;
 use super::{Settings, legacy};
 use crate::schedule::cron::Scheduled;
 

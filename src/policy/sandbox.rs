@@ -13,7 +13,7 @@ use super::api::{self, args};
 use super::call::Host;
 use super::legacy::{self, OldConfig, Registered};
 use super::load::Policy;
-use super::vm;
+use super::lua_error::text;
 
 /// Bytes of a string that `string.rep` may make.
 const MAX_RESULT: usize = 16 << 20;
@@ -112,5 +112,5 @@ pub(super) fn chunk<'a>(lua: &Lua, name: &str, source: &'a str) -> mlua::chunk::
 fn find(lua: &Lua, policy: &Policy, name: &str, environment: Table) -> Result<Function, String> {
     let module = policy.module(name).map_err(|why| format!("require: {}: {why}", args::cut(name, 64)))?;
     let compiled = chunk(lua, &module.chunk, &module.source).set_environment(environment).into_function();
-    compiled.map_err(|error| vm::text(&error))
+    compiled.map_err(|error| text(&error))
 }

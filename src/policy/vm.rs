@@ -16,19 +16,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::lt::Lt;
 use super::call::{Call, Cause, Host};
-use super::legacy::{OldConfig, Registered};
-use super::load::{LoadError, Policy};
-use super::sandbox::{self, Sandbox};
+use super::legacy::Registered;
+use super::load::LoadError;
+use super::lua_error::{is_memory, text};
+use super::sandbox::Sandbox;
+use super::top_level::{LOAD_CPU, LOAD_WALL, load, load_old, uncompiled};
 use super::watchdog::{self, Lane};
 use super::{Effects, Failure, PolicySet, Services, Settings};
-use crate::report::{LoginReport, ReportId};
+use crate::report::LoginReport;
 use crate::telemetry::Metrics;
-
-/// What the top level of one policy may use while it is loaded.
-const LOAD_CPU: Duration = Duration::from_secs(2);
-pub(super) const LOAD_WALL: Duration = Duration::from_secs(10);
-/// Bytes of an error that are kept.
-const MAX_ERROR: usize = 1_024;
 
 /// The limits of a machine, out of [`Settings`].
 #[derive(Clone, Copy)]
@@ -321,111 +317,4 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.vms.dec();
     }
-}
-
-/// Which policy: the generation of its set, and its index there.
-type Which = (u64, usize);
-
-/// Runs the top level of a policy. The watchdog knows it by the report that there is none of.
-fn run_chunk(sandbox: &Sandbox, lane: &Lane, which: Which, policy: &Policy, chunk: &Function) -> Result<(), String> {
-    let (set, index) = which;
-    let watch = watchdog::Poll { set, policy: index, report: ReportId::default(), cpu: LOAD_CPU, wall: LOAD_WALL };
-    let (outcome, used) = lane.watch(&sandbox.lua, watch, || chunk.call::<()>(()));
-    if used > LOAD_CPU {
-        return Err(format!("{}: used more CPU than {LOAD_CPU:?} while it was loaded", policy.place));
-    }
-    outcome.map_err(|error| policy.located(&text(&error)))
-}
-
-/// Loads a configuration of the old program; what its calls say goes into `config`.
-pub(super) fn load_old(
-    sandbox: &Sandbox,
-    host: &Rc<Host>,
-    lane: &Lane,
-    which: Which,
-    policy: &Policy,
-    config: &Rc<RefCell<OldConfig>>,
-) -> Result<Rc<RefCell<Registered>>, String> {
-    let registered: Rc<RefCell<Registered>> = Rc::default();
-    let chunk = sandbox.compile_old(host, policy, config, &registered);
-    let chunk = chunk.map_err(|error| policy.located(&text(&error)))?;
-    run_chunk(sandbox, lane, which, policy, &chunk)?;
-    match config.borrow().unset(&registered.borrow()) {
-        Some(unset) => Err(policy.located(&unset)),
-        None => Ok(Rc::clone(&registered)),
-    }
-}
-
-/// The lane of a thread that only loads.
-pub(super) fn loading_lane() -> Rc<Lane> {
-    watchdog::lane(LOAD_WALL)
-}
-
-fn load(sandbox: &Sandbox, lane: &Lane, which: Which, policy: &Policy) -> Result<Function, String> {
-    let told = |error: mlua::Error| policy.located(&text(&error));
-    let (chunk, environment) = sandbox.compile(policy).map_err(told)?;
-    run_chunk(sandbox, lane, which, policy, &chunk)?;
-    match environment.raw_get::<mlua::Value>("report") {
-        Ok(mlua::Value::Function(report)) => Ok(report),
-        Ok(mlua::Value::Nil) => Err(format!("{}: defines no global function report(lt)", policy.place)),
-        Ok(other) => Err(format!("{}: report must be a function, it is a {}", policy.place, other.type_name())),
-        Err(error) => Err(told(error)),
-    }
-}
-
-/// The modules that do not compile, each once.
-fn uncompiled(set: &PolicySet) -> Vec<String> {
-    let lua = mlua::Lua::new_with(mlua::StdLib::NONE, mlua::LuaOptions::new());
-    let Ok(lua) = lua else { return Vec::new() };
-    let mut problems: Vec<String> = Vec::new();
-    for policy in set.policies() {
-        for module in policy.modules.iter().chain(policy.library.iter()) {
-            if let Err(error) = sandbox::chunk(&lua, &module.chunk, &module.source).into_function() {
-                problems.push(policy.located(&text(&error)));
-            }
-        }
-    }
-    problems.sort();
-    problems.dedup();
-    problems
-}
-
-fn is_memory(error: &mlua::Error) -> bool {
-    match error {
-        mlua::Error::MemoryError(_) => true,
-        mlua::Error::CallbackError { cause, .. } => is_memory(cause),
-        // LuaJIT's words, where the error went through a coroutine or a pcall as a plain value. Only the whole text counts: a login
-        // that contains the words must not cost a machine.
-        mlua::Error::RuntimeError(text) => text == "not enough memory",
-        _ => false,
-    }
-}
-
-/// The type in Lua's own form of a value that is no string, as `error({code = 1})` gives it: `table: 0x7f…`, or `nil`. The address
-/// would tell a person nothing, and make each error another one.
-fn value_type(text: &str) -> Option<&str> {
-    let (kind, address) = text.split_once(": 0x").unwrap_or((text, ""));
-    let known = match address {
-        "" => ["nil"].as_slice(),
-        _ => &["table", "function", "userdata", "thread"],
-    };
-    known.contains(&kind).then_some(kind)
-}
-
-/// The error in one line or a few, without a traceback, cut to a bound.
-pub(super) fn text(error: &mlua::Error) -> String {
-    let mut error = error;
-    while let mlua::Error::CallbackError { cause, .. } = error {
-        error = cause;
-    }
-    let whole = match error {
-        mlua::Error::RuntimeError(text) | mlua::Error::SyntaxError { message: text, .. } => text.clone(),
-        other => other.to_string(),
-    };
-    let line = whole.split("\nstack traceback:").next().unwrap_or_default();
-    let line = match value_type(line) {
-        Some(kind) => format!("an error whose value is a {kind}"),
-        None => line.to_owned(),
-    };
-    line[..line.floor_char_boundary(MAX_ERROR)].to_owned()
 }

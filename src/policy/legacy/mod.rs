@@ -35,8 +35,9 @@ pub(super) use registered::Registered;
 
 use super::call::Host;
 use super::load::{LoadError, Policy};
+use super::lua_error::text;
 use super::sandbox::Sandbox;
-use super::vm;
+use super::top_level;
 use crate::schedule::cron::Scheduled;
 
 /// Lua memory while the file is run for its settings.
@@ -146,11 +147,11 @@ pub fn is_old(file: &Path) -> bool {
 pub fn read(path: &Path) -> Result<OldConfig, LoadError> {
     let policy = Policy::read_old(path).map_err(LoadError::one)?;
     let host = Rc::new(Host::default());
-    let sandbox = Sandbox::new(&host, MEMORY, true).map_err(|error| LoadError::one(vm::text(&error)))?;
+    let sandbox = Sandbox::new(&host, MEMORY, true).map_err(|error| LoadError::one(text(&error)))?;
     let config = Rc::new(RefCell::new(OldConfig::default()));
     let networks = Arc::default();
     let _loading = host.load(&policy, &networks);
-    let loaded = vm::load_old(&sandbox, &host, &vm::loading_lane(), (0, 0), &policy, &config);
+    let loaded = top_level::load_old(&sandbox, &host, &top_level::loading_lane(), (0, 0), &policy, &config);
     let reports = loaded.map_err(LoadError::one)?.borrow().report.is_some();
     Ok(OldConfig { reports, ..config.take() })
 }
