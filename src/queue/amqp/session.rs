@@ -1,4 +1,4 @@
-//! One channel of a source: takes deliveries in, hands them out, waits for what comes first.
+//! One channel of a source: opens it, waits for what comes first, closes it.
 //!
 //! Owns what the broker has handed out on this channel and has not got back. Never has more than the prefetch of it, which is the
 //! limit of unsettled deliveries.
@@ -8,20 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::FutureExt;
 use futures_util::stream::StreamExt;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::options::BasicQosOptions;
 use lapin::{Channel, Connection, Consumer};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::flights::{Flights, Stage};
+use super::super::flights::Flights;
 use super::super::patience::Patience;
 use super::super::way::Settled;
-use super::super::{AckToken, Delivery, Message, QueueError, Tag};
-use super::form;
+use super::super::{Delivery, Message, QueueError};
 use super::source::Parts;
 use crate::report::Time;
 
@@ -32,7 +29,7 @@ const BATCH: usize = 2048;
 /// How often the connection is looked at where nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
 /// How long the end of a channel may take.
-const CLOSE: Duration = Duration::from_secs(5);
+pub(super) const CLOSE: Duration = Duration::from_secs(5);
 
 /// Why a channel is used no longer.
 pub(super) enum End {
@@ -54,13 +51,13 @@ pub(super) struct Session<'a> {
     pub(super) parts: &'a mut Parts,
     connection: Arc<Connection>,
     pub(super) channel: Channel,
-    consumer: Option<Consumer>,
-    consumers: u32,
-    generation: u32,
+    pub(super) consumer: Option<Consumer>,
+    pub(super) consumers: u32,
+    pub(super) generation: u32,
     /// Queue and channel, for coordinates: no two channels of any process share it.
-    place: String,
+    pub(super) place: String,
     /// A consumer was cancelled here. A quorum queue may still hand something out after that, which the library drops without a word.
-    cancelled: bool,
+    pub(super) cancelled: bool,
     /// The highest tag that came.
     pub(super) last: u64,
     /// Tags that were passed over: their deliveries came to nobody.
@@ -217,94 +214,6 @@ impl<'a> Session<'a> {
             );
         }
         at_rest || late
-    }
-
-    /// A paused source has no consumer, so that the broker hands out to others; nor has one that nobody takes from. A shard's stays:
-    /// without it the next process would get what follows before this one is done, and nobody else waits there.
-    async fn pause_or_resume(&mut self) -> Result<(), QueueError> {
-        let keep = self.parts.sharded() && self.consumer.is_some();
-        let wanted = keep || !*self.parts.paused.borrow() && !self.parts.out.is_closed();
-        let broker = Arc::clone(&self.parts.link.broker);
-        match (wanted, self.consumer.take()) {
-            (true, None) => {
-                self.consumers += 1;
-                let name = format!("trackalert-{}-{}", self.parts.member, self.consumers).into();
-                let queue = broker.queue(self.parts.queue())?;
-                let options = BasicConsumeOptions::default();
-                let consume = self.channel.basic_consume(queue, name, options, FieldTable::default());
-                self.consumer = Some(broker.within("consume", consume).await?);
-            }
-            (false, Some(mut consumer)) => {
-                let cancel = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-                self.cancelled = true;
-                broker.within("cancel", cancel).await?;
-                // What it handed out before it was cancelled is ours.
-                while let Ok(Some(next)) = timeout(CLOSE, consumer.next()).await {
-                    self.take(next.map_err(|error| broker.failed(&error))?);
-                }
-            }
-            (_, consumer) => self.consumer = consumer,
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, delivery: lapin::message::Delivery) {
-        let lapin::message::Delivery { delivery_tag, properties, data, .. } = delivery;
-        let message = form::message(&properties, Bytes::from(data));
-        self.parts.link.broker.tell_returns(self.parts.queue(), form::returns(&properties));
-        // An ack for many would ack what never came: it is a gap in the window, and goes back by itself.
-        let missed = self.last + 1..delivery_tag;
-        self.singly.extend(missed.clone());
-        self.missed.extend(missed);
-        self.last = delivery_tag;
-        self.open += 1;
-        self.taken.push_back((Instant::now(), delivery_tag));
-        self.ahead.push_back(Ahead { tag: delivery_tag, message });
-    }
-
-    /// Hands out what is due and what is new. `true`: there is more, and no place for it.
-    fn hand_out(&mut self) -> bool {
-        if *self.parts.paused.borrow() || self.parts.released.is_cancelled() {
-            return false;
-        }
-        let now = Instant::now();
-        let out = self.parts.out.clone();
-        while self.flights.next_due().is_some_and(|due| due <= now) {
-            let Ok(place) = out.try_reserve() else { return true };
-            let Some(tag) = self.flights.due(now) else { break };
-            match self.flights.get(tag).map(|open| &open.stage) {
-                Some(Stage::Waiting) => {
-                    if let Some((message, redelivered)) = self.flights.out_again(tag) {
-                        place.send(self.delivery(tag, message, redelivered));
-                    }
-                }
-                Some(Stage::Rejected(_)) => self.bury(tag),
-                Some(Stage::Out) | None => {}
-            }
-        }
-        let limit = self.parts.limit();
-        while let Some(next) = self.ahead.front() {
-            if !self.flights.held().room(next.message.body.len(), limit) {
-                return false;
-            }
-            let Ok(place) = out.try_reserve() else { return true };
-            let Some(Ahead { tag, message }) = self.ahead.pop_front() else { break };
-            let message = Arc::new(message);
-            if self.flights.add(tag, 0, Arc::clone(&message), Stage::Out) {
-                place.send(self.delivery(tag, message, 0));
-            }
-        }
-        false
-    }
-
-    fn delivery(&self, tag: u64, message: Arc<Message>, redelivered: u32) -> Delivery {
-        let token = Tag { lane: self.parts.lane, generation: self.generation, sequence: tag };
-        let token = AckToken::new(token, self.parts.way.sender.clone());
-        Delivery { message, redelivered, coordinates: self.coordinates(tag), token }
-    }
-
-    pub(super) fn coordinates(&self, tag: u64) -> String {
-        format!("{}/{tag}", self.place)
     }
 
     /// What is held, for whoever asks for the depth.
