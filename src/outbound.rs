@@ -192,6 +192,8 @@ pub(crate) fn words(error: reqwest::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -235,6 +237,19 @@ mod tests {
         assert!(told(Some(b"no certificate")).contains("holds no certificate"));
         told(Some(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
         assert!(told(Some(&vec![b'x'; (MAX_FILE + 1) as usize])).contains("is 1048577 bytes"));
+    }
+
+    #[tokio::test]
+    async fn names_that_are_never_answered_hold_up_those_of_their_own_client_alone() {
+        let [hanging, other] = [1, 1].map(|turns| Lookups(Arc::new(Semaphore::new(turns))));
+        let turn = Arc::clone(&hanging.0).acquire_owned().await.unwrap();
+        let mut held_up = hanging.resolve("127.0.0.1".parse().unwrap());
+        for _ in 0..100 {
+            assert!(held_up.as_mut().now_or_never().is_none(), "it did not wait for its turn");
+            assert_eq!(other.resolve("127.0.0.1".parse().unwrap()).await.unwrap().count(), 1);
+        }
+        drop(turn);
+        assert_eq!(held_up.await.unwrap().count(), 1);
     }
 
     #[tokio::test]
