@@ -34,6 +34,20 @@ impl DeadLetter {
         Self { id: letter_id(now, unique), message: message.clone(), reason, rejected_micros: now, coordinates }
     }
 
+    /// Keeps so many bytes of a body that is too large for the place of the letters.
+    #[cfg(feature = "kafka")]
+    pub(super) fn cut(&mut self, keep: usize) {
+        let size = self.message.body.len();
+        if size > keep {
+            self.message.body.truncate(keep);
+            let Self { reason, coordinates, .. } = self;
+            reason.text = format!(
+                "{}; the dead letters do not take its {size} bytes: only the first {keep} stand here, the whole stood at {coordinates}",
+                reason.text
+            );
+        }
+    }
+
     /// The copy that goes back into the queue.
     pub(super) fn into_copy(self) -> Message {
         let Self { mut message, reason, .. } = self;

@@ -258,6 +258,125 @@ async fn letters_are_looked_at_a_hundred_times_and_are_still_there() {
     assert_eq!(dead.list(Filter::default(), Some(all[2].id.clone()), 1).await.unwrap(), all[4..5]);
 }
 
+/// A record as another program may write it, with the body of a report and this for the name of a header.
+#[allow(unsafe_code, reason = "the client takes no name that is not UTF-8, and other clients do")]
+fn write_with_header(broker: &Broker, topic: &str, body: &[u8], name: &[u8]) {
+    use rdkafka::bindings::{self as client, rd_kafka_vtype_t as Is};
+    use rdkafka::producer::{BaseProducer, Producer as _};
+    use rdkafka::types::RDKafkaRespErr;
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &broker.address)
+        .set("message.timeout.ms", "30000")
+        .create()
+        .unwrap();
+    let topic = std::ffi::CString::new(topic).unwrap();
+    // SAFETY: the producer lives until the end, the client copies topic, body and header, and END ends the arguments.
+    let answer = unsafe {
+        client::rd_kafka_producev(
+            producer.client().native_ptr(),
+            Is::RD_KAFKA_VTYPE_TOPIC,
+            topic.as_ptr(),
+            Is::RD_KAFKA_VTYPE_MSGFLAGS,
+            2_i32,
+            Is::RD_KAFKA_VTYPE_VALUE,
+            body.as_ptr(),
+            body.len(),
+            Is::RD_KAFKA_VTYPE_HEADER,
+            name.as_ptr(),
+            b"v".as_ptr(),
+            1_isize,
+            Is::RD_KAFKA_VTYPE_END,
+        )
+    };
+    assert_eq!(answer, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
+    producer.flush(DEADLINE).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn header_with_a_name_that_is_no_text_is_left_out_and_ends_nothing() {
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    let queue = driver.open().await;
+    write_with_header(broker, &driver.name, b"first", b"\xff\xfe\0");
+    write_with_header(broker, &driver.name, b"second", b"name\0");
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let read: Vec<_> = take(&mut subscription, 2).await.into_iter().map(|read| Arc::clone(&read.message)).collect();
+    assert_eq!((&read[0].body[..], read[0].headers.as_slice()), (&b"first"[..], &[][..]));
+    assert_eq!((&read[1].body[..], read[1].headers.as_slice()), (&b"second"[..], &[("name".into(), "v".into())][..]));
+    end(subscription).await;
+}
+
+/// Sets what a topic takes.
+async fn set_largest(broker: &Broker, topic: &str, bytes: usize) {
+    use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+    use rdkafka::client::DefaultClientContext;
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &broker.address).create().unwrap();
+    let bytes = bytes.to_string();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", &bytes);
+    let done = admin.alter_configs([&change], &AdminOptions::new()).await.unwrap();
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_larger_than_the_queue_takes_is_a_dead_letter_and_holds_nothing_up() {
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    let queue = driver.open().await;
+    // Far over what our own publisher takes; small on the wire.
+    let large = vec![b'x'; 3 << 20];
+    let producer: rdkafka::producer::BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &broker.address)
+        .set("message.max.bytes", "10000000")
+        .set("compression.codec", "lz4")
+        .create()
+        .unwrap();
+    let write = |body: &[u8]| {
+        use rdkafka::producer::{BaseRecord, Producer as _};
+        producer.send(BaseRecord::<(), _>::to(&driver.name).payload(body)).map_err(|(error, _)| error).unwrap();
+        producer.flush(DEADLINE).unwrap();
+    };
+    write(&large);
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut subscription).await.token.reject(reason(&["spray"]));
+    let dead = async || queue.depth().await.unwrap().dead;
+    until("the large one is no dead letter", async || dead().await == 1).await;
+
+    // Where the dead letters take less than the topic, the beginning has to do.
+    set_largest(broker, &format!("{}.dead", driver.name), 100_000).await;
+    let random: Vec<u8> = (0..200_000).map(|_| rand::random()).collect();
+    write(&random);
+    next(&mut subscription).await.token.reject(reason(&["spray"]));
+    until("the second one is no dead letter", async || dead().await == 2).await;
+    write(b"after");
+    next(&mut subscription).await.token.ack();
+    until_open("the position does not pass them", &*queue, 0).await;
+    let letters = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap();
+    assert_eq!(letters[0].message.body, large);
+    let (kept, text) = (&letters[1].message.body, &letters[1].reason.text);
+    assert!(random.starts_with(kept) && !kept.is_empty() && text.contains("200000 bytes"), "{} {text}", kept.len());
+    end(subscription).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn member_whose_reader_does_not_come_back_still_takes_part_in_its_group() {
+    let Some(broker) = broker() else { return };
+    let mut driver = Kafka::new(broker);
+    driver.settings.partitions = 2;
+    driver.settings.revoke_timeout = Duration::from_millis(200);
+    let (first, _) = driver.process().await;
+    first.publisher().publish(numbered(0..20_000)).await.unwrap();
+    let of_first = first.subscribe(MANY, BACKOFF).unwrap();
+    // Nobody reads: it holds as much as it may, and pauses. Whatever that is, the second one must get its partition.
+    let used = of_first.deliveries.max_capacity();
+    until("the channel is not full", async || of_first.deliveries.len() == used).await;
+    let (second, _) = driver.process().await;
+    let mut of_second = second.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut of_second).await;
+    drop(of_first);
+    end(of_second).await;
+}
+
 #[test]
 fn missing_topic_and_silent_broker_are_told_in_the_words_of_the_settings() {
     let Some(broker) = broker() else { return };

@@ -18,6 +18,8 @@ struct Lane {
     flights: Option<Flights>,
     /// The position that was given to the broker last.
     given: Option<u64>,
+    /// One past the message that came last.
+    next: u64,
 }
 
 /// All of them.
@@ -27,7 +29,7 @@ pub(super) struct Lanes(BTreeMap<u32, Lane>);
 impl Lanes {
     /// The partition is ours from now on.
     pub(super) fn assign(&mut self, lane: u32, generation: u32) {
-        self.0.insert(lane, Lane { generation, flights: None, given: None });
+        self.0.insert(lane, Lane { generation, flights: None, given: None, next: 0 });
     }
 
     /// The partition is not ours any more; what is in flight of it is forgotten.
@@ -40,8 +42,21 @@ impl Lanes {
         self.0.clear();
     }
 
-    pub(super) fn generation(&self, lane: u32) -> Option<u32> {
+    fn generation(&self, lane: u32) -> Option<u32> {
         self.0.get(&lane).map(|lane| lane.generation)
+    }
+
+    /// Which sequence was to come at least, where this one is before it: the partition is another one than it was. Left alone, what it
+    /// holds would be taken for known up to there, and lost.
+    pub(super) fn went_back(&self, lane: u32, sequence: u64) -> Option<u64> {
+        self.0.get(&lane).map(|lane| lane.next).filter(|next| sequence < *next)
+    }
+
+    /// Notes that a message came. Gives the generation of its partition; `None`: that is not ours.
+    pub(super) fn came(&mut self, lane: u32, sequence: u64) -> Option<u32> {
+        let lane = self.0.get_mut(&lane)?;
+        lane.next = sequence + 1;
+        Some(lane.generation)
     }
 
     /// Whether this generation of the partition is ours still. The one place that tells an old token from a new one.
@@ -212,6 +227,26 @@ mod tests {
         assert_eq!(lanes.moved(None), [(0, 6), (1, 0)]);
         lanes.finish(tag(1, 2, 0));
         assert!(lanes.is_empty() && lanes.at_rest());
+    }
+
+    #[test]
+    fn partition_that_went_back_starts_there_and_old_tokens_find_nothing() {
+        let mut lanes = Lanes::default();
+        assert_eq!((lanes.came(0, 5), lanes.went_back(0, 0)), (None, None), "it is not ours");
+        lanes.assign(0, 1);
+        for sequence in [5, 6, 9] {
+            assert_eq!((lanes.went_back(0, sequence), lanes.came(0, sequence)), (None, Some(1)));
+            assert!(lanes.add(tag(0, 1, sequence), message(1)));
+        }
+        lanes.finish(tag(0, 1, 5));
+        assert_eq!(lanes.moved(None), [(0, 6)]);
+        assert_eq!(lanes.went_back(0, 2), Some(10));
+        lanes.assign(0, 2);
+        assert_eq!((lanes.went_back(0, 2), lanes.came(0, 2)), (None, Some(2)));
+        assert!(lanes.add(tag(0, 2, 2), message(1)));
+        lanes.finish(tag(0, 1, 6));
+        lanes.finish(tag(0, 2, 2));
+        assert_eq!(lanes.moved(None), [(0, 3)], "what stands there now is taken for known");
     }
 
     #[test]

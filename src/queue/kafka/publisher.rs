@@ -133,7 +133,7 @@ impl Client {
             delivery_timeout,
             to_log: to_log.clone(),
         };
-        let made = client::producer(settings, limit + ENVELOPE).create_with_context(told);
+        let made = client::producer(settings).create_with_context(told);
         let inner = Arc::new(made.map_err(|error| OpenError::Client(client_error(&error)))?);
         Ok(Self { inner, gave_up })
     }
@@ -183,10 +183,8 @@ impl Producer {
             match Client::new(&self.settings, &self.queue, self.max_message, &self.to_log) {
                 Ok(new) => {
                     let old = std::mem::replace(&mut *client, new);
-                    tracing::warn!(
-                        queue = self.queue,
-                        "kafka: the producer gave messages up; a new one takes its place"
-                    );
+                    let why = "one that has given messages up may never publish again";
+                    self.to_log.complain("given up", &why, "the producer gave messages up; a new one takes its place");
                     // Before the new one sends: what is left in the old one must not come behind it. Waiting for its end would hold
                     // up a worker.
                     old.inner.purge(PurgeConfig::default().queue().inflight());

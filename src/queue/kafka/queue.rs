@@ -47,10 +47,14 @@ pub(super) struct Shared {
     /// The number of the newest subscription.
     pub(super) newest: AtomicU32,
     /// Raised at each assignment of a partition, over all subscriptions.
-    pub(super) generations: AtomicU32,
+    generations: AtomicU32,
 }
 
 impl Shared {
+    pub(super) fn next_generation(&self) -> u32 {
+        self.generations.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+    }
+
     pub(super) fn unavailable(&self, reason: impl std::fmt::Display) -> QueueError {
         QueueError::Unavailable { queue: self.name.clone(), reason: format!("kafka: {reason}") }
     }

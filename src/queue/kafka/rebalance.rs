@@ -98,8 +98,7 @@ impl ConsumerContext for Member {
                     tracing::info!(queue = self.shared.name, partitions = ?lanes, "partitions taken");
                 }
                 for lane in lanes {
-                    let generation = self.shared.generations.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
-                    lock(&self.shared.lanes).assign(lane, generation);
+                    lock(&self.shared.lanes).assign(lane, self.shared.next_generation());
                 }
             }
             Rebalance::Error(error) => {

@@ -2,6 +2,8 @@
 //!
 //! Pure but for the client's own types. A record of somebody else (no key, headers that are no text) becomes a message, too.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bytes::Bytes;
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 
@@ -47,9 +49,15 @@ pub(super) fn message(record: &impl rdkafka::Message) -> Message {
 
 fn texts(record: &impl rdkafka::Message) -> Vec<(String, String)> {
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-    record.headers().map_or_else(Vec::new, |headers| {
-        headers.iter().map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default()))).collect()
-    })
+    let Some(headers) = record.headers() else { return Vec::new() };
+    // The client panics at a name that is not UTF-8 (rdkafka 0.39): such a header is left out, or whoever may write to the topic could end
+    // the process again and again.
+    let read = |at| {
+        let header =
+            || headers.try_get(at).map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default())));
+        catch_unwind(AssertUnwindSafe(header)).ok().flatten()
+    };
+    (0..headers.count()).filter_map(read).collect()
 }
 
 /// The headers of a letter's record; its key is the id, its payload the original's.

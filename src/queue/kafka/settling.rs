@@ -12,6 +12,16 @@ use super::lanes::Lanes;
 use super::publisher::lock;
 use super::queue::Shared;
 
+/// Bytes of a body that stand in a letter where the broker refuses the whole.
+const BEGINNING: usize = 64 * 1024;
+
+/// What of a message goes to the dead letters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body {
+    Whole,
+    Beginning,
+}
+
 impl Shared {
     /// Takes all settlements that wait. `true`: there were some.
     pub(super) fn settle_pending(&self, backoff: Backoff) -> bool {
@@ -44,20 +54,23 @@ impl Shared {
             }
             Settlement::Reject(reason) => {
                 if lanes.taken_back(tag, Stage::Rejected(Box::new(reason))).is_some() {
-                    self.bury(lanes, tag);
+                    self.bury(lanes, tag, Body::Whole);
                 }
             }
         }
     }
 
     /// Sends a rejected message to the dead letters; it is finished when that is confirmed.
-    pub(super) fn bury(&self, lanes: &mut Lanes, tag: Tag) {
+    pub(super) fn bury(&self, lanes: &mut Lanes, tag: Tag, body: Body) {
         let Some(open) = lanes.get(tag) else { return };
         let Stage::Rejected(reason) = &open.stage else { return };
         let Tag { lane, sequence, .. } = tag;
         let coordinates = format!("{}/{lane}/{sequence}", self.name);
-        let letter =
+        let mut letter =
             DeadLetter::of(&open.message, reason.as_ref().clone(), coordinates, &format!("{lane:x}-{sequence:x}"));
+        if body == Body::Beginning {
+            letter.cut(BEGINNING);
+        }
         self.producer.bury(tag, &letter, &self.buried_sender);
     }
 
@@ -69,6 +82,8 @@ impl Shared {
                 self.metrics.rejected.with_label_values(&[&reason.kind.to_string()]).inc();
                 lanes.finish(tag);
             }
+            // Whoever may write to a topic that takes more than the one of the dead letters would hold the partition up for ever.
+            Err(QueueError::TooLarge { size, .. }) if size > BEGINNING => self.bury(lanes, tag, Body::Beginning),
             Err(error) => {
                 open.refused += 1;
                 let wait = backoff.wait(open.refused, rand::random());
@@ -76,6 +91,22 @@ impl Shared {
                 lanes.again_at(tag, Instant::now() + wait);
             }
         }
+    }
+
+    /// Notes that a message came from the broker. Gives the generation of its partition; `None`: that is not ours.
+    pub(super) fn came(&self, lane: u32, sequence: u64) -> Option<u32> {
+        let mut lanes = lock(&self.lanes);
+        if let Some(expected) = lanes.went_back(lane, sequence) {
+            tracing::error!(
+                queue = self.name,
+                partition = lane,
+                from = expected,
+                to = sequence,
+                "a partition went back: its topic was made anew, or a broker lost what was not on all replicas; what stands there now is handled from its beginning"
+            );
+            lanes.assign(lane, self.next_generation());
+        }
+        lanes.came(lane, sequence)
     }
 
     /// The offsets to be committed, of all partitions or of some. `None`: nothing moved.

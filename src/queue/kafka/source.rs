@@ -18,6 +18,7 @@ use super::super::{AckToken, Backoff, Delivery, Message, Tag, Unsettled};
 use super::publisher::lock;
 use super::queue::{Shared, with_lanes};
 use super::rebalance::Member;
+use super::settling::Body;
 use super::{client, record};
 
 /// The most that is taken from the client before it is handed out.
@@ -149,7 +150,7 @@ impl Source {
                         place.send(delivery(&shared, tag, message, redelivered));
                     }
                 }
-                Some(Stage::Rejected(_)) => shared.bury(&mut lanes, tag),
+                Some(Stage::Rejected(_)) => shared.bury(&mut lanes, tag, Body::Whole),
                 Some(Stage::Out) | None => {}
             }
         }
@@ -213,15 +214,15 @@ impl Source {
             (false, true) => IDLE,
             (false, false) => BUSY,
         };
-        while self.ahead.len() < AHEAD {
+        // Once at least, however much is ahead: a group is served only in here.
+        loop {
             match self.consumer.poll(wait) {
                 None => break,
                 Some(Ok(record)) => {
                     let (lane, sequence) = (u32::try_from(record.partition()), u64::try_from(record.offset()));
                     let (Ok(lane), Ok(sequence)) = (lane, sequence) else { continue };
-                    let generation = lock(&self.parts.shared.lanes).generation(lane);
-                    let message = record::message(&record);
-                    if let Some(generation) = generation {
+                    if let Some(generation) = self.parts.shared.came(lane, sequence) {
+                        let message = record::message(&record);
                         self.ahead.push_back(Taken { tag: Tag { lane, generation, sequence }, message });
                     }
                 }
@@ -229,6 +230,9 @@ impl Source {
                     self.parts.shared.to_log.failed(&error, "");
                     break;
                 }
+            }
+            if self.ahead.len() >= AHEAD {
+                break;
             }
             wait = Duration::ZERO;
         }
