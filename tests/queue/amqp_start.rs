@@ -129,6 +129,33 @@ async fn limit_of_returns_in_a_policy_is_a_warning() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_that_a_policy_has_the_broker_drop_is_a_dead_letter() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    let path = format!("policies/%2F/few-returns-of-{}", driver.name);
+    let policy =
+        format!(r#"{{"pattern":"^{}$","apply-to":"queues","definition":{{"delivery-limit":3}}}}"#, driver.name);
+    assert_eq!(driver.rabbit.manage("PUT", &path, &policy).0, 201);
+    let message = numbered(0..1).remove(0);
+    queue.publisher().publish(vec![message.clone()]).await.unwrap();
+    until("it is dropped for good", async || {
+        let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+        let _ = timeout(Duration::from_millis(200), subscription.deliveries.recv()).await;
+        end(subscription).await;
+        queue.depth().await.unwrap().dead == 1
+    })
+    .await;
+    let letter = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap().remove(0);
+    assert_eq!((&letter.message.key, &letter.message.body), (&message.key, &message.body));
+    assert!(letter.reason.text.contains("delivery_limit") && letter.message.headers == message.headers, "{letter:?}");
+    assert!(queue.dead_letters().resend(letter.id).await.unwrap());
+    assert_eq!(driver.rabbit.manage("DELETE", &path, "").0, 204);
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut subscription).await.token.ack();
+    end(subscription).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn message_that_comes_back_again_and_again_is_told_without_the_management_api() {
     let Some(driver) = Amqp::start() else { return };
     keep_the_log();

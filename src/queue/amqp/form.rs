@@ -24,7 +24,19 @@ const HEADERS: &str = "trackalert-headers";
 const DEAD: &str = "trackalert-dead";
 const OURS: [&str; 4] = [KEY, PUBLISHED, HEADERS, DEAD];
 /// What the broker counts, and writes into the headers of what it hands out: no part of the message.
-const BROKERS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
+const BROKERS: [&str; 9] = [
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-death",
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    FIRST_DEATH,
+    "x-last-death-exchange",
+    "x-last-death-queue",
+    "x-last-death-reason",
+];
+/// Why the broker itself has put a message among the dead letters.
+const FIRST_DEATH: &str = "x-first-death-reason";
 
 const PERSISTENT: u8 = 2;
 /// Headers travel in one frame, and a broker's frame has 128 KiB at least by default.
@@ -158,7 +170,10 @@ pub(super) fn letter(queue: &str, properties: &BasicProperties, body: Bytes) -> 
         let hash = Sha256::new().chain_update(message.key.as_bytes()).chain_update(&message.body).finalize();
         let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let micros = message.published.micros();
-        let text = "it was put here by somebody else, such as the broker's own dead-lettering".to_owned();
+        let text = match table.and_then(|table| text_of(table, FIRST_DEATH)) {
+            Some(why) => format!("the broker put it here and not we: {why}; a policy of the broker limits the queue"),
+            None => "it was put here by somebody else".to_owned(),
+        };
         Burial {
             id: letter_id(micros, &hash),
             reason: Reason { kind: ReasonKind::Internal, text, only: Vec::new(), attempts: 0 },

@@ -29,6 +29,12 @@ impl Broker {
         // The dead letters lie in a quorum queue without a limit, too: replicated as the originals are, and however often somebody
         // looks (takes them and gives them back), none is dropped. A stream would be read without that, but forgets nothing singly.
         self.declare_queue(connection, &self.dead, passive, arguments.clone()).await?;
+        if !passive {
+            // A net behind our own dead letters: what a policy of the broker has it drop (a limit of returns, an age, a length) lies there
+            // and not nowhere.
+            arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+            arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString(self.dead.as_str().into()));
+        }
         if self.sharded() && !passive {
             // Before the last message of one process is settled, none is handed out to another.
             arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
