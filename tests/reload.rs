@@ -39,6 +39,23 @@ fn reload(site: &Site, program: &Program, time: usize) {
 }
 
 #[test]
+fn reload_that_never_ends_does_not_keep_the_program_from_ending() {
+    let site = Site::new("");
+    let [old, pipe, begun] = ["old.conf", "pipe", "begun"].map(|name| site.folder.path().join(name));
+    std::fs::write(&old, "setReport(function(lt) end)").unwrap();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), format!("policy.legacy_config = {old:?}\n{config}")).unwrap();
+    let program = site.start();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Nobody will ever write to it.
+    let text = format!("io.open({begun:?}, 'w'):close()\nio.open({pipe:?})\nsetReport(function(lt) end)");
+    std::fs::write(&old, text).unwrap();
+    program.signal(Signal::SIGHUP);
+    program.wait_until("the reload to begin", PATIENCE, |_| begun.exists());
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
 fn reloads_under_load_lose_nothing_and_leak_nothing() {
     let (total, times) = trial::size((20_000, 20), (600_000, 200));
     let mut rig = Rig::new(Driver::Embedded);

@@ -160,6 +160,7 @@ impl App {
         }
         let reload = Arc::new(Reload {
             policy: config.policy.clone(),
+            one: tokio::sync::Mutex::default(),
             detect: tokio::sync::Mutex::new(detect),
             scheduled,
             files,
@@ -202,7 +203,8 @@ impl App {
         self.reload.all().await
     }
 
-    /// Takes nothing more from the queues, finishes what is in flight within `detect.drain_timeout` over all, stores every position.
+    /// Takes nothing more from the queues, finishes what is in flight within `detect.drain_timeout`, stores every position: some seconds
+    /// more where a broker does not answer.
     /// Requests are answered until then, readyz with "no": a sender that tries once loses nothing to a restart, because what it sends
     /// is on disk. An error is the one for which a role had ended before.
     pub async fn drain(self) -> Result<(), StartError> {
@@ -221,8 +223,9 @@ impl App {
         }
         self.server.drain(left(LEAST)).await;
         self.stop.cancel();
-        for task in self.upkeep {
-            let _ = task.await;
+        // One that asks a broker that is away, or looks a name up, must not hold up what follows.
+        if tokio::time::timeout(left(LEAST), futures_util::future::join_all(self.upkeep)).await.is_err() {
+            tracing::warn!("what is done besides the reports did not end in time; it ends with the process");
         }
         self.stores.history.close().await;
         if let Err(error) = self.stores.state.sync().await {
@@ -243,10 +246,14 @@ impl App {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 _ = hup.recv() => {
-                    match self.reload().await {
-                        Ok(done) => tracing::info!(done, "reloaded"),
-                        Err(error) => tracing::error!(error, "not reloaded"),
-                    }
+                    // By itself: a file that does not come must not make the program deaf to the next signal.
+                    let reload = Arc::clone(&self.reload);
+                    tokio::spawn(async move {
+                        match reload.all().await {
+                            Ok(done) => tracing::info!(done, "reloaded"),
+                            Err(error) => tracing::error!(error, "not reloaded"),
+                        }
+                    });
                     if let Err(error) = self.server.reload_tls() {
                         tracing::error!(%error, "the certificates were not reloaded; the old ones stay in use");
                     }

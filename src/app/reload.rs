@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::files::Files;
 use crate::detect::Detect;
@@ -17,6 +18,8 @@ use crate::telemetry::Metrics;
 /// What a reload needs, shared with the operators' route.
 pub(super) struct Reload {
     pub(super) policy: policy::Settings,
+    /// One reload at a time: what was read first and slowly must not replace what was read after it.
+    pub(super) one: tokio::sync::Mutex<()>,
     pub(super) detect: tokio::sync::Mutex<Option<Detect>>,
     /// The background functions of the policies that run.
     pub(super) scheduled: watch::Sender<Arc<[Scheduled]>>,
@@ -30,24 +33,40 @@ impl Reload {
     /// Policies and files, each by itself: what is wrong with one holds up no other. The text says what became of each, a line each;
     /// it is an error where anything was refused.
     pub(super) async fn all(&self) -> Result<String, String> {
+        let _one = self.one.lock().await;
         let files = async {
             match &self.files {
-                Some(files) => files.reload().await,
-                None => Vec::new(),
+                Some(files) => timeout(self.policy.reload_timeout, files.reload()).await,
+                None => Ok(Vec::new()),
             }
         };
         let (policies, files) = tokio::join!(self.policies(), files);
-        let well = policies.is_ok() && files.iter().all(|file| file.outcome.is_ok());
+        let well = policies.is_ok() && files.as_ref().is_ok_and(|all| all.iter().all(|file| file.outcome.is_ok()));
         let mut lines = vec![policies.unwrap_or_else(|error| error)];
-        lines.extend(files.iter().map(ToString::to_string));
+        match files {
+            Ok(all) => lines.extend(all.iter().map(ToString::to_string)),
+            Err(_) => lines.push(format!("the files of databases and devices were {}", self.late())),
+        }
         if well { Ok(lines.join("\n")) } else { Err(lines.join("\n")) }
+    }
+
+    fn late(&self) -> String {
+        format!(
+            "not read within {:?} (policy.reload_timeout); is one of them on a server that is away, or a pipe?",
+            self.policy.reload_timeout
+        )
     }
 
     /// Loads and checks the policies beside the running ones, then exchanges them between two reports. An error leaves the old ones.
     async fn policies(&self) -> Result<String, String> {
         let settings = self.policy.clone();
-        let loaded = tokio::task::spawn_blocking(move || PolicySet::resolve(&settings)).await;
-        let outcome = match loaded.map_err(|error| error.to_string()).and_then(|set| set.map_err(|e| e.to_string())) {
+        let loading =
+            tokio::task::spawn_blocking(move || PolicySet::resolve(&settings).map_err(|error| error.to_string()));
+        let loaded = match timeout(self.policy.reload_timeout, loading).await {
+            Ok(loaded) => loaded.unwrap_or_else(|error| Err(error.to_string())),
+            Err(_) => Err(format!("the policies were {}", self.late())),
+        };
+        let outcome = match loaded {
             Ok(set) => {
                 let names = set.names().collect::<Vec<_>>().join(", ");
                 let scheduled = Arc::clone(set.scheduled());

@@ -32,6 +32,7 @@ pub(super) struct Dispatch {
     side_by_side: VecDeque<u64>,
     /// Ready to run again.
     again: VecDeque<u64>,
+    again_next: bool,
     turn: u32,
 }
 
@@ -43,6 +44,7 @@ impl Dispatch {
             fresh: VecDeque::new(),
             side_by_side: VecDeque::new(),
             again: VecDeque::new(),
+            again_next: false,
             turn: 0,
         }
     }
@@ -72,8 +74,14 @@ impl Dispatch {
         self.fresh.pop_front().or_else(|| self.next_later())
     }
 
+    /// Of the two sorts in turns: a flood of one login must not keep what is to run again from ever running.
     fn next_later(&mut self) -> Option<u64> {
-        self.side_by_side.pop_front().or_else(|| self.again.pop_front())
+        self.again_next = !self.again_next;
+        let (first, second) = match self.again_next {
+            true => (&mut self.again, &mut self.side_by_side),
+            false => (&mut self.side_by_side, &mut self.again),
+        };
+        first.pop_front().or_else(|| second.pop_front())
     }
 
     /// The job to try a broken policy with: one that it has not failed on, where there is one.
@@ -123,6 +131,23 @@ mod tests {
         assert_eq!((dispatch.next(), dispatch.next(), dispatch.next()), (Some(1), Some(3), None));
         dispatch.release("ann");
         assert_eq!(dispatch.next(), Some(2));
+    }
+
+    #[test]
+    fn what_is_to_run_again_runs_although_a_hot_login_never_ends() {
+        let mut dispatch = Dispatch::new(1);
+        let mut job = 0;
+        let mut flood = |dispatch: &mut Dispatch| {
+            job += 1;
+            dispatch.admit(job, "hot");
+        };
+        (0..10).for_each(|_| flood(&mut dispatch));
+        dispatch.again(1_000_000);
+        let started = (0..100).position(|_| {
+            flood(&mut dispatch);
+            dispatch.next() == Some(1_000_000)
+        });
+        assert!(started.is_some_and(|after| after < 10), "it never ran: {started:?}");
     }
 
     #[test]

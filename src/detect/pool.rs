@@ -4,10 +4,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use tokio::sync::mpsc;
-
 use super::errands::{Everywhere, Sent};
-use super::worker::{self, Job, Order, Plan, WorkerId};
+use super::worker::{self, Job, Order, Plan, Started, WorkerId};
 use crate::policy::{LoadError, PolicySet};
 
 /// Machines for reports that run apart from the others, at once: each may take `policy.memory`.
@@ -19,7 +17,7 @@ const SETS_KEPT: usize = 16;
 
 struct Place {
     id: WorkerId,
-    orders: mpsc::UnboundedSender<Order>,
+    started: Started,
     jobs: HashSet<u64>,
 }
 
@@ -42,8 +40,8 @@ impl Pool {
             Self { plan, most, parties: Vec::new(), earlier: VecDeque::new(), places: Vec::with_capacity(workers + 1) };
         for place in 0..=workers {
             let id = WorkerId { place, epoch: 0 };
-            let orders = worker::start(id, pool.plan.clone())?;
-            pool.places.push(Place { id, orders, jobs: HashSet::new() });
+            let started = worker::start(id, pool.plan.clone())?;
+            pool.places.push(Place { id, started, jobs: HashSet::new() });
         }
         Ok(pool)
     }
@@ -60,7 +58,7 @@ impl Pool {
         let place = &mut self.places[place];
         place.jobs.insert(job.number);
         // A worker's thread only ends when its sender is dropped, which is here.
-        let _ = place.orders.send(Order::Run(job));
+        let _ = place.started.orders.send(Order::Run(job));
         place.id
     }
 
@@ -81,7 +79,7 @@ impl Pool {
         let party: HashSet<u64> = jobs.iter().map(|job| job.number).collect();
         place.jobs.extend(&party);
         self.parties.push(party);
-        let _ = place.orders.send(Order::RunApart(jobs));
+        let _ = place.started.orders.send(Order::RunApart(jobs));
         place.id
     }
 
@@ -104,7 +102,7 @@ impl Pool {
 
     fn hand(&self, place: &Place, sent: Sent) {
         let running = self.plan.errands.begin(place.id, &sent);
-        let _ = place.orders.send(Order::Errand(sent, running));
+        let _ = place.started.orders.send(Order::Errand(sent, running));
     }
 
     /// A report came back. `false`: from a worker that was abandoned.
@@ -129,17 +127,19 @@ impl Pool {
 
     /// Gives up a worker that hangs and starts another in its place. The reports it was lent, in no order: all are to be run again,
     /// but for the one that hangs. The thread itself cannot be ended; its outcomes are stale from now on.
-    pub(super) fn abandon(&mut self, worker: WorkerId) -> Result<HashSet<u64>, LoadError> {
+    pub(super) fn abandon(&mut self, worker: WorkerId, hanging: Option<u64>) -> Result<HashSet<u64>, LoadError> {
         if !self.is_in_place(worker) {
             return Ok(HashSet::new());
         }
         let id = WorkerId { epoch: worker.epoch + 1, ..worker };
-        let orders = worker::start(id, self.plan.clone())?;
+        let started = worker::start(id, self.plan.clone())?;
         if worker.place == self.apart() {
             self.parties.clear();
         }
         let place = &mut self.places[worker.place];
-        place.orders = orders;
+        let old = std::mem::replace(&mut place.started, started);
+        // Set once: another worker is in its place from here on.
+        let _ = old.given_up.set(hanging);
         place.id = id;
         Ok(std::mem::take(&mut place.jobs))
     }
@@ -150,6 +150,11 @@ impl Pool {
         set.and_then(|set| set.names().nth(index)).unwrap_or_default().to_owned()
     }
 
+    /// Whether the set of this generation is in use.
+    pub(super) fn is_of_today(&self, generation: u64) -> bool {
+        self.plan.policies.generation() == generation
+    }
+
     /// Whether a policy of this name runs.
     pub(super) fn has_policy(&self, name: &str) -> bool {
         self.plan.policies.names().any(|policy| policy == name)
@@ -158,7 +163,7 @@ impl Pool {
     /// Hands new policies to every worker.
     pub(super) fn load(&mut self, policies: PolicySet) {
         for place in &self.places {
-            let _ = place.orders.send(Order::Load(policies.clone()));
+            let _ = place.started.orders.send(Order::Load(policies.clone()));
         }
         self.earlier.push_front(std::mem::replace(&mut self.plan.policies, policies));
         self.earlier.truncate(SETS_KEPT);

@@ -110,6 +110,18 @@ impl Slot {
         }
     }
 
+    /// Gives up the policies that alone were to run, and are not there any more: without a word of them it would count as handled.
+    pub(super) fn give_up_missing(&mut self, is_there: impl Fn(&str) -> bool) {
+        for policy in self.only.iter().flatten() {
+            let decided = self.handled.contains(policy) || self.given_up.iter().any(|given| given.policy == *policy);
+            if !decided && !is_there(policy) {
+                let why =
+                    "it was to run on a report that was sent again, and no policy of that name is loaded".to_owned();
+                self.given_up.push(Given { policy: policy.clone(), why, kind: ReasonKind::Policy });
+            }
+        }
+    }
+
     /// The reason of the dead letter; `None` where no policy was given up.
     pub(super) fn reason(&self) -> Option<Reason> {
         let first = self.given_up.first()?;

@@ -5,10 +5,13 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -47,6 +50,8 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) policy: String,
+    /// The generation of the set in which it ran.
+    pub(super) set: u64,
     pub(super) result: Result<Effects, Failure>,
 }
 
@@ -95,10 +100,21 @@ fn start_error(text: String) -> LoadError {
     LoadError::from(std::io::Error::other(text))
 }
 
+/// Set when a worker is given up: the report that hangs in it, or none where what hangs is no report.
+type GivenUp = Arc<OnceLock<Option<u64>>>;
+
+/// The way to a worker.
+pub(super) struct Started {
+    pub(super) orders: mpsc::UnboundedSender<Order>,
+    pub(super) given_up: GivenUp,
+}
+
 /// Starts a worker. It ends when the sender is dropped and its reports have ended. An error: the policies do not load, or the
 /// system gives no thread.
-pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Order>, LoadError> {
+pub(super) fn start(id: WorkerId, plan: Plan) -> Result<Started, LoadError> {
     let (orders, inbox) = mpsc::unbounded_channel();
+    let given_up = Arc::<OnceLock<_>>::default();
+    let asked = Arc::clone(&given_up);
     let (ready, started) = std::sync::mpsc::sync_channel(1);
     // One that blocks for ever would hold up whoever starts the worker, and that may be the task that all reports pass.
     let most = plan.policies.load_limit();
@@ -115,7 +131,7 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
             let _ = hangs.send((id, event));
         });
         runtime.block_on(async move {
-            match Worker::new(id, plan) {
+            match Worker::new(id, plan, asked) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(()));
                     worker.serve(inbox).await;
@@ -128,7 +144,7 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<mpsc::UnboundedSender<Or
     });
     thread.map_err(LoadError::from)?;
     match started.recv_timeout(most) {
-        Ok(outcome) => outcome.map(|()| orders),
+        Ok(outcome) => outcome.map(|()| Started { orders, given_up }),
         Err(RecvTimeoutError::Disconnected) => Err(start_error("the worker's thread ended at its start".to_owned())),
         Err(RecvTimeoutError::Timeout) => Err(start_error(format!(
             "its policies were not loaded within {most:?}; what does one wait for at its top level?"
@@ -141,6 +157,7 @@ type Apart = Result<Rc<Vm>, String>;
 
 struct Worker {
     id: WorkerId,
+    given_up: GivenUp,
     plan: RefCell<Plan>,
     /// The VM for the next reports; one that is spoiled stays with those in flight in it.
     current: RefCell<Rc<Vm>>,
@@ -153,10 +170,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(id: WorkerId, plan: Plan) -> Result<Self, LoadError> {
+    fn new(id: WorkerId, plan: Plan, given_up: GivenUp) -> Result<Self, LoadError> {
         let vm = new_vm(&plan)?;
         Ok(Self {
             id,
+            given_up,
             plan: RefCell::new(plan),
             current: RefCell::new(Rc::new(vm)),
             idle: RefCell::default(),
@@ -173,11 +191,10 @@ impl Worker {
             |order, running| {
                 self.count_memory();
                 match order {
-                    Order::Run(job) => running.push(Either::Left(self.run(job, None).map(Some))),
+                    Order::Run(job) => running.push(Either::Left(self.run(job, None))),
                     Order::RunApart(jobs) => {
                         let vm = self.vm_apart();
-                        jobs.into_iter()
-                            .for_each(|job| running.push(Either::Left(self.run(job, Some(vm.clone())).map(Some))));
+                        jobs.into_iter().for_each(|job| running.push(Either::Left(self.run(job, Some(vm.clone())))));
                     }
                     Order::Errand(sent, known) => {
                         running.push(Either::Right(self.run_errand(sent, known).map(|()| None)));
@@ -226,14 +243,21 @@ impl Worker {
         }
     }
 
-    async fn run(&self, job: Job, apart: Option<Apart>) -> Outcome {
+    /// `None`: the worker was given up meanwhile, and the report runs elsewhere.
+    async fn run(&self, job: Job, apart: Option<Apart>) -> Option<Outcome> {
         let waited = job.since.elapsed();
         let began = Instant::now();
-        let ran = AssertUnwindSafe(self.run_policies(&job, apart)).catch_unwind().await;
+        let mut policies = pin!(AssertUnwindSafe(self.run_policies(&job, apart)).catch_unwind());
+        // Asked at each step: what goes on here would send its requests a second time, and beside its login's next report.
+        let ran = poll_fn(|context| match self.given_up.get() {
+            Some(hanging) if *hanging != Some(job.number) => Poll::Ready(None),
+            _ => policies.as_mut().poll(context).map(Some),
+        });
+        let ran = ran.await?;
         // Without an outcome the report would be in hand for ever, and its login would wait behind it.
         let (handled_before, calls, state_error) =
-            ran.unwrap_or_else(|panic| (Vec::new(), vec![fault("", &*panic)], None));
-        Outcome {
+            ran.unwrap_or_else(|panic| (Vec::new(), vec![self.nobodys(Failure::Internal(panic_text(&*panic)))], None));
+        Some(Outcome {
             worker: self.id,
             number: job.number,
             handled_before,
@@ -241,7 +265,12 @@ impl Worker {
             state_error,
             waited,
             ran: began.elapsed(),
-        }
+        })
+    }
+
+    /// A failure for which no policy is to blame.
+    fn nobodys(&self, failure: Failure) -> Call {
+        Call { policy: String::new(), set: self.plan.borrow().policies.generation(), result: Err(failure) }
     }
 
     async fn run_policies(&self, job: &Job, apart: Option<Apart>) -> (Vec<String>, Vec<Call>, Option<StateError>) {
@@ -269,8 +298,7 @@ impl Worker {
                 calls
             }
             Some(Err(said)) => {
-                let failure = Failure::Dependency { dependency: "vm", said };
-                vec![Call { policy: String::new(), result: Err(failure) }]
+                vec![self.nobodys(Failure::Dependency { dependency: "vm", said })]
             }
         }
     }
@@ -344,8 +372,8 @@ impl Worker {
                 continue;
             }
             let ran = AssertUnwindSafe(vm.run(index, &job.report)).catch_unwind().await;
-            let call =
-                ran.map_or_else(|panic| fault(policy, &*panic), |result| Call { policy: policy.to_owned(), result });
+            let result = ran.unwrap_or_else(|panic| Err(Failure::Internal(panic_text(&*panic))));
+            let call = Call { policy: policy.to_owned(), set: vm.generation(), result };
             if matches!(call.result, Err(Failure::Memory | Failure::Internal(_))) {
                 // Whoever it was, nobody can go on here: the others run again, apart from it.
                 vm.retire();
@@ -360,10 +388,6 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.plan.borrow().services.metrics.vm_bytes.sub(self.counted_memory.get().0);
     }
-}
-
-fn fault(policy: &str, panic: &(dyn Any + Send)) -> Call {
-    Call { policy: policy.to_owned(), result: Err(Failure::Internal(panic_text(panic))) }
 }
 
 /// What a panic said.

@@ -73,6 +73,8 @@ pub struct Settings {
     pub abort_after: Duration,
     #[serde(with = "humantime_serde")]
     pub check_files_every: Duration,
+    #[serde(with = "humantime_serde")]
+    pub reload_timeout: Duration,
     pub http: web::Settings,
     pub wforce: wforce::Settings,
 }

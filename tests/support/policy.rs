@@ -48,6 +48,7 @@ pub(crate) fn settings() -> Settings {
         stuck_after: Duration::from_millis(200),
         abort_after: Duration::from_secs(60),
         check_files_every: Duration::from_secs(60),
+        reload_timeout: Duration::from_secs(60),
         http: web::Settings { timeout: Duration::from_secs(10), max_answer: ByteSize::kib(256), in_flight: 2000 },
         wforce: wforce::Settings::default(),
     }

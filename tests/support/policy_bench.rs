@@ -51,6 +51,7 @@ fn settings() -> Settings {
         stuck_after: Duration::from_secs(30),
         abort_after: Duration::from_secs(60),
         check_files_every: Duration::from_secs(60),
+        reload_timeout: Duration::from_secs(60),
         http: web::Settings { timeout: Duration::from_secs(10), max_answer: ByteSize::kib(256), in_flight: 2000 },
         wforce: wforce::Settings::default(),
     }

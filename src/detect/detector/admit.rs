@@ -10,7 +10,7 @@ use super::Detector;
 use crate::decode::{self, Malformed};
 use crate::detect::dispatch::Place;
 use crate::detect::enrich;
-use crate::detect::slot::{Given, Slot};
+use crate::detect::slot::Slot;
 use crate::detect::worker::panic_text;
 use crate::queue::{AckToken, Delivery, Message, Reason, ReasonKind, headers};
 use crate::report::{LoginReport, Time};
@@ -50,10 +50,6 @@ impl Detector {
             self.say_unordered();
         }
         let mut slot = Slot::new(token, report, place, only);
-        for missing in slot.only.iter().flatten().filter(|name| !self.pool.has_policy(name)) {
-            let why = "it was to run on a report that was sent again, and no policy of that name is loaded".to_owned();
-            slot.given_up.push(Given { policy: missing.clone(), why, kind: ReasonKind::Policy });
-        }
         if !self.hung.is_empty() {
             self.give_up_hung(&mut slot);
         }

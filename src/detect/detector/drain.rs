@@ -1,6 +1,6 @@
 //! The end: what is still finished when nothing more is taken, and what is handed back.
 //!
-//! A part of [`Detector`]. It decides how long the loop goes on, and never what becomes of a report.
+//! A part of [`Detector`]. It decides how long the loop goes on, and never what a report comes to: what is not finished goes back.
 
 use std::time::Duration;
 
@@ -28,14 +28,20 @@ impl Detector {
     /// login's turn.
     pub(super) fn can_finish_more(&self, deadline: Instant) -> bool {
         let stuck = self.is_stuck();
-        let hangs = |slot: &Slot| self.ends_for.is_some_and(|worker| slot.phase == Phase::Hanging(worker));
-        let held = self.ends_for.and_then(|_| self.slots.values().find(|slot| hangs(slot)));
+        let hangs = |slot: &Slot| self.ends_for.iter().any(|worker| slot.phase == Phase::Hanging(*worker));
+        let in_order = |slot: &Slot| slot.place == Place::InOrder;
+        let held: Vec<&str> = match self.ends_for.as_slice() {
+            [] => Vec::new(),
+            _ => self
+                .slots
+                .values()
+                .filter(|slot| hangs(slot) && in_order(slot))
+                .map(|slot| &*slot.report.login)
+                .collect(),
+        };
         let more = self.slots.values().any(|slot| match slot.phase {
             Phase::Waiting => {
-                let in_order = slot.place == Place::InOrder;
-                let behind = held.is_some_and(|held| {
-                    in_order && held.place == Place::InOrder && held.report.login == slot.report.login
-                });
+                let behind = in_order(slot) && held.contains(&slot.report.login.as_str());
                 !stuck && !behind
             }
             Phase::Running(_) | Phase::Applying => true,

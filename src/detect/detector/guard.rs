@@ -141,11 +141,12 @@ impl Detector {
         Ok(())
     }
 
-    /// A worker does not come back: it is given up, and what else it held runs again apart from the others. A report is written down before anything can
-    /// end the process. What is no report has nothing to be written down, but the worker's reports would wait behind it for ever.
+    /// A worker does not come back: it is given up, and what else it held runs again apart from the others. A report is written down
+    /// before anything can end the process. What is no report has nothing to be written down, but the worker's reports would wait behind
+    /// it for ever.
     fn on_stuck(&mut self, worker: WorkerId, id: ReportId, policy: String) -> Result<(), DetectError> {
-        // One that was given up before holds nothing any more.
         if !self.pool.is_in_place(worker) {
+            self.on_stuck_again(worker, id, policy);
             return Ok(());
         }
         let running = |slot: &Slot| slot.phase == Phase::Running(worker) && slot.report.id == id;
@@ -156,7 +157,7 @@ impl Detector {
             self.hung.add(call.clone());
             What::Report(call)
         } else {
-            let what = match self.errands.name(worker, id) {
+            let what = match self.running_errands.name(worker, id) {
                 Some(errand) => errand,
                 // The watchdog knows a top level by no report.
                 None if id == ReportId::default() => {
@@ -172,8 +173,20 @@ impl Detector {
         let abort_at = Instant::now() + self.parts.policy.abort_after;
         self.hanging.push(Hanging { abort_at, worker, id, what });
         self.count_hanging();
-        self.errands.give_up(worker);
+        self.running_errands.give_up(worker);
         self.take_back(worker, number)
+    }
+
+    /// One that was given up before holds the report that hung still, whose call came back and whose next policy hangs.
+    fn on_stuck_again(&mut self, worker: WorkerId, id: ReportId, policy: String) {
+        if self.slots.values().any(|slot| slot.phase == Phase::Hanging(worker) && slot.report.id == id) {
+            tracing::error!(policy, report = %id, "a report that hung a worker hangs in its next policy");
+            let call = HungCall { report: id, policy };
+            self.hung.add(call.clone());
+            let abort_at = Instant::now() + self.parts.policy.abort_after;
+            self.hanging.push(Hanging { abort_at, worker, id, what: What::Report(call) });
+            self.count_hanging();
+        }
     }
 
     fn count_hanging(&self) {
@@ -181,7 +194,7 @@ impl Detector {
     }
 
     fn take_back(&mut self, worker: WorkerId, hanging: Option<u64>) -> Result<(), DetectError> {
-        for number in self.pool.abandon(worker)? {
+        for number in self.pool.abandon(worker, hanging)? {
             let Some(slot) = self.slots.get_mut(&number) else { continue };
             if self.probe == Some(number) {
                 self.probe = None;

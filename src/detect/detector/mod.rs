@@ -71,8 +71,8 @@ pub(super) struct Detector {
     hung: HungList,
     /// The calls that hang.
     hanging: Vec<Hanging>,
-    /// The worker because of whose call the process ends.
-    ends_for: Option<WorkerId>,
+    /// The workers because of whose calls the process ends.
+    ends_for: Vec<WorkerId>,
     tasks: TaskTracker,
     /// Ends the settling tasks when a drain runs out of time: their tokens hand the reports out again.
     cut: CancellationToken,
@@ -81,7 +81,7 @@ pub(super) struct Detector {
     report_settled: mpsc::UnboundedSender<Settled>,
     hangs: mpsc::UnboundedReceiver<(WorkerId, watchdog::Event)>,
     /// The errands that run in the workers.
-    errands: Arc<Running>,
+    running_errands: Arc<Running>,
     /// When the giving up of order was last said, and how often since.
     unordered: (Instant, u64),
 }
@@ -126,14 +126,14 @@ impl Detector {
             probe: None,
             hung: HungList::open(parts.hung_list.clone()),
             hanging: Vec::new(),
-            ends_for: None,
+            ends_for: Vec::new(),
             tasks: TaskTracker::new(),
             cut: CancellationToken::new(),
             outcomes,
             settled,
             report_settled,
             hangs,
-            errands,
+            running_errands: errands,
             unordered: (Instant::now(), 0),
             parts,
         })
@@ -178,7 +178,7 @@ impl Detector {
             self.parts.reports.pause.send_if_modified(|paused| std::mem::replace(paused, held) != held);
             // With a broken policy, reports that it has not failed on are still to come.
             let full = self.intake.is_full(self.slots.len(), self.running) && self.breaker_opens().is_none();
-            let timer = tokio::time::Instant::from(self.next_timer());
+            let timer = tokio::time::Instant::from(self.next_timer(until.is_some()));
             let wake = until.map_or(timer, |deadline| deadline.min(timer));
             let step = tokio::select! {
                 biased;

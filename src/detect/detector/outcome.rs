@@ -64,10 +64,14 @@ impl Detector {
         let mut collected = Collected::default();
         let mut wait: Option<Duration> = None;
         let mut unanswered = false;
-        for Call { policy, result } in calls {
+        for Call { policy, set, result } in calls {
+            // What one of an earlier set does tells nothing of those that are in use.
+            let of_today = self.pool.is_of_today(set);
             match result {
                 Ok(effects) => {
-                    self.note_breaker(&policy, None, round);
+                    if of_today {
+                        self.note_breaker(&policy, None, round);
+                    }
                     collected.alerts.extend(effects.alerts);
                     collected.hooks.extend(effects.hooks);
                     collected.batch.writes.extend(effects.writes);
@@ -78,7 +82,7 @@ impl Detector {
                 }
                 Err(failure) => {
                     unanswered |= matches!(failure, Failure::Dependency { .. });
-                    let again = self.on_failure(round, policy, failure);
+                    let again = self.on_failure(round, policy, of_today, failure);
                     wait = wait.max(again);
                 }
             }
@@ -111,7 +115,7 @@ impl Detector {
     }
 
     /// Counts a failure. `Some`: the policy is to run on the report again, after that time.
-    fn on_failure(&mut self, round: Round, policy: String, failure: Failure) -> Option<Duration> {
+    fn on_failure(&mut self, round: Round, policy: String, of_today: bool, failure: Failure) -> Option<Duration> {
         let metrics = Arc::clone(&self.parts.services.metrics);
         let max_attempts = self.parts.policy.max_attempts;
         let backoff = Backoff { first: self.parts.policy.retry_first, most: self.parts.policy.retry_most };
@@ -143,7 +147,9 @@ impl Detector {
                 None
             }
             Blame::Policy => {
-                self.note_breaker(&policy, Some(&failure), round);
+                if of_today {
+                    self.note_breaker(&policy, Some(&failure), round);
+                }
                 let slot = self.slots.get_mut(&round.number)?;
                 if self.breakers.get(&policy).is_some_and(|breaker| breaker.open_until().is_some()) {
                     return Some(backoff.wait(1, rand::random()));
@@ -168,8 +174,9 @@ impl Detector {
 
     /// Every policy is decided: the report settles by itself from here on.
     pub(super) fn finish(&mut self, number: u64, collected: Collected) {
-        let Some(slot) = self.slots.remove(&number) else { return };
+        let Some(mut slot) = self.slots.remove(&number) else { return };
         self.intake.decided();
+        slot.give_up_missing(|policy| self.pool.has_policy(policy));
         let mut ending = slot.reason().map_or(Ending::Handled, Ending::Dead);
         if !self.hung.is_empty() {
             self.hung.remove(slot.report.id);
@@ -217,7 +224,7 @@ impl Detector {
         self.tasks.spawn(async move {
             tokio::select! {
                 biased;
-                () = work => unsettled.unsettled.dec(),
+                _ = AssertUnwindSafe(work).catch_unwind() => unsettled.unsettled.dec(),
                 () = cut.cancelled() => {}
             }
         });

@@ -10,11 +10,13 @@ use crate::detect::DetectError;
 use crate::detect::slot::Phase;
 
 impl Detector {
-    pub(super) fn next_timer(&self) -> Instant {
+    /// `draining`: nothing more is tried with a policy that is broken.
+    pub(super) fn next_timer(&self, draining: bool) -> Instant {
         let retry = self.retries.peek().map(|Reverse((at, _))| *at);
         let abort = self.hanging.iter().map(|hanging| hanging.abort_at).min();
-        let breaker =
-            self.breaker_opens().filter(|_| self.probe.is_none() && self.dispatch.has_ready() && self.has_room());
+        let breaker = self
+            .breaker_opens()
+            .filter(|_| !draining && self.probe.is_none() && self.dispatch.has_ready() && self.has_room());
         let far = Instant::now() + Duration::from_secs(3600);
         [retry, abort, breaker].into_iter().flatten().min().unwrap_or(far)
     }
@@ -41,7 +43,7 @@ impl Detector {
         let now = Instant::now();
         if let Some(over) = self.hanging.iter().position(|hanging| hanging.abort_at <= now) {
             let hanging = self.hanging.swap_remove(over);
-            self.ends_for = Some(hanging.worker);
+            self.ends_for.push(hanging.worker);
             return Err(hanging.error());
         }
         while let Some(Reverse((at, number))) = self.retries.peek().copied()

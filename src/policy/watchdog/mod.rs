@@ -11,7 +11,7 @@ mod thread;
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -153,6 +153,8 @@ impl Lane {
             self.sample(now);
         }
         let id = poll.report.as_bytes();
+        // The number of the last poll's end is seen before any of what follows is.
+        fence(Ordering::Release);
         let half = |i: usize| u64::from_be_bytes(std::array::from_fn(|byte| id[8 * i + byte]));
         slot.set.store(poll.set, Ordering::Relaxed);
         slot.policy.store(poll.policy, Ordering::Relaxed);

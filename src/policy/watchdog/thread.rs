@@ -1,7 +1,7 @@
 //! The watchdog's own thread: it looks at every lane, sets the hook where a poll is over its limit, and tells of one that does not come
 //! back. One thread for the process.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,8 @@ impl Watched {
         if self.stuck.is_none() && since.elapsed() >= self.slot.stuck_after {
             let (policy, report) = self.running();
             let set = self.slot.set.load(Ordering::Relaxed);
-            // Read under the same number as at the start of this look, or they belong to the next poll.
+            // Read under the same number as at the start of this look, or they belong to the next poll; and read before it is.
+            fence(Ordering::Acquire);
             if self.slot.sequence.load(Ordering::Acquire) == sequence {
                 self.stuck = Some((policy, report));
                 (self.slot.on_event)(Event::Stuck { worker: self.slot.worker, set, policy, report });
