@@ -203,7 +203,8 @@ fn module_in_lua_is_found_by_its_path_and_may_wait_at_its_top_level() {
     std::fs::write(folder.path().join("waits.lua"), "time.sleep(0.001)\nreturn { name = ... }").unwrap();
     std::fs::write(folder.path().join("old.lua"), "module('old', package.seeall)\nfunction f() return type(os) end")
         .unwrap();
-    std::fs::write(folder.path().join("loop.lua"), "return require 'loop'").unwrap();
+    std::fs::write(folder.path().join("loop.lua"), "local loop = require 'loop'").unwrap();
+    std::fs::write(folder.path().join("broken.lua"), "\nif x").unwrap();
     let body = format!(
         r#"
         package.path = "{}/?.lua"
@@ -211,11 +212,69 @@ fn module_in_lua_is_found_by_its_path_and_may_wait_at_its_top_level() {
         require "old"
         assert(old.f() == "table")
         local ok, reason = pcall(require, "loop")
-        assert(not ok and reason:find("required by itself", 1, true), reason)
+        assert(not ok and reason:find("loop.lua:1: require: a circle: loop requires loop", 1, true), reason)
+        ok, reason = pcall(require, "broken")
+        assert(not ok and reason:find("broken.lua:2: ", 1, true), reason)
         "#,
         folder.path().display()
     );
     handle(&body);
+}
+
+/// A machine with a file whose report function has this body, and with these modules.
+fn machine_of_modules(modules: &[(&str, &str)], body: &str) -> bench::Bench {
+    let folder = tempfile::tempdir().unwrap().keep();
+    for (name, text) in modules {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    machine(&format!("package.path = '{}/?.lua'\nsetReport(function(lt)\n{body}\nend)", folder.display()))
+}
+
+#[test]
+fn reports_that_require_a_module_while_it_waits_at_its_top_level_all_get_the_whole_of_one() {
+    let modules = [
+        ("outer.lua", "time.sleep(0.01) local inner = require 'inner' time.sleep(0.01) return { inner = inner }"),
+        ("inner.lua", "module('inner', package.seeall)\ntime.sleep(0.01)\nfunction five() return 5 end"),
+    ];
+    let body = "local inner = require(lt.login == 'late' and 'inner' or 'outer')
+        if lt.login ~= 'late' then inner = inner.inner end
+        first = first or inner
+        assert(inner == first and inner.five() == 5)";
+    on_worker(async {
+        let machine = machine_of_modules(&modules, body);
+        let logins = (0..50).map(|nth| stores::report(if nth % 2 == 0 { "early" } else { "late" }, 1.0));
+        let reports: Vec<_> = logins.collect();
+        for outcome in futures_util::future::join_all(reports.iter().map(|report| machine.vm.run(0, report))).await {
+            outcome.unwrap();
+        }
+    });
+}
+
+#[test]
+fn module_that_fails_or_runs_away_once_is_loaded_anew_by_the_next_report() {
+    let modules = [
+        (
+            "halfway.lua",
+            "tries = (tries or 0) + 1 local this = tries module('halfway', package.seeall)\n\
+             if this == 1 then error('boom') end function nth() return this end",
+        ),
+        (
+            "runaway.lua",
+            "runs = (runs or 0) + 1 while runs == 1 do end local n = runs return { nth = function() return n end }",
+        ),
+    ];
+    on_worker(async {
+        let machine = machine_of_modules(&modules, "assert(require(lt.login).nth() == 2)");
+        let run = async |login: &str| machine.vm.run(0, &stores::report(login, 1.0)).await;
+        match run("halfway").await {
+            Err(Failure::Error(text)) => assert!(text.contains("halfway.lua:2: boom"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(run("runaway").await.unwrap_err(), Failure::Cpu(bench::settings().cpu_limit));
+        for login in ["halfway", "runaway", "halfway", "runaway"] {
+            run(login).await.unwrap();
+        }
+    });
 }
 
 #[test]

@@ -2,8 +2,8 @@
 -- The chunk is named like mlua's own waiting loop, because mlua ends a dropped call only where that name is on top of the stack.
 local pending, whose, max_result, max_subject, max_pattern = ...
 
-local G, error, type, select, pairs, rawset, tostring, tonumber =
-  _G, error, type, select, pairs, rawset, tostring, tonumber
+local G, error, type, select, next, pairs, rawset, tostring, tonumber =
+  _G, error, type, select, next, pairs, rawset, tostring, tonumber
 local load, collectgarbage, concat, find_plain = load, collectgarbage, table.concat, string.find
 local resume, yield, create, status, yieldable =
   coroutine.resume, coroutine.yield, coroutine.create, coroutine.status, coroutine.isyieldable
@@ -122,24 +122,38 @@ end
 
 -- Lua that policies share: each policy gets an instance of its own. Written here and not in C code, so that a module may wait at its top
 -- level. Two handlers may be in the same module at once then, so that what is under way is kept by call: only within one call is a
--- module that is required while it loads a circle.
-local function requirer(env, find)
-  local loaded, under_way = {}, {}
+-- module that is required while it loads a circle. A module of an old configuration may be in `loaded` before it is whole (`module` puts
+-- it there): until then it is for those who are loading it, in `half`, and everybody else loads it, too.
+local function requirer(env, find, loaded)
+  local under_way, half = {}, {}
   local function over(call, name, ok, value)
-    local chain = under_way[call]
+    local chain, loaders = under_way[call], half[name]
     chain[#chain] = nil
     if #chain == 0 then under_way[call] = nil end
-    if not ok then error(value, 0) end
+    local mine = loaders and loaders[call]
+    if not ok then
+      if mine then
+        loaders[call] = nil
+        -- Nothing of it stays: the next try is a new one.
+        if next(loaders) == nil then half[name], loaded[name] = nil, nil end
+      end
+      error(value, 0)
+    end
     -- Another handler may have been faster: all have the same one.
-    if loaded[name] == nil then
-      if value == nil then value = true end
-      loaded[name] = value
+    if mine or loaded[name] == nil then
+      half[name] = nil
+      if value ~= nil then
+        loaded[name] = value
+      elseif loaded[name] == nil then
+        loaded[name] = true
+      end
     end
     return loaded[name]
   end
   return function(name)
     if type(name) ~= "string" then error("require: name: a string is required, got " .. type(name), 2) end
-    if loaded[name] ~= nil then return loaded[name] end
+    local found, loaders = loaded[name], half[name]
+    if found ~= nil and (not loaders or loaders[whose()]) then return found end
     local module, why = find(name, env)
     if not module then error(why, find_plain(why, "require: ", 1, true) == 1 and 2 or 0) end
     local call = whose()
@@ -151,14 +165,17 @@ local function requirer(env, find)
       end
     end
     chain[#chain + 1] = name
+    loaders = loaders or {}
+    loaders[call], half[name] = true, loaders
     return over(call, name, pcall(module, name))
   end
 end
 
 local function nowhere(name) return nil, "require: " .. tostring(name) .. " cannot be loaded here" end
 
--- A fresh environment: its own copy of every table, so that nothing that one policy changes is there for another.
-local function environment(api, find)
+-- A fresh environment: its own copy of every table, so that nothing that one policy changes is there for another. `find` and `loaded` are
+-- those of its `require`.
+local function environment(api, find, loaded)
   local env = {}
   for _, name in pairs(safe) do env[name] = G[name] end
   for name, library in pairs(libraries) do env[name] = copy(library) end
@@ -174,7 +191,7 @@ local function environment(api, find)
     return load(chunk, name, "t", where == nil and env or where)
   end
   function env.loadstring(chunk, name) return env.load(chunk, name) end
-  env.require = requirer(env, find or nowhere)
+  env.require = requirer(env, find or nowhere, loaded or {})
   function env.collectgarbage(what)
     if what ~= "count" then error("collectgarbage: only \"count\" is allowed", 2) end
     return collectgarbage("count")

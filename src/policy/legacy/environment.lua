@@ -15,22 +15,24 @@ local function copy(from)
   return to
 end
 
--- In Lua, so that what a module awaits at its top level is a wait like any other: C code on the stack would forbid it.
-local function packages(env)
-  local loaded, preload, loading = {}, {}, {}
-  local package = { loaded = loaded, preload = preload, path = PATH, cpath = "", config = "/\n;\n?\n!\n-\n" }
+local function compile(path, env)
+  local file, reason = open(path, "rb")
+  if not file then return nil, reason end
+  local source = file:read("*a")
+  file:close()
+  -- The first line may be for a shell.
+  if not source then return nil, path .. ": cannot be read" end
+  return load(gsub(source, "^#[^\n]*", "", 1), "@" .. path, "t", env)
+end
 
-  local function compile(path)
-    local file, reason = open(path, "rb")
-    if not file then return nil, reason end
-    local source = file:read("*a")
-    file:close()
-    -- The first line may be for a shell.
-    if not source then return nil, path .. ": cannot be read" end
-    return load(gsub(source, "^#[^\n]*", "", 1), "@" .. path, "t", env)
-  end
+-- What `require` finds, which is the same as everywhere: `package`, and how it is searched.
+local function packages()
+  local preload = {}
+  local package = { loaded = {}, preload = preload, path = PATH, cpath = "", config = "/\n;\n?\n!\n-\n" }
 
-  local function search(name)
+  local function find(name, env)
+    if REFUSED[name] then return nil, "require: " .. name .. " is not given to policies" end
+    if preload[name] then return preload[name] end
     local tried = { "no field package.preload['" .. name .. "']" }
     local as_file = gsub(name, "%.", "/")
     for pattern in gmatch(package.path, "[^;]+") do
@@ -38,45 +40,34 @@ local function packages(env)
       local file = open(path, "rb")
       if file then
         file:close()
-        local chunk, reason = compile(path)
-        if not chunk then error("require: " .. name .. ": " .. tostring(reason), 3) end
-        return chunk
+        local chunk, reason = compile(path, env)
+        return chunk, not chunk and "require: " .. name .. ": " .. tostring(reason)
       end
       tried[#tried + 1] = "no file '" .. path .. "'"
     end
-    error("require: " .. name .. " is not found (modules in C cannot be loaded here):\n\t" .. concat(tried, "\n\t"), 3)
+    return nil, "require: " .. name .. " is not found (modules in C cannot be loaded here):\n\t" .. concat(tried, "\n\t")
   end
 
-  function env.require(name)
-    if type(name) ~= "string" then error("require: name: a string is required, got " .. type(name), 2) end
-    local found = loaded[name]
-    if found == loading then error("require: " .. name .. " is required by itself, or failed before", 2) end
-    if found ~= nil then return found end
-    if REFUSED[name] then error("require: " .. name .. " is not given to policies", 2) end
-    local loader = preload[name] or search(name)
-    loaded[name] = loading
-    local value = loader(name)
-    if value ~= nil then
-      loaded[name] = value
-    elseif loaded[name] == loading then
-      loaded[name] = true
-    end
-    return loaded[name]
-  end
+  return package, find
+end
+
+-- The functions that load files, and the form of modules of Lua 5.1.
+local function loaders(env, package)
+  local loaded = package.loaded
 
   function env.dofile(path)
-    local chunk, reason = compile(path or "")
+    local chunk, reason = compile(path or "", env)
     if not chunk then error(reason, 2) end
     return chunk()
   end
 
-  function env.loadfile(path) return compile(path or "") end
+  function env.loadfile(path) return compile(path or "", env) end
 
   function package.seeall(module) setmetatable(module, { __index = env }) end
 
   function env.module(name, ...)
     local module = loaded[name]
-    if type(module) ~= "table" or module == loading then
+    if type(module) ~= "table" then
       module = {}
       loaded[name] = module
       local at = env
@@ -92,8 +83,6 @@ local function packages(env)
     setfenv(2, module)
     for i = 1, select("#", ...) do (select(i, ...))(module) end
   end
-
-  return package
 end
 
 -- The globals of the machine itself are nobody's.
@@ -139,14 +128,15 @@ local function preload(env, package, modules)
 end
 
 return function(api, names, modules)
-  local env = fresh(api)
+  local package, find = packages()
+  local env = fresh(api, find, package.loaded)
   env.io, env.os = copy(G.io), copy(G.os)
   function env.os.exit() error("os.exit: would end the whole program, with what all others have in flight", 2) end
   env.jit = { version = G.jit.version, version_num = G.jit.version_num, os = G.jit.os, arch = G.jit.arch }
   env.collectgarbage = collectgarbage
   env.newproxy = G.newproxy
   env.gcinfo = function() return collectgarbage("count") end
-  local package = packages(env)
+  loaders(env, package)
   preload(env, package, modules)
   environments(env)
   env.package = package
