@@ -101,7 +101,7 @@ fn what_is_not_needed_is_told_once_with_its_reason() {
             assert!(said.settings.is_empty());
             assert_eq!((said.notes.len(), said.notes[0].place.line), (1, 1), "{call}");
             assert!(said.notes[0].text.contains("not needed"), "{call}");
-            said.notes[0].call
+            said.notes[0].place.call
         });
     assert_eq!(calls[3], "setWebHookQueueSize");
 }

@@ -135,12 +135,14 @@ impl App {
         let notify = if roles.notify { Some(start::notify(&shared, &stores)?) } else { None };
         let files = if roles.detect { Some(Files::open(&config, &metrics).await?) } else { None };
         let networks: Arc<ArcSwap<Networks>> = Arc::default();
+        let in_force = Arc::new(start::in_force(&config));
         let detect = if let Some(files) = &files {
             let tested = tokio::task::spawn_blocking(policy::watchdog::self_test).await;
             tested.map_err(|error| error.to_string()).and_then(|result| result).map_err(StartError::Settings)?;
             upkeep.extend(files.watch(&config, &stop));
             upkeep.push(upkeep::sweep(&stores, &config.state, Arc::clone(&metrics), stop.clone()));
             let policies = PolicySet::resolve(&config.policy)?;
+            policies.against(&in_force)?;
             networks.store(Arc::clone(policies.networks()));
             let (every, counters) = (config.policy.check_files_every, Arc::clone(&metrics));
             upkeep.push(tokio::spawn(policy::networks::watch(Arc::clone(&networks), every, counters, stop.clone())));
@@ -161,6 +163,7 @@ impl App {
         let reload = Arc::new(Reload {
             policy: config.policy.clone(),
             one: tokio::sync::Mutex::default(),
+            in_force,
             detect: tokio::sync::Mutex::new(detect),
             scheduled,
             files,

@@ -1,6 +1,7 @@
 //! A reload: policies and files are read and checked beside those in use, then exchanged.
 //!
-//! Never leaves the program without what it had: whatever is wrong with the new one, the old one stays in use.
+//! Never leaves the program without what it had: whatever is wrong with the new one, the old one stays in use. What is fixed at the start
+//! it never changes: it says what waits for a restart, and takes no policies that would miss it.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use tokio::time::timeout;
 
 use super::files::Files;
 use crate::detect::Detect;
+use crate::policy::legacy::InForce;
 use crate::policy::networks::Networks;
 use crate::policy::{self, PolicySet};
 use crate::schedule::cron::Scheduled;
@@ -20,6 +22,7 @@ pub(super) struct Reload {
     pub(super) policy: policy::Settings,
     /// One reload at a time: what was read first and slowly must not replace what was read after it.
     pub(super) one: tokio::sync::Mutex<()>,
+    pub(super) in_force: Arc<InForce>,
     pub(super) detect: tokio::sync::Mutex<Option<Detect>>,
     /// The background functions of the policies that run.
     pub(super) scheduled: watch::Sender<Arc<[Scheduled]>>,
@@ -59,23 +62,32 @@ impl Reload {
 
     /// Loads and checks the policies beside the running ones, then exchanges them between two reports. An error leaves the old ones.
     async fn policies(&self) -> Result<String, String> {
-        let settings = self.policy.clone();
-        let loading =
-            tokio::task::spawn_blocking(move || PolicySet::resolve(&settings).map_err(|error| error.to_string()));
+        let (settings, in_force) = (self.policy.clone(), Arc::clone(&self.in_force));
+        let loading = tokio::task::spawn_blocking(move || {
+            let set = PolicySet::resolve(&settings)?;
+            set.against(&in_force).map(|waits| (set, waits))
+        });
         let loaded = match timeout(self.policy.reload_timeout, loading).await {
-            Ok(loaded) => loaded.unwrap_or_else(|error| Err(error.to_string())),
+            Ok(Ok(loaded)) => loaded.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("the policies were {}", self.late())),
         };
         let outcome = match loaded {
-            Ok(set) => {
+            Ok((set, waits)) => {
                 let names = set.names().collect::<Vec<_>>().join(", ");
+                for waiting in &waits {
+                    tracing::warn!("{waiting}");
+                }
                 let scheduled = Arc::clone(set.scheduled());
                 if let Some(detect) = &*self.detect.lock().await {
+                    for name in set.custom_stats() {
+                        self.metrics.custom_stats.with_label_values(&[name]);
+                    }
                     self.networks.store(Arc::clone(set.networks()));
                     detect.load(set).await;
                     self.scheduled.send_replace(scheduled);
                 }
-                Ok(format!("policies in use: {names}"))
+                Ok([format!("policies in use: {names}")].into_iter().chain(waits).collect::<Vec<_>>().join("\n"))
             }
             Err(error) => Err(format!("{error}; the policies that run stay in use")),
         };

@@ -19,6 +19,7 @@ use crate::http::{self, Server, admin};
 use crate::notify::{self, Notify};
 use crate::outbound::Tls;
 use crate::perfstats::PerfStats;
+use crate::policy::legacy::InForce;
 use crate::policy::web::Web;
 use crate::policy::wforce::Siblings;
 use crate::policy::{self, PolicySet};
@@ -101,6 +102,16 @@ pub(super) fn detect(
         hung_list: config.data_dir.join("hung.json"),
     };
     Ok(Detect::start(parts)?)
+}
+
+/// What of the settings that a configuration of the old program may have is fixed for as long as the program runs.
+pub(super) fn in_force(config: &Config) -> InForce {
+    InForce {
+        file: config.old.clone(),
+        overruled: config.overruled.clone(),
+        webhooks: config.notify.custom_webhooks.iter().map(|hook| hook.name.clone()).collect(),
+        geoip: config.geoip.files.clone(),
+    }
 }
 
 /// The queues by the names that operators know them by.

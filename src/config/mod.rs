@@ -22,6 +22,7 @@ mod secrets;
 mod sources;
 mod unknown;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -75,6 +76,12 @@ pub struct Config {
     /// What is allowed and unwise, for the log.
     #[serde(skip)]
     pub warnings: Vec<Error>,
+    /// What the old program's file says, where there is one.
+    #[serde(skip)]
+    pub old: Vec<policy::legacy::Setting>,
+    /// Keys that something above that file sets: what it says of them does not count.
+    #[serde(skip)]
+    pub overruled: BTreeSet<String>,
     #[serde(skip)]
     explained: Vec<Explained>,
 }
@@ -105,7 +112,8 @@ impl Config {
         }
         layers.push(sources::read_env(variables.iter().cloned(), &known, &mut errors));
         layers.push(sources::read_sets(sets, &known, &mut errors));
-        let (old, notes) = old::read(&layers, &known, &mut errors)?;
+        let old::Read { layer: old, notes, settings } = old::read(&layers, &known, &mut errors)?;
+        let overruled = layers.iter().skip(1).flat_map(|layer| &layer.0).map(|entry| entry.key.clone()).collect();
         // Below the file that names it: what that says wins.
         layers.insert(1, old);
 
@@ -115,7 +123,7 @@ impl Config {
         let state_directory = variables.iter().find(|(name, _)| name == "STATE_DIRECTORY").map(|(_, dir)| dir.as_str());
         let data_dir = merged.data_dir(state_directory);
         check::all(&mut merged);
-        Self::assemble(merged, data_dir)
+        Ok(Self { old: settings, overruled, ..Self::assemble(merged, data_dir)? })
     }
 
     fn assemble(mut merged: Merged, data_dir: PathBuf) -> Result<Self, Errors> {
@@ -134,6 +142,8 @@ impl Config {
             ) if merged.errors.is_empty() => Ok(Self {
                 explained: explain::explain(&merged),
                 warnings: merged.warnings,
+                old: Vec::new(),
+                overruled: BTreeSet::new(),
                 data_dir,
                 http,
                 receive,

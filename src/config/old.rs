@@ -24,17 +24,28 @@ pub(super) fn named(file: &Path) -> Layer {
     Layer(vec![Entry { key: KEY.to_owned(), value, source, parts: Vec::new() }])
 }
 
-/// Runs the file that the layers name, where they name one. Gives its settings, and what to tell of calls that are not needed.
-pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> Result<(Layer, Vec<Error>), Errors> {
+/// What was read of the file.
+#[derive(Default)]
+pub(super) struct Read {
+    pub(super) layer: Layer,
+    /// What to tell of calls that are not needed.
+    pub(super) notes: Vec<Error>,
+    /// All that it says, as it says it.
+    pub(super) settings: Vec<Setting>,
+}
+
+/// Runs the file that the layers name, where they name one.
+pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> Result<Read, Errors> {
     let named = layers.iter().rev().flat_map(|layer| &layer.0).find(|entry| entry.key == KEY);
     let Some((entry, path)) = named.and_then(|entry| Some((entry, entry.value.as_str()?))) else {
-        return Ok((Layer::default(), Vec::new()));
+        return Ok(Read::default());
     };
     if path.is_empty() {
-        return Ok((Layer::default(), Vec::new()));
+        return Ok(Read::default());
     }
     let said = legacy::read(Path::new(path));
     let mut config = said.map_err(|error| Errors::one(entry.source.clone(), format!("{KEY}: {error}")))?;
+    let settings = config.settings.clone();
     let shut = shut_console(&mut config, layers, path);
     let mut layer = Layer::default();
     for setting in config.settings {
@@ -47,9 +58,9 @@ pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> 
     }
     let note = |note: legacy::Note| {
         let source = Some(source(&note.place, path));
-        Error { source, key: note.call.to_owned(), text: note.text.to_owned() }
+        Error { source, key: note.place.call.to_owned(), text: note.text.to_owned() }
     };
-    Ok((layer, config.notes.into_iter().map(note).chain(shut).collect()))
+    Ok(Read { layer, notes: config.notes.into_iter().map(note).chain(shut).collect(), settings })
 }
 
 /// Takes a `controlSocket` away that nobody has given a key to, and says so: the old program went on with its console shut, too.

@@ -131,6 +131,8 @@ impl Policy {
 pub struct PolicySet {
     policies: Arc<[Policy]>,
     scheduled: Arc<[Scheduled]>,
+    /// What a configuration of the old program says.
+    settings: Arc<[legacy::Setting]>,
     networks: Arc<Networks>,
     generation: u64,
 }
@@ -245,8 +247,9 @@ impl PolicySet {
         if let Some(taken) = self.policies.iter().find(|policy| policy.name == old.name) {
             return Err(LoadError::one(format!("{}: the name {} is taken by {}", old.place, old.name, taken.place)));
         }
-        let scheduled = legacy::read(file)?.scheduled.into();
-        Ok(Self { scheduled, ..Self::of(self.policies.iter().cloned().chain([old]).collect()) })
+        let legacy::OldConfig { scheduled, settings, .. } = legacy::read(file)?;
+        let (scheduled, settings) = (scheduled.into(), settings.into());
+        Ok(Self { scheduled, settings, ..Self::of(self.policies.iter().cloned().chain([old]).collect()) })
     }
 
     /// Where [`PolicySet::resolve`] takes them from, for people.
@@ -270,7 +273,7 @@ impl PolicySet {
         static GENERATION: AtomicU64 = AtomicU64::new(1);
         policies.sort_by(|a, b| a.name.cmp(&b.name));
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-        Self { policies: policies.into(), scheduled: Arc::default(), networks: Arc::default(), generation }
+        Self { policies: policies.into(), generation, ..Self::default() }
     }
 
     /// Loads every policy into a machine of its own and throws it away. Blocks for some milliseconds.
@@ -306,6 +309,24 @@ impl PolicySet {
     /// The background functions, and when each runs.
     pub fn scheduled(&self) -> &Arc<[Scheduled]> {
         &self.scheduled
+    }
+
+    /// The counters that the configuration of the old program adds to those of `policy.custom_stats`.
+    pub fn custom_stats(&self) -> impl Iterator<Item = &str> {
+        let stats = self.settings.iter().find(|setting| setting.key == legacy::STATS);
+        stats.and_then(|stats| stats.value.as_array()).into_iter().flatten().filter_map(serde_json::Value::as_str)
+    }
+
+    /// Whether the functions of the set find what they need in a program where this is in force. Gives what of the configuration of the
+    /// old program waits for a restart; the error says what they would miss.
+    pub fn against(&self, in_force: &legacy::InForce) -> Result<Vec<String>, LoadError> {
+        let waits = in_force.against(&self.settings);
+        let old = self.policies.iter().find(|policy| policy.old);
+        let located = |said: Vec<String>| -> Vec<String> {
+            said.into_iter().map(|said| old.map_or_else(|| said.clone(), |old| old.located(&said))).collect()
+        };
+        let problems = located(waits.refused);
+        if problems.is_empty() { Ok(located(waits.told)) } else { Err(LoadError { problems }) }
     }
 
     pub(super) fn policies(&self) -> &[Policy] {

@@ -78,7 +78,10 @@ impl Vm {
             age: settings.vm_age.mul_f64(rand::random_range(0.9..1.1)),
             stuck_after: settings.stuck_after,
         };
-        Self::build(set, set.generation(), Some(Rc::new(services.clone())), limits)
+        let mut services = services.clone();
+        let added = set.custom_stats().filter(|name| !services.custom_stats.iter().any(|known| known == name));
+        services.custom_stats = services.custom_stats.iter().cloned().chain(added.map(str::to_owned)).collect();
+        Self::build(set, set.generation(), Some(Rc::new(services)), limits)
     }
 
     /// A machine that only shows whether the policies load, and whether what they may require compiles: that may be asked for in a

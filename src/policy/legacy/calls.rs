@@ -28,7 +28,6 @@ struct Said<'a> {
     config: &'a mut OldConfig,
     registered: &'a mut Registered,
     place: Place,
-    name: &'static str,
 }
 
 type Configure = fn(&mut Said, &mut Args) -> Answer<()>;
@@ -99,7 +98,7 @@ pub(super) fn install(
                 return Ok(());
             }
             let (mut config, mut registered) = (config.borrow_mut(), registered.borrow_mut());
-            let mut said = Said { config: &mut config, registered: &mut registered, place: place(lua), name };
+            let mut said = Said { config: &mut config, registered: &mut registered, place: place(lua, name) };
             call(&mut said, &mut Args::new(name, values))
         })?;
         names.set(name, function)?;
@@ -113,7 +112,7 @@ pub(super) fn install(
         // The old program says so and goes on; a console without its key stays shut.
         let fits = noise::key(&key).is_some();
         if fits {
-            config.borrow_mut().set("console.key", key.trim(), &place(lua));
+            config.borrow_mut().set("console.key", key.trim(), &place(lua, "setKey"));
         }
         Ok(fits)
     })?;
@@ -137,9 +136,9 @@ fn is_loading(host: &Weak<Host>, name: &str, told: &Cell<bool>) -> Answer<bool> 
     Ok(false)
 }
 
-fn place(lua: &Lua) -> Place {
+fn place(lua: &Lua, call: &'static str) -> Place {
     let (path, line) = position(lua).unwrap_or_default();
-    Place { path: path.into(), line }
+    Place { path: path.into(), line, call }
 }
 
 impl Said<'_> {
@@ -171,7 +170,7 @@ impl Said<'_> {
 
     fn unneeded(&mut self, args: &mut Args, text: &'static str) -> Answer<()> {
         args.value();
-        self.config.note(self.name, text, &self.place);
+        self.config.note(text, &self.place);
         Ok(())
     }
 
@@ -197,7 +196,7 @@ impl Said<'_> {
             let form = || args.error(kind, "must be h[h][:mm][:ss], and more than nothing: \"00:00:01\" is a second");
             Plan::Every(Duration::from_secs(seconds.ok_or_else(form)?))
         };
-        self.config.wanted.push((self.place.clone(), self.name, name.clone()));
+        self.config.wanted.push((self.place.clone(), name.clone()));
         self.config.scheduled.push(Scheduled { name, plan });
         Ok(())
     }

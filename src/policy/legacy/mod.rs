@@ -20,9 +20,11 @@ mod modules;
 pub(super) mod operator;
 mod redis;
 mod registered;
+mod restart;
 mod smtp;
 
 use std::cell::RefCell;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,6 +34,8 @@ use serde_json::Value;
 pub(super) use environment::Environment;
 pub use operator::{Operator, Show};
 pub(super) use registered::Registered;
+pub use restart::InForce;
+pub(super) use restart::STATS;
 
 use super::call::Host;
 use super::load::{LoadError, Policy};
@@ -50,10 +54,12 @@ pub struct Place {
     pub path: PathBuf,
     /// From 1; 0 where it is not known.
     pub line: usize,
+    /// The name of the call.
+    pub call: &'static str,
 }
 
 /// One setting that a call stands for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Setting {
     /// `section.key`.
     pub key: &'static str,
@@ -67,11 +73,16 @@ pub struct Setting {
     pub entries: Vec<Place>,
 }
 
+/// Without the value, which may be a secret.
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setting").field("key", &self.key).field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
 /// A call that changes nothing here, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    /// The name of the call.
-    pub call: &'static str,
     /// The reason.
     pub text: &'static str,
     /// The first such call.
@@ -89,8 +100,8 @@ pub struct OldConfig {
     pub scheduled: Vec<Scheduled>,
     /// Whether it has set a function for reports.
     pub reports: bool,
-    /// The call that scheduled each of them, and its name.
-    wanted: Vec<(Place, &'static str, String)>,
+    /// The call that scheduled each of them, and the name of the function.
+    wanted: Vec<(Place, String)>,
     hook_threads: Option<i64>,
     hook_connections: Option<i64>,
 }
@@ -125,15 +136,15 @@ impl OldConfig {
     /// What is wrong where a scheduled function is not set. The old program looked for it when it was due, so that it may be set below:
     /// it is looked for when all of the file has run.
     pub(super) fn unset(&self, registered: &Registered) -> Option<String> {
-        let unset = |(_, _, name): &&(Place, &str, String)| !registered.background.contains_key(name);
-        let (Place { path, line }, call, name) = self.wanted.iter().find(unset)?;
+        let unset = |(_, name): &&(Place, String)| !registered.background.contains_key(name);
+        let (Place { path, line, call }, name) = self.wanted.iter().find(unset)?;
         let path = path.display();
         Some(format!("{path}:{line}: {call}: name: setBackground has set no function with the name {name}"))
     }
 
-    fn note(&mut self, call: &'static str, text: &'static str, place: &Place) {
-        if !self.notes.iter().any(|note| note.call == call) {
-            self.notes.push(Note { call, text, place: place.clone() });
+    fn note(&mut self, text: &'static str, place: &Place) {
+        if !self.notes.iter().any(|note| note.place.call == place.call) {
+            self.notes.push(Note { text, place: place.clone() });
         }
     }
 }
