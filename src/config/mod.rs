@@ -114,6 +114,7 @@ impl Config {
         layers.push(sources::read_sets(sets, &known, &mut errors));
         let old::Read { layer: old, notes, settings } = old::read(&layers, &known, &mut errors)?;
         let overruled = layers.iter().skip(1).flat_map(|layer| &layer.0).map(|entry| entry.key.clone()).collect();
+        old::join(&old, &mut layers[1..]);
         // Below the file that names it: what that says wins.
         layers.insert(1, old);
 

@@ -13,6 +13,8 @@ use crate::policy::legacy::{self, OldConfig, Place, Setting};
 
 /// The setting that names the file.
 const KEY: &str = "policy.legacy_config";
+/// Lists whose entries the functions of the file use by name: an entry that is named elsewhere must not take theirs away.
+const JOINED: [&str; 3] = ["geoip.files", "policy.custom_stats", "notify.custom_webhooks"];
 /// Where the console listens, and what it must have for it.
 const CONSOLE: &str = "console.listen";
 const CONSOLE_KEYS: [&str; 2] = ["console.key", "console.key_file"];
@@ -61,6 +63,27 @@ pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> 
         Error { source, key: note.place.call.to_owned(), text: note.text.to_owned() }
     };
     Ok(Read { layer, notes: config.notes.into_iter().map(note).chain(shut).collect(), settings })
+}
+
+/// Puts what the file adds to such a list behind what the layers above it say there. Of two webhooks with one name that above counts.
+pub(super) fn join(old: &Layer, above: &mut [Layer]) {
+    for entry in old.0.iter().filter(|entry| JOINED.contains(&entry.key.as_str())) {
+        let wins = above.iter_mut().rev().flat_map(|layer| layer.0.iter_mut().rev()).find(|one| one.key == entry.key);
+        let (Some(wins), Value::Array(added)) = (wins, &entry.value) else { continue };
+        // What is no list is told as such.
+        let Value::Array(list) = &mut wins.value else { continue };
+        for (index, value) in added.iter().enumerate() {
+            let named_above =
+                |one: &Value| one == value || one.get("name").is_some_and(|name| Some(name) == value.get("name"));
+            if list.iter().any(named_above) {
+                continue;
+            }
+            let at = |index: usize| format!("{}[{index}]", entry.key);
+            let place = entry.parts.iter().find(|(part, _)| *part == at(index));
+            wins.parts.extend(place.map(|(_, source)| (at(list.len()), source.clone())));
+            list.push(value.clone());
+        }
+    }
 }
 
 /// Takes a `controlSocket` away that nobody has given a key to, and says so: the old program went on with its console shut, too.
