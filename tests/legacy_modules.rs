@@ -157,6 +157,29 @@ fn document_without_an_id_is_not_stored_twice_and_what_is_read_is_asked_of_the_n
 }
 
 #[test]
+fn what_old_files_give_to_a_module_and_it_does_not_need_changes_nothing() {
+    let (port, asked) = web(true);
+    handle(&format!(
+        r#"
+        local hosts = {{ {{ host = "127.0.0.1", port = {port} }} }}
+        local client = require("elasticsearch").client {{ hosts = hosts, params = {{ pingTimeout = 0, logLevel = "off" }} }}
+        assert(client:search {{ index = "a", body = {{}} }})
+        local http, smtp = require "ssl.https", require "socket.smtp"
+        http.PROXY, http.USERAGENT = "http://127.0.0.1:9", "mine"
+        local ok, status = http.request {{
+          url = "http://127.0.0.1:{port}/", proxy = "http://127.0.0.1:9", create = error, step = error, redirect = true, verify = "none",
+        }}
+        assert(ok == 1 and status == 200, status)
+        smtp.TIMEOUT = 0
+        local source = smtp.message {{ body = "" }}
+        local sent, why = smtp.send {{ from = "a@example.com", rcpt = "b@example.com", source = source, port = 9, create = error, step = error }}
+        assert(sent == nil and why:find("localhost:9: ", 1, true), why)
+        "#
+    ));
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
+#[test]
 fn redis_url_is_read_and_none_is_repeated() {
     handle(
         r#"
