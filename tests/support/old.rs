@@ -2,7 +2,10 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use trackalert::geoip::{self, GeoIp};
+use trackalert::outbound::Tls;
 use trackalert::policy::legacy::{self, OldConfig};
 use trackalert::policy::{PolicySet, Settings};
 
@@ -43,7 +46,13 @@ pub(crate) fn machine_with(source: &str, mut settings: Settings) -> Bench {
     settings.path = vec![none];
     settings.legacy_config = file.path.clone();
     let set = PolicySet::resolve(&settings).unwrap_or_else(|error| panic!("{source}: {error}"));
-    Bench::of(&set, &settings)
+    let said = legacy::read(&file.path).unwrap();
+    let geoip = said.settings.iter().find(|setting| setting.key == "geoip.files");
+    let files = geoip.and_then(|files| files.value.as_array()).into_iter().flatten().filter_map(|file| file.as_str());
+    // The program would not start without one of them; most tests have nothing to look up.
+    let files = files.map(PathBuf::from).filter(|file| file.exists()).collect();
+    let geoip = GeoIp::open(&geoip::Settings { files, check_every: Duration::from_secs(60) }).unwrap();
+    Bench::with_geoip(&set, &settings, Tls::default(), geoip)
 }
 
 /// Runs the body of a report function, which must not fail.

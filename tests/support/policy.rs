@@ -106,13 +106,18 @@ impl Bench {
     }
 
     pub(crate) fn over(set: &PolicySet, settings: &Settings, tls: Tls) -> Self {
+        Self::with_geoip(set, settings, tls, GeoIp::default())
+    }
+
+    /// The same with GeoIP files.
+    pub(crate) fn with_geoip(set: &PolicySet, settings: &Settings, tls: Tls, geoip: GeoIp) -> Self {
         let (state, history, tentative) = (Arc::default(), Arc::default(), Arc::default());
         let metrics: Arc<Metrics> = Arc::default();
         let services = Services {
             history: Arc::clone(&history) as _,
             state: Arc::clone(&state) as _,
             tentative: Arc::clone(&tentative),
-            geoip: Arc::new(GeoIp::default()),
+            geoip: Arc::new(geoip),
             web: Arc::new(Web::new(&settings.http, tls, Arc::clone(&metrics), requests())),
             wforce: Arc::new(wforce::Siblings::new(&settings.wforce, settings.http.timeout).unwrap()),
             metrics: Arc::clone(&metrics),

@@ -1,7 +1,7 @@
 -- `getGeoIP2DB` and the older `lookupCountry`, `lookupISP`, `lookupCity`: look-ups in MaxMind's form, and in the flat one of free files.
 -- What is not known is "", 0, false or 0.0.
-local raw, has = ...
-local error, ipairs, type, tostring, setmetatable = error, ipairs, type, tostring, setmetatable
+local records, has = ...
+local error, ipairs, type, tostring, setmetatable, getmetatable = error, ipairs, type, tostring, setmetatable, getmetatable
 
 local function at(record, path)
   for _, key in ipairs(path) do
@@ -22,18 +22,25 @@ end
 local Database = {}
 Database.__index = Database
 
+local function record_of(name, db, ca)
+  if type(db) ~= "table" or getmetatable(db) ~= Database then
+    error(name .. ": a database of getGeoIP2DB is required, got " .. type(db) .. "; write db:" .. name .. "(…)", 3)
+  end
+  return records[name](db._name, ca)
+end
+
 function Database:lookupCountry(ca)
-  local record = raw(self._name, ca)
+  local record = record_of("lookupCountry", self, ca)
   return first(record, "string", { "country", "iso_code" }, { "country_code" }, { "registered_country", "iso_code" }) or ""
 end
 
 function Database:lookupISP(ca)
-  local record = raw(self._name, ca)
+  local record = record_of("lookupISP", self, ca)
   return first(record, "string", { "isp" }, { "organization" }, { "autonomous_system_organization" }, { "as_name" }) or ""
 end
 
 function Database:lookupCity(ca)
-  local record = raw(self._name, ca)
+  local record = record_of("lookupCity", self, ca)
   local function text(...) return first(record, "string", ...) or "" end
   return {
     country_code = text({ "country", "iso_code" }, { "country_code" }),
@@ -49,8 +56,9 @@ end
 
 local function value(name, kind, default)
   return function(self, ca, path)
+    local record = record_of(name, self, ca)
     if type(path) ~= "table" then error(name .. ": path: a table is required, got " .. type(path), 2) end
-    return first(raw(self._name, ca), kind, path) or default
+    return first(record, kind, path) or default
   end
 end
 Database.lookupStringValue = value("lookupStringValue", "string", "")
