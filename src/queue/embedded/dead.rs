@@ -22,6 +22,10 @@ pub(super) fn letter(sequence: u64, message: &Message, reason: Reason, coordinat
     (letter.id, bytes)
 }
 
+/// Bytes of an id at most; those of [`letter`] have half of that. A longer one is no letter's: it may come from anybody who asks, and the
+/// store panics on a key over 64 KiB, which would end the writer and with it the queue.
+const LONGEST_ID: usize = 64;
+
 /// The dead-letter place of one embedded queue.
 pub(super) struct Dead {
     pub(super) log: Arc<Log>,
@@ -92,6 +96,9 @@ impl DeadLetters for Dead {
 
     fn resend(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>> {
         Box::pin(async move {
+            if id.len() > LONGEST_ID {
+                return Ok(false);
+            }
             let Some(letter) = self.read(&id).await? else { return Ok(false) };
             let record =
                 record::encode(&letter.into_copy()).ok_or_else(|| self.log.unavailable("the letter is too large"))?;
@@ -103,6 +110,9 @@ impl DeadLetters for Dead {
 
     fn drop_letter(&self, id: String) -> BoxFuture<'_, Result<bool, QueueError>> {
         Box::pin(async move {
+            if id.len() > LONGEST_ID {
+                return Ok(false);
+            }
             let (answer, answered) = oneshot::channel();
             self.ask(Command::Forget { key: id, answer }, answered).await
         })

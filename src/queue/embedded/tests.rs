@@ -287,3 +287,15 @@ async fn messages_pass_through_and_the_journal_stays_small() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     println!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default());
 }
+
+#[tokio::test]
+async fn id_that_is_longer_than_a_key_may_be_is_no_letters_and_ends_no_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let queue = open(&store, 100);
+    for id in ["x".repeat(65), "x".repeat(65_536), "x".repeat(3 << 20)] {
+        assert!(!queue.dead_letters().drop_letter(id.clone()).await.unwrap());
+        assert!(!queue.dead_letters().resend(id).await.unwrap());
+    }
+    publish(&queue, 0..1, 0).await;
+}
