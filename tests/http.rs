@@ -277,6 +277,48 @@ fn body_that_is_too_large_too_slow_or_cut_is_refused_by_its_reason_and_disturbs_
 }
 
 #[test]
+fn body_within_max_body_is_taken_and_one_over_it_is_refused_in_the_form_of_its_route() {
+    let site = site("http.max_body = \"4 MiB\"");
+    let program = site.start();
+    let line = |n: usize| {
+        let pad = "x".repeat(3000);
+        json!({ "login": format!("ann{n}"), "remote": "192.0.2.1", "attrs": { "pad": pad } }).to_string()
+    };
+    let batch = |lines: usize| (0..lines).map(line).collect::<Vec<_>>().join("\n");
+    let (within, over) = (batch(1050), batch(1400));
+    assert!((3 << 20..4 << 20).contains(&within.len()) && over.len() > 4 << 20);
+    let taken = post(&site.address, "/v1/reports", "", &within);
+    assert_eq!((taken.status, taken.json()), (200, json!({ "accepted": 1050, "refused": [] })));
+    let ids = json!({ "ids": ["x".repeat(3 << 20)] }).to_string();
+    let dropped = post(&site.address, "/v1/admin/dead-letters/reports/drop", "", ids);
+    assert_eq!((dropped.status, dropped.json()), (200, json!({ "found": [] })));
+    // What a report may be is bounded by itself.
+    let large = post(&site.address, "/command/report", "", "x".repeat(3 << 20));
+    assert_eq!(large.status, 400);
+    assert!(large.json()["reason"].as_str().unwrap().contains("receive.max_report"), "{large:?}");
+    for path in ["/v1/reports", "/command/report", "/command/any", "/topics/any", "/v1/admin/query", "/nowhere"] {
+        let before = refused(&program, "too_large");
+        let answer = post(&site.address, path, "", &over);
+        let body = answer.json();
+        let reason = match path {
+            "/topics/any" => {
+                assert_eq!(body["error_code"], 413, "{body}");
+                &body["message"]
+            }
+            _ => {
+                assert_eq!(body["status"], "failure", "{path}: {body}");
+                &body["reason"]
+            }
+        };
+        assert_eq!(answer.status, 413, "{path}");
+        assert_eq!(reason, "the body is over http.max_body (4194304 bytes)", "{path}");
+        assert_eq!(refused(&program, "too_large"), before + 1.0, "{path}");
+    }
+    only_good(&program, 1050);
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
 fn report_in_chunks_and_two_on_one_connection_around_a_bad_one_are_taken() {
     let site = site("");
     let program = site.start();

@@ -77,8 +77,7 @@ impl Form {
     fn refusal(&self, answer: &Answer) -> (u16, String) {
         let body = answer.json();
         let reason = match self.name {
-            // What the HTTP server refuses by its size never reaches the form.
-            "kafka_rest" if answer.status != 413 => {
+            "kafka_rest" => {
                 assert_eq!(body["error_code"], json!(answer.status));
                 &body["message"]
             }

@@ -1,12 +1,13 @@
 //! Reads a request's body within its limits, before any handler runs.
 //!
-//! Owns the size, the time and the encoding: a slow or an endless sender costs one connection and no handler.
+//! Owns the size, the time and the encoding: a slow or an endless sender costs one connection and no handler. `http.max_body` is the only
+//! bound: what is within it reaches its handler, and what is over it is refused in the form of its route.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -15,7 +16,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Settings;
-use crate::receive::answer;
+use crate::receive;
 use crate::telemetry::Metrics;
 
 /// What a body may be.
@@ -85,14 +86,14 @@ impl Limits {
         }
     }
 
-    fn too_large(&self) -> Response {
+    fn too_large(&self, path: &str) -> Response {
         let text = format!("the body is over http.max_body ({} bytes)", self.most);
-        self.refuse("too_large", StatusCode::PAYLOAD_TOO_LARGE, &text)
+        self.refuse(path, "too_large", StatusCode::PAYLOAD_TOO_LARGE, &text)
     }
 
-    fn refuse(&self, reason: &'static str, status: StatusCode, text: &str) -> Response {
+    fn refuse(&self, path: &str, reason: &'static str, status: StatusCode, text: &str) -> Response {
         self.metrics.refused.with_label_values(&[reason]).inc();
-        let mut refused = answer::failure(status, text);
+        let mut refused = receive::refusal(path, status, text);
         // What is left of the body would be read as the next request.
         refused.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
         refused
@@ -112,30 +113,37 @@ async fn discard(mut body: Body, most: usize) {
 
 pub(super) async fn read(State(limits): State<Limits>, request: Request, next: Next) -> Response {
     let (parts, mut body) = request.into_parts();
+    let path = parts.uri.path();
     if parts.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         let text = "Content-Encoding: only uncompressed bodies are taken";
-        return limits.refuse("header", StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+        return limits.refuse(path, "header", StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
     }
     // Such a client waits to be told before it sends the body, and reading would tell it to.
     let told_first = parts.headers.contains_key(header::EXPECT);
     if told_first && body.size_hint().lower() > limits.most as u64 {
-        return limits.too_large();
+        return limits.too_large(path);
     }
     match tokio::time::timeout(limits.timeout, Whole::read(&mut body, &limits)).await {
-        Ok(Ok(mut whole)) => next.run(Request::from_parts(parts, Body::from(whole.bytes()))).await,
+        Ok(Ok(mut whole)) => {
+            let mut request = Request::from_parts(parts, Body::from(whole.bytes()));
+            // The framework has a bound of its own, of 2 MiB, at which it would refuse in plain text what was taken here.
+            DefaultBodyLimit::disable().apply(&mut request);
+            next.run(request).await
+        }
         Ok(Err(Cut::TooLarge)) => {
             let _ = tokio::time::timeout(limits.timeout, discard(body, limits.most)).await;
-            limits.too_large()
+            limits.too_large(path)
         }
         Ok(Err(Cut::Broken(error))) => {
-            limits.refuse("malformed", StatusCode::BAD_REQUEST, &format!("the body did not arrive whole: {error}"))
+            let text = format!("the body did not arrive whole: {error}");
+            limits.refuse(path, "malformed", StatusCode::BAD_REQUEST, &text)
         }
         Err(_) => {
             let text = format!(
                 "the body did not arrive, or there was no room for it (http.max_bodies), within http.body_timeout ({:?})",
                 limits.timeout
             );
-            limits.refuse("time_out", StatusCode::REQUEST_TIMEOUT, &text)
+            limits.refuse(path, "time_out", StatusCode::REQUEST_TIMEOUT, &text)
         }
     }
 }

@@ -18,6 +18,9 @@ use super::{Authenticated, Receiver, answer};
 use crate::decode;
 use crate::report::Time;
 
+/// The path without the topic's name.
+pub(super) const PATH: &str = "/topics/";
+
 const CONTENT_TYPE: &str = "application/vnd.kafka.json.v2+json";
 
 /// The proxy's code for a record that will not be taken however often it is sent.
@@ -35,7 +38,7 @@ struct Record<'a> {
     value: &'a RawValue,
 }
 
-fn error(status: StatusCode, text: &str) -> Response {
+pub(super) fn error(status: StatusCode, text: &str) -> Response {
     answer::json(status, &json!({ "error_code": status.as_u16(), "message": text }))
 }
 

@@ -178,6 +178,11 @@ impl Receiver {
     }
 }
 
+/// A refusal in the form of the route of a path, for whoever refuses a request before that route has it.
+pub fn refusal(path: &str, status: StatusCode, text: &str) -> Response {
+    if path.starts_with(kafka_rest::PATH) { kafka_rest::error(status, text) } else { answer::failure(status, text) }
+}
+
 /// The routes of this role.
 pub fn router(receiver: Arc<Receiver>) -> Router {
     Router::new()
