@@ -207,6 +207,8 @@ fn request_that_is_none_of_ours_is_told_so_in_json() {
     }
     for (method, path, status) in [
         ("POST", "/?command=report&command=report", 400),
+        ("POST", "/command/%ff", 400),
+        ("POST", "/?command=%ff", 400),
         ("GET", "/v1/admin/dead-letters/%ff", 400),
         ("DELETE", "/v1/admin/dead-letters/reports/%ff", 400),
         ("GET", "/v1/admin/dead-letters/others", 404),

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::auth::{self, Passwords};
+use super::path;
 use crate::health::Health;
 use crate::history::{History, HistoryError, Search};
 use crate::queue::{DeadLetter, Filter, Queue, QueueError, ReasonKind};
@@ -136,13 +137,6 @@ impl Admin {
             Box::new(answer::failure(StatusCode::NOT_FOUND, &text))
         })
     }
-}
-
-/// What stands in the path, or the answer where that is no text.
-fn path<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Box<Response>> {
-    path.map(|Path(parts)| parts).map_err(|error| {
-        Box::new(answer::failure(StatusCode::BAD_REQUEST, &format!("the path: {}", error.body_text())))
-    })
 }
 
 fn time(name: &str, text: Option<&String>) -> Result<Option<Time>, Box<Response>> {

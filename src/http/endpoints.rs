@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -63,7 +64,7 @@ pub(super) fn router(endpoints: Endpoints, metrics: Arc<Metrics>) -> Router {
 async fn custom(
     State(shared): State<Shared>,
     Extension(Authenticated(authenticated)): Extension<Authenticated>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     body: Bytes,
 ) -> Response {
     let refused = |reason: &str| shared.metrics.refused.with_label_values(&[reason]).inc();
@@ -71,6 +72,13 @@ async fn custom(
         refused("unauthorized");
         return answer::unauthorized("Unauthorized");
     }
+    let name = match super::path(name) {
+        Ok(name) => name,
+        Err(answer) => {
+            refused("malformed");
+            return *answer;
+        }
+    };
     // A client that has nothing to say may send nothing.
     let body = if body.trim_ascii().is_empty() { &b"{}"[..] } else { &body[..] };
     let attributes = match decode::attributes(body, &shared.endpoints.limits) {

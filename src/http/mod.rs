@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::response::Response;
@@ -110,6 +112,13 @@ pub fn router(
         .method_not_allowed_fallback(async move || not_allowed(&metrics))
         .layer(middleware::from_fn_with_state(limits, body::read))
         .layer(middleware::from_fn_with_state(passwords, auth::authenticate))
+}
+
+/// What stands in the path, or the answer where that is no text.
+fn path<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Box<Response>> {
+    path.map(|Path(parts)| parts).map_err(|error| {
+        Box::new(answer::failure(StatusCode::BAD_REQUEST, &format!("the path: {}", error.body_text())))
+    })
 }
 
 fn not_found(metrics: &Metrics) -> Response {
