@@ -24,6 +24,7 @@
 //! | what is set where | [`config`] and `config/default.toml` |
 //! | in which order does it all start and stop | [`app`] |
 
+mod complaints;
 pub mod config;
 pub mod console;
 pub mod health;

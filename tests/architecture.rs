@@ -16,7 +16,7 @@ const KEYS_PER_COMMENT: usize = 3;
 /// Parts that are functions of their arguments: no clock, no thread, no network, no file.
 const PURE: [&str; 7] = ["report", "decode", "settings", "alert", "queue::offsets", "schedule::cron", "history::query"];
 /// What every part may use.
-const BASE: [&str; 6] = ["telemetry", "health", "outbound", "perfstats", "stamp", "device"];
+const BASE: [&str; 7] = ["telemetry", "health", "outbound", "perfstats", "stamp", "device", "complaints"];
 /// What the rest of the program sees of a queue, a history, a state.
 const CONTRACTS: [&str; 3] = ["queue", "history", "state"];
 /// What stands behind the contracts. `store` is the file under the embedded ones.

@@ -134,3 +134,40 @@ fn background_function_that_runs_when_the_program_ends_is_finished() {
     let program = start_again(&site);
     program.wait_until("the alert", PATIENCE, |_| inbox.of_kind("slow").len() == 1);
 }
+
+#[test]
+fn endpoint_that_fails_is_told_to_operators_once_in_a_while_and_counted_each_time() {
+    let lua = "setCustomEndpoint('wrong', function() error('so') end)
+    setCustomEndpoint('endless', function() while true do end end)
+    setCustomEndpoint('asleep', function() time.sleep(60) end)
+    setCustomEndpoint('greedy', function()
+        local kept = {}
+        while true do kept[#kept + 1] = string.rep('x', 100000) .. #kept end
+    end)
+    setBackground('beat', function() if os.remove('flag') then error('no beat') end end)
+    intervalScheduleBackgroundFunc('00:00:01', 'beat')";
+    let (site, program) = start(
+        lua,
+        "policy.time_limit = \"2s\"\npolicy.cpu_limit = \"300ms\"\nhistory.search_timeout = \"1s\"\npolicy.memory = \"32 MiB\"\n",
+    );
+    let failures = |why: &str| {
+        program.metric(&format!("trackalert_errand_failures_total{{why=\"{why}\"}}")).unwrap_or_else(|| panic!("{why}"))
+    };
+    let cases = [("wrong", "error", "so"), ("endless", "cpu", "cpu_limit"), ("asleep", "time", "time_limit")];
+    for (name, why, said) in cases.into_iter().chain([("greedy", "memory", "policy.memory")]) {
+        for count in 1..=3 {
+            let answer = exchange(&site.address, &request("POST", &format!("/command/{name}"), "", b"{}")).unwrap();
+            assert_eq!((answer.status, &answer.json()["success"]), (500, &json!(false)), "{name}: {answer:?}");
+            assert_eq!(failures(why), f64::from(count), "{name}");
+        }
+        let log = site.log_text();
+        let told: Vec<&str> =
+            log.lines().filter(|line| line.contains(&format!("the custom endpoint `{name}`"))).collect();
+        assert_eq!(told.len(), 1, "not a line for each request: {told:?}");
+        assert!(told[0].contains("a custom endpoint failed") && told[0].contains(said), "{told:?}");
+    }
+    std::fs::write(site.folder.path().join("flag"), "").unwrap();
+    program.wait_until("the background function", PATIENCE, |_| failures("error") == 4.0);
+    program.wait_until("its line", PATIENCE, |_| site.log_text().contains("no beat"));
+    assert_eq!(program.terminate(), Some(0));
+}

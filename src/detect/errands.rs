@@ -1,7 +1,8 @@
 //! What the workers run besides reports: background functions and custom endpoints.
 //!
 //! Owns the way to a worker and back, and that what such a function raised and wrote takes effect as a report's does, also where nobody
-//! waits for it any more. An errand holds no delivery: one that is cut off with its worker is not run again.
+//! waits for it any more; and that operators see one that fails, whoever asked for it. An errand holds no delivery: one that is cut off
+//! with its worker is not run again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::Control;
 use super::settle::{Collected, Settler};
 use super::worker::WorkerId;
+use crate::complaints::Complaints;
 use crate::policy::{Answered, Effects, Errand, Failure};
 use crate::report::{ReportId, Time};
 use crate::state::Batch;
@@ -137,6 +139,7 @@ pub struct Errands {
     tasks: TaskTracker,
     cut: CancellationToken,
     places: Arc<Semaphore>,
+    complaints: Arc<Complaints>,
 }
 
 impl Errands {
@@ -149,7 +152,7 @@ impl Errands {
         cut: CancellationToken,
     ) -> Self {
         let places = Arc::new(Semaphore::new(limits.at_once.min(Semaphore::MAX_PERMITS)));
-        Self { control, settler, limits, tasks, cut, places }
+        Self { control, settler, limits, tasks, cut, places, complaints: Arc::default() }
     }
 
     /// Runs it in a worker, at a time; resolves when its effects are safe, however long a store is out. `id` is what those are told by
@@ -220,12 +223,28 @@ impl Errands {
 
     async fn ask(&self, errand: Errand, id: ReportId, t: Time) -> Result<(Effects, Answered), ErrandError> {
         let ((answer, waits), gone) = (oneshot::channel(), CancellationToken::new());
+        // Who schedules background functions tells of each that fails; the client of an endpoint tells nobody.
+        let (what, told) = (errand.to_string(), !matches!(errand, Errand::Endpoint { .. }));
         let by = Instant::now() + self.limits.time + GRACE;
         let sent = Control::Errand(Sent { errand, id, t, answer, gone: gone.clone() });
         if !matches!(tokio::time::timeout_at(by, self.control.send(sent)).await, Ok(Ok(()))) {
             return Err(ErrandError::Gone);
         }
-        done(answered(waits, gone, by).await.ok_or(ErrandError::Gone)?)
+        let outcome = answered(waits, gone, by).await.ok_or(ErrandError::Gone);
+        outcome.and_then(done).inspect_err(|error| self.failed(&what, told, error))
+    }
+
+    fn failed(&self, what: &str, told: bool, error: &ErrandError) {
+        let why = match error {
+            ErrandError::Failed(failure) => failure.why(),
+            ErrandError::Gone => "gone",
+            ErrandError::Unknown | ErrandError::Late | ErrandError::Busy(_) => return,
+        };
+        self.settler.metrics.errand_failures.with_label_values(&[why]).inc();
+        // Anybody may ask for an endpoint, as often as they like.
+        if !told && let Some(kept_back) = self.complaints.due(&format!("{what} {why}")) {
+            tracing::warn!(what, %error, kept_back, "a custom endpoint failed");
+        }
     }
 
     /// Waits for the effects only so long; they go on, and hold their place, until they are safe.

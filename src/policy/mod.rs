@@ -153,3 +153,18 @@ pub enum Failure {
     #[error("a fault of this program: {0}")]
     Internal(String),
 }
+
+impl Failure {
+    /// What stopped the call: the label `why` of what counts failures.
+    pub const fn why(&self) -> &'static str {
+        match self {
+            Self::Error(_) => "error",
+            Self::Time(_) => "time",
+            Self::Cpu(_) => "cpu",
+            Self::Memory => "memory",
+            Self::Cancelled => "cancelled",
+            Self::Internal(_) => "internal",
+            Self::Dependency { .. } => "dependency",
+        }
+    }
+}

@@ -17,8 +17,6 @@
 //! Owns the contract. Names no broker and knows no report.
 
 pub mod amqp;
-#[cfg(any(feature = "kafka", feature = "amqp"))]
-mod complaints;
 pub mod dead_letter;
 pub mod delivery;
 pub mod embedded;

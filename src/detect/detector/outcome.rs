@@ -119,8 +119,9 @@ impl Detector {
         let metrics = Arc::clone(&self.parts.services.metrics);
         let max_attempts = self.parts.policy.max_attempts;
         let backoff = Backoff { first: self.parts.policy.retry_first, most: self.parts.policy.retry_most };
-        if let Some(why) = why(&failure) {
-            metrics.policy_failures.with_label_values(&[why]).inc();
+        // That a dependency is out is counted as a retry.
+        if !matches!(failure, Failure::Dependency { .. }) {
+            metrics.policy_failures.with_label_values(&[failure.why()]).inc();
         }
         // Who is cut off with the machine may be the one that fills it: the next one that asked for memory only came last.
         if matches!(failure, Failure::Memory | Failure::Cancelled)
@@ -243,17 +244,4 @@ impl Drop for Release {
             let _ = self.settled.send(Settled::Released(login));
         }
     }
-}
-
-/// The label of a failure that is the policy's; that a dependency is out is counted as a retry.
-fn why(failure: &Failure) -> Option<&'static str> {
-    Some(match failure {
-        Failure::Error(_) => "error",
-        Failure::Time(_) => "time",
-        Failure::Cpu(_) => "cpu",
-        Failure::Memory => "memory",
-        Failure::Cancelled => "cancelled",
-        Failure::Internal(_) => "internal",
-        Failure::Dependency { .. } => return None,
-    })
 }

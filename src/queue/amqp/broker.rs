@@ -14,13 +14,13 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::complaints::Complaints;
 use super::super::{Backoff, QueueError};
 use super::Settings;
 use super::address::Address;
 use super::link::OpenError;
 use super::publisher::RECONNECT_MOST;
 use super::wire::Wire;
+use crate::complaints::Complaints;
 use crate::telemetry::Metrics;
 
 /// The broker's greeting is no longer.

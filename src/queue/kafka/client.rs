@@ -10,8 +10,8 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::super::complaints::Complaints;
 use super::Settings;
+use crate::complaints::Complaints;
 
 /// How long one question to a broker may take.
 pub(super) const ASK: Duration = Duration::from_secs(5);

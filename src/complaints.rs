@@ -1,8 +1,8 @@
-//! What a driver says of a broker that fails again and again: each kind of failure at once, then no more than once in a while, with how
-//! often it was kept back.
+//! What is said of something that fails again and again, a broker or an endpoint: each kind of failure at once, then no more than once in
+//! a while, with how often it was kept back.
 //!
-//! Owns the pace alone. The loss prevented: an outage that writes a line for each try into the log of each process hides what else
-//! happens.
+//! Owns the pace alone. The loss prevented: an outage, or a flood of requests, that writes a line for each try into the log hides what
+//! else happens.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 /// How often one kind of failure is said.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// What one queue has said of its broker. The kinds are few and the program's own words, or the client library's.
+/// What was said. The kinds are few: the program's own words, a client library's, or names that an operator has given.
 #[derive(Debug, Default)]
-pub(super) struct Complaints(Mutex<BTreeMap<String, Said>>);
+pub(crate) struct Complaints(Mutex<BTreeMap<String, Said>>);
 
 #[derive(Debug)]
 struct Said {
@@ -23,7 +23,7 @@ struct Said {
 
 impl Complaints {
     /// `Some`: it is to be said now; so often it was kept back since the last time.
-    pub(super) fn due(&self, kind: &str) -> Option<u64> {
+    pub(crate) fn due(&self, kind: &str) -> Option<u64> {
         self.due_at(kind, Instant::now())
     }
 
