@@ -16,8 +16,12 @@ use support::wire::{exchange, request};
 
 /// A program on a file of the old one with one worker, and short limits.
 fn start(lua: &str, settings: &str) -> (Site, Program) {
+    start_with(1, lua, settings)
+}
+
+fn start_with(workers: usize, lua: &str, settings: &str) -> (Site, Program) {
     let site = Site::new(&format!(
-        "policy.legacy_config = \"old.conf\"\ndetect.workers = 1\nhistory.commit_every = \"50ms\"\n{settings}"
+        "policy.legacy_config = \"old.conf\"\ndetect.workers = {workers}\nhistory.commit_every = \"50ms\"\n{settings}"
     ));
     std::fs::write(site.folder.path().join("old.conf"), lua).unwrap();
     nix::unistd::mkfifo(&site.folder.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -169,5 +173,62 @@ fn endpoint_that_fails_is_told_to_operators_once_in_a_while_and_counted_each_tim
     std::fs::write(site.folder.path().join("flag"), "").unwrap();
     program.wait_until("the background function", PATIENCE, |_| failures("error") == 4.0);
     program.wait_until("its line", PATIENCE, |_| site.log_text().contains("no beat"));
+    assert_eq!(program.terminate(), Some(0));
+}
+
+/// What an endpoint answers.
+fn ask(address: &str, name: &str) -> serde_json::Value {
+    let answer = exchange(address, &request("POST", &format!("/command/{name}"), "", b"{}")).unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()["r_attrs"].clone()
+}
+
+#[test]
+fn endpoints_are_spread_over_idle_workers() {
+    let lua = "setCustomEndpoint('where', function()
+        infoLog('it begins', {})
+        while not io.open('gate') do time.sleep(0.02) end
+        return true, { worker = io.open('/proc/thread-self/comm'):read() }
+    end)";
+    let (site, program) = start_with(3, lua, "");
+    let asked = (1..=3).map(|count| {
+        let address = site.address.clone();
+        let asked = std::thread::spawn(move || ask(&address, "where"));
+        program.wait_until("its begin", PATIENCE, |_| site.log_text().matches("it begins").count() == count);
+        asked
+    });
+    let asked: Vec<_> = asked.collect();
+    std::fs::write(site.folder.path().join("gate"), "").unwrap();
+    let mut workers: Vec<String> = asked.into_iter().map(|asked| asked.join().unwrap()["worker"].to_string()).collect();
+    workers.sort();
+    assert_eq!(workers, ["\"policy-0\"", "\"policy-1\"", "\"policy-2\""]);
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
+fn more_endpoints_than_a_machine_may_have_in_flight_wait_for_room_in_it() {
+    let lua = "running, most = 0, 0
+    setCustomEndpoint('counted', function()
+        running = running + 1
+        most = math.max(most, running)
+        time.sleep(0.2)
+        running = running - 1
+        return true, { most = most }
+    end)
+    setReport(function(lt) infoLog('ran', { login = lt.login }) end)";
+    let (site, program) = start(lua, "policy.in_flight = 2\n");
+    let asked: Vec<_> = (0..8)
+        .map(|_| {
+            let address = site.address.clone();
+            std::thread::spawn(move || ask(&address, "counted"))
+        })
+        .collect();
+    report(&site, "ann");
+    for asked in asked {
+        let most = asked.join().unwrap()["most"].as_u64().unwrap();
+        assert!((1..=2).contains(&most), "{most} at once");
+    }
+    // A report takes its turn where endpoints fill the machine, and is not forgotten behind them.
+    program.wait_until("the report", PATIENCE, |_| site.log_text().contains("ann"));
     assert_eq!(program.terminate(), Some(0));
 }

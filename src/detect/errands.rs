@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use crate::policy::{Answered, Effects, Errand, Failure};
 use crate::report::{ReportId, Time};
 use crate::state::Batch;
 
-/// Beyond `policy.time_limit`: a worker that is gone for so long says nothing any more.
+/// Beyond `policy.time_limit`: how long one waits for a worker with room; and a worker that is gone for so long says nothing any more.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// Why an errand was not done.
@@ -40,8 +40,8 @@ pub enum ErrandError {
     /// There are too many.
     #[error("as many endpoints and lines as detect.errands allows ({0}) are under way; try again later")]
     Busy(usize),
-    /// The program is draining, or the worker hung.
-    #[error("no worker has done it; the log says why")]
+    /// The program is draining, the worker hung, or all workers were full.
+    #[error("no worker has done it: one hung, the program ends, or none had room in time (policy.in_flight)")]
     Gone,
 }
 
@@ -55,6 +55,8 @@ pub(super) struct Sent {
     pub(super) id: ReportId,
     pub(super) t: Time,
     pub(super) answer: oneshot::Sender<Outcome>,
+    /// Nobody would wait for the end of one that begins later.
+    pub(super) begin_by: Instant,
     /// Cancelled where its worker is given up.
     pub(super) gone: CancellationToken,
 }
@@ -68,30 +70,46 @@ pub(super) struct Everywhere {
     pub(super) answers: Vec<(oneshot::Sender<Outcome>, CancellationToken)>,
 }
 
-/// What the workers have right now: so that one that hangs can be named, and that nobody waits for a worker that was given up.
+/// What the workers have right now: so that one that hangs can be named, that nobody waits for a worker that was given up, and that none
+/// is given more than it has room for.
 #[derive(Debug, Default)]
-pub(super) struct Running(Mutex<HashMap<(WorkerId, ReportId), (String, CancellationToken)>>);
+pub(super) struct Running {
+    workers: Mutex<HashMap<WorkerId, Named>>,
+    ended: Notify,
+}
+
+type Named = HashMap<ReportId, (String, CancellationToken)>;
 
 impl Running {
     /// The worker has it until the guard goes.
     pub(super) fn begin(self: &Arc<Self>, worker: WorkerId, sent: &Sent) -> WhileRunning {
-        let key = (worker, sent.id);
-        self.lock().insert(key, (sent.errand.to_string(), sent.gone.clone()));
-        WhileRunning { running: Arc::clone(self), key }
+        let named = (sent.errand.to_string(), sent.gone.clone());
+        self.lock().entry(worker).or_default().insert(sent.id, named);
+        WhileRunning { running: Arc::clone(self), worker, id: sent.id }
     }
 
     /// What the worker has under this id, for people.
     pub(super) fn name(&self, worker: WorkerId, id: ReportId) -> Option<String> {
-        self.lock().get(&(worker, id)).map(|(name, _)| name.clone())
+        self.lock().get(&worker)?.get(&id).map(|(name, _)| name.clone())
+    }
+
+    /// How many the worker has.
+    pub(super) fn count(&self, worker: WorkerId) -> usize {
+        self.lock().get(&worker).map_or(0, HashMap::len)
+    }
+
+    /// Resolves when one has ended since the last time: its worker has room.
+    pub(super) async fn ended(&self) {
+        self.ended.notified().await;
     }
 
     /// The worker is given up: whoever waits for what it has is told.
     pub(super) fn give_up(&self, worker: WorkerId) {
-        self.lock().iter().filter(|((at, _), _)| *at == worker).for_each(|(_, (_, gone))| gone.cancel());
+        self.lock().get(&worker).into_iter().flat_map(HashMap::values).for_each(|(_, gone)| gone.cancel());
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(WorkerId, ReportId), (String, CancellationToken)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<WorkerId, Named>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,12 +117,21 @@ impl Running {
 #[derive(Debug)]
 pub(super) struct WhileRunning {
     running: Arc<Running>,
-    key: (WorkerId, ReportId),
+    worker: WorkerId,
+    id: ReportId,
 }
 
 impl Drop for WhileRunning {
     fn drop(&mut self) {
-        self.running.lock().remove(&self.key);
+        let mut workers = self.running.lock();
+        if let Some(named) = workers.get_mut(&self.worker) {
+            named.remove(&self.id);
+            if named.is_empty() {
+                workers.remove(&self.worker);
+            }
+        }
+        drop(workers);
+        self.running.ended.notify_one();
     }
 }
 
@@ -225,8 +252,9 @@ impl Errands {
         let ((answer, waits), gone) = (oneshot::channel(), CancellationToken::new());
         // Who schedules background functions tells of each that fails; the client of an endpoint tells nobody.
         let (what, told) = (errand.to_string(), !matches!(errand, Errand::Endpoint { .. }));
-        let by = Instant::now() + self.limits.time + GRACE;
-        let sent = Control::Errand(Sent { errand, id, t, answer, gone: gone.clone() });
+        let begin_by = Instant::now() + GRACE;
+        let by = begin_by + self.limits.time;
+        let sent = Control::Errand(Sent { errand, id, t, answer, begin_by, gone: gone.clone() });
         if !matches!(tokio::time::timeout_at(by, self.control.send(sent)).await, Ok(Ok(()))) {
             return Err(ErrandError::Gone);
         }

@@ -1,10 +1,13 @@
 //! The workers of one process: who gets the next report, and what becomes of a worker that hangs.
 //!
-//! Owns how many reports each worker holds, and which ones. Never looks into a report.
+//! Owns how many reports and errands each worker holds, and which reports; and the errands that wait until one has room. Never looks into a
+//! report.
 
 use std::collections::{HashSet, VecDeque};
 
-use super::errands::{Everywhere, Sent};
+use tokio::time::Instant;
+
+use super::errands::{Everywhere, Running, Sent};
 use super::worker::{self, Job, Order, Plan, Started, WorkerId};
 use crate::policy::{LoadError, PolicySet};
 
@@ -24,8 +27,10 @@ struct Place {
 /// The workers. The last place is the one for reports that run apart.
 pub(super) struct Pool {
     plan: Plan,
-    /// Reports that a worker holds at most.
+    /// Reports and errands that a worker holds at most.
     most: usize,
+    /// Errands for which no worker has room, in their order. They are few: who asks for them is bounded.
+    waiting: VecDeque<Sent>,
     /// What still runs of each party in a machine apart.
     parties: Vec<HashSet<u64>>,
     /// The sets before the last reloads, the latest first.
@@ -36,8 +41,14 @@ pub(super) struct Pool {
 impl Pool {
     /// Starts `workers` workers of `most` reports each, and the one for reports that run apart.
     pub(super) fn start(plan: Plan, workers: usize, most: usize) -> Result<Self, LoadError> {
-        let mut pool =
-            Self { plan, most, parties: Vec::new(), earlier: VecDeque::new(), places: Vec::with_capacity(workers + 1) };
+        let mut pool = Self {
+            plan,
+            most,
+            waiting: VecDeque::new(),
+            parties: Vec::new(),
+            earlier: VecDeque::new(),
+            places: Vec::with_capacity(workers + 1),
+        };
         for place in 0..=workers {
             let id = WorkerId { place, epoch: 0 };
             let started = worker::start(id, pool.plan.clone())?;
@@ -46,11 +57,9 @@ impl Pool {
         Ok(pool)
     }
 
-    /// The worker that would take the next report: the one with the fewest; `None` while all are full.
+    /// The worker that would take the next report or errand; `None` while all are full.
     pub(super) fn vacancy(&self) -> Option<usize> {
-        (0..self.apart())
-            .filter(|place| self.places[*place].jobs.len() < self.most)
-            .min_by_key(|place| self.places[*place].jobs.len())
+        vacant(&self.places[..self.apart()], &self.plan.errands, self.most)
     }
 
     /// Lends a report to the worker at `place`.
@@ -83,20 +92,33 @@ impl Pool {
         place.id
     }
 
-    /// Hands an errand to the worker with the fewest reports, however many those are: errands are few.
-    pub(super) fn send(&self, sent: Sent) {
-        let workers = &self.places[..self.apart()];
-        if let Some(place) = workers.iter().min_by_key(|place| place.jobs.len()) {
-            self.hand(place, sent);
+    /// Hands an errand to a worker with room, or keeps it until there is one.
+    pub(super) fn send(&mut self, sent: Sent) {
+        self.waiting.push_back(sent);
+        self.send_waiting();
+    }
+
+    /// Hands on what waits, as far as there is room. What nobody waits for any more is dropped: it would have no effect.
+    pub(super) fn send_waiting(&mut self) {
+        let late = |sent: &Sent| sent.answer.is_closed() || sent.begin_by <= Instant::now();
+        while self.waiting.pop_front_if(|sent| late(sent)).is_some() {}
+        while !self.waiting.is_empty()
+            && let Some(place) = self.vacancy()
+            && let Some(sent) = self.waiting.pop_front()
+        {
+            if !late(&sent) {
+                self.hand(&self.places[place], sent);
+            }
         }
     }
 
-    /// Hands the same to every worker but the one for reports that run apart.
+    /// Hands the same to every worker but the one for reports that run apart, whatever they hold: consoles are few, and who looks at a full
+    /// worker through one must not wait behind it.
     pub(super) fn send_all(&self, line: Everywhere) {
         let Everywhere { errand, id, t, answers } = line;
         let workers = &self.places[..self.apart()];
         for (place, (answer, gone)) in workers.iter().zip(answers) {
-            self.hand(place, Sent { errand: errand.clone(), id, t, answer, gone });
+            self.hand(place, Sent { errand: errand.clone(), id, t, answer, begin_by: Instant::now(), gone });
         }
     }
 
@@ -167,5 +189,50 @@ impl Pool {
         }
         self.earlier.push_front(std::mem::replace(&mut self.plan.policies, policies));
         self.earlier.truncate(SETS_KEPT);
+    }
+}
+
+/// The place with the fewest reports and errands, of those that have room.
+fn vacant(places: &[Place], errands: &Running, most: usize) -> Option<usize> {
+    let held = places.iter().map(|place| place.jobs.len() + errands.count(place.id)).enumerate();
+    held.filter(|(_, held)| *held < most).min_by_key(|(_, held)| *held).map(|(place, _)| place)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::oneshot;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::policy::Errand;
+    use crate::report::{ReportId, Time};
+
+    fn place(place: usize, jobs: u64) -> Place {
+        let orders = mpsc::unbounded_channel().0;
+        Place { id: WorkerId { place, epoch: 0 }, orders, jobs: (0..jobs).collect() }
+    }
+
+    fn sent(id: usize) -> Sent {
+        let id = ReportId::of(&id.to_be_bytes());
+        let (answer, gone) = (oneshot::channel().0, CancellationToken::new());
+        let errand = Errand::Background("f".to_owned());
+        Sent { errand, id, t: Time::from_micros(0), answer, begin_by: Instant::now(), gone }
+    }
+
+    #[test]
+    fn errands_are_spread_over_idle_workers_and_none_takes_more_than_it_has_room_for() {
+        let (places, errands) = ([place(0, 0), place(1, 2), place(2, 0)], Arc::<Running>::default());
+        let mut held = Vec::new();
+        let mut went = Vec::new();
+        while let Some(next) = vacant(&places, &errands, 3) {
+            held.push(errands.begin(places[next].id, &sent(held.len())));
+            went.push(next);
+        }
+        assert_eq!(went, [0, 2, 0, 2, 0, 1, 2]);
+        // The third one of worker 0 has ended.
+        drop(held.remove(4));
+        assert_eq!(vacant(&places, &errands, 3), Some(0));
     }
 }

@@ -343,7 +343,7 @@ impl Worker {
 
     async fn run_errand(&self, sent: Sent, _running: WhileRunning) {
         let vm = self.fit_vm();
-        let Sent { errand, id, t, answer, gone } = sent;
+        let Sent { errand, id, t, answer, gone, .. } = sent;
         let ran = tokio::select! {
             biased;
             // This worker was given up meanwhile: whoever waited was told so, and may run it again elsewhere.

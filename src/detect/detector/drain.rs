@@ -2,6 +2,7 @@
 //!
 //! A part of [`Detector`]. It decides how long the loop goes on, and never what a report comes to: what is not finished goes back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
@@ -57,11 +58,23 @@ impl Detector {
         more && !late
     }
 
+    /// Until what is decided has settled and all errands have ended; those that wait for room begin when they have it.
+    async fn finish_tasks(&mut self) {
+        let (tasks, errands) = (self.tasks.clone(), Arc::clone(&self.errands));
+        loop {
+            self.pool.send_waiting();
+            tokio::select! {
+                () = tasks.wait() => return,
+                () = errands.ended() => {}
+            }
+        }
+    }
+
     /// Lets what is decided settle until the end of the drain; everything else is dropped, and so handed out again later.
     pub(super) async fn hand_back(mut self, deadline: Instant) {
         self.slots.clear();
         self.tasks.close();
-        if timeout_at(deadline, self.tasks.wait()).await.is_err() {
+        if timeout_at(deadline, self.finish_tasks()).await.is_err() {
             self.cut.cancel();
             self.tasks.wait().await;
         }

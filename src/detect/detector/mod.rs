@@ -170,7 +170,9 @@ impl Detector {
         let mut heart = tokio::time::interval(Duration::from_secs(1));
         let mut deliveries = Vec::with_capacity(AT_ONCE);
         let mut outcomes = Vec::with_capacity(ENDED_AT_ONCE);
+        let errands = Arc::clone(&self.errands);
         while until.is_none_or(|deadline| self.can_finish_more(deadline)) {
+            self.pool.send_waiting();
             if until.is_none() || !self.is_stuck() {
                 self.start_ready();
             }
@@ -212,6 +214,7 @@ impl Detector {
                     self.on_settled(settled);
                     Ok(())
                 }
+                () = errands.ended() => Ok(()),
                 () = tokio::time::sleep_until(wake) => self.on_timer(),
                 _ = heart.tick() => {
                     beat.beat();
