@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use support::inbox::Inbox;
-use support::program::{PATIENCE, Program, Site};
+use support::program::{PATIENCE, Program, Site, free_address};
 use support::wire::{exchange, request};
 
 /// A program on a file of the old one with one worker, and short limits.
@@ -230,5 +230,26 @@ fn more_endpoints_than_a_machine_may_have_in_flight_wait_for_room_in_it() {
     }
     // A report takes its turn where endpoints fill the machine, and is not forgotten behind them.
     program.wait_until("the report", PATIENCE, |_| site.log_text().contains("ann"));
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
+fn line_that_fails_in_the_first_worker_has_the_effects_of_the_next_once() {
+    let (inbox, receiver) = Inbox::start();
+    let console = free_address();
+    let key = "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI=";
+    let settings = format!("console = {{ listen = \"{console}\", key = \"{key}\" }}\n{}", channel(receiver));
+    let (site, program) = start_with(3, "", &settings);
+    let line = "local me = io.open('/proc/thread-self/comm'):read()
+        if me == 'policy-0' then error('not in this one') end
+        alert { kind = 'line', key = me, title = 'of one' }";
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trackalert"));
+    command.current_dir(site.folder.path()).args(["console", "-C"]).arg(site.config());
+    let said = command.args(["-e", line]).output().unwrap();
+    assert_eq!(said.status.code(), Some(1), "what the first answers is the line's");
+    program.wait_until("the alert", PATIENCE, |_| !inbox.of_kind("line").is_empty());
+    program.wait_until("the end of all", PATIENCE, Program::idle);
+    let keys: Vec<String> = inbox.of_kind("line").iter().map(|arrival| arrival.alert["key"].to_string()).collect();
+    assert_eq!(keys, ["\"policy-1\""]);
     assert_eq!(program.terminate(), Some(0));
 }

@@ -205,8 +205,8 @@ impl Errands {
         ended(running).await
     }
 
-    /// Runs it in every worker; gives what each answered, in their order. What the first raised and wrote takes effect, and not the same
-    /// again for each other one.
+    /// Runs it in every worker; gives what each answered, in their order. What the first in which it worked raised and wrote takes effect,
+    /// and not the same again for each other one.
     pub async fn run_everywhere(&self, errand: Errand, id: ReportId, t: Time) -> Vec<Result<Answered, ErrandError>> {
         let place = match self.place() {
             Ok(place) => place,
@@ -239,10 +239,12 @@ impl Errands {
         let (mut all, mut place) = (Vec::with_capacity(waiting.len()), Some(place));
         for (answer, gone) in waiting {
             let outcome = answered(answer, gone, deadline).await.ok_or(ErrandError::Gone);
-            all.push(match (outcome.and_then(done), place.take()) {
-                (Ok((effects, answered)), Some(place)) => self.apply_soon(effects, place).await.map(|()| answered),
-                (Ok((_, answered)), None) => Ok(answered),
-                (Err(error), _) => Err(error),
+            all.push(match outcome.and_then(done) {
+                Ok((effects, answered)) => match place.take() {
+                    Some(place) => self.apply_soon(effects, place).await.map(|()| answered),
+                    None => Ok(answered),
+                },
+                Err(error) => Err(error),
             });
         }
         all
