@@ -93,6 +93,76 @@ fn redis_that_hangs_is_told_to_the_policy_before_its_time_is_up() {
     assert!(outcome.is_ok(), "{outcome:?}");
 }
 
+/// Answers `GET n` with so many bytes, and PING. Gives the port, how many connections there were and how many bytes were taken of it.
+fn values() -> (u16, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (connections, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, bytes) = (Arc::clone(&connections), Arc::clone(&taken));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            count.fetch_add(1, Ordering::SeqCst);
+            let bytes = Arc::clone(&bytes);
+            std::thread::spawn(move || {
+                let lines = std::io::BufReader::new(stream.try_clone().unwrap());
+                let mut stream = stream;
+                let chunk = [b'x'; 1 << 16];
+                for line in std::io::BufRead::lines(lines).map_while(Result::ok) {
+                    let Ok(mut left) = line.parse::<usize>() else {
+                        if line == "PING" && stream.write_all(b"+PONG\r\n").is_err() {
+                            return;
+                        }
+                        continue;
+                    };
+                    let _ = write!(stream, "${left}\r\n");
+                    while left > 0 {
+                        let Ok(()) = stream.write_all(&chunk[..left.min(chunk.len())]) else { return };
+                        bytes.fetch_add(left.min(chunk.len()), Ordering::SeqCst);
+                        left -= left.min(chunk.len());
+                    }
+                    let _ = stream.write_all(b"\r\n");
+                }
+            });
+        }
+    });
+    (port, connections, taken)
+}
+
+#[test]
+fn answer_of_redis_that_is_larger_than_max_answer_is_an_error_and_not_read_to_its_end() {
+    let (port, connections, taken) = values();
+    let source = format!(
+        "setReport(function(lt)
+            local client = require('redis').connect('127.0.0.1', {port})
+            assert(#client:get('262000') == 262000)
+            for _, size in ipairs {{ '263000', '500000000' }} do
+                local ok, reason = pcall(client.get, client, size)
+                assert(not ok and reason:find('larger than policy.http.max_answer', 1, true), reason)
+            end
+            assert(client:ping())
+        end)"
+    );
+    let outcome = on_worker(async { machine_with(&source, settings()).at(1.0).await });
+    assert!(outcome.is_ok(), "{outcome:?}");
+    assert!(connections.load(Ordering::SeqCst) <= 3);
+    // What lies in the buffers of the two ends is taken, too.
+    assert!(taken.load(Ordering::SeqCst) < 100_000_000, "{taken:?}");
+}
+
+#[test]
+fn answers_of_redis_that_come_at_once_are_each_within_the_bound() {
+    let (port, connections, _) = values();
+    let source = format!(
+        "setReport(function(lt) assert(#require('redis').connect('127.0.0.1', {port}):get('100000') == 100000) end)"
+    );
+    let outcomes = on_worker(async {
+        let machine = machine_with(&source, settings());
+        futures_util::future::join_all((0..100).map(|_| machine.at(1.0))).await
+    });
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
 #[test]
 fn command_that_would_change_or_hold_the_connection_of_all_reports_is_refused() {
     handle(

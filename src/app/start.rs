@@ -82,6 +82,7 @@ pub(super) fn detect(
         custom_webhooks: config.notify.custom_webhooks.iter().map(|hook| hook.name.clone()).collect(),
         operator: Some(operator),
         socket_timeout: config.policy.socket_timeout,
+        max_answer: config.policy.http.max_answer,
         custom_stats: config.policy.custom_stats.clone().into(),
         state_max_value: config.state.max_value,
         max_alert: config.policy.max_alert,

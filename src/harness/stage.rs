@@ -64,6 +64,7 @@ impl Stage {
             metrics,
             operator: None,
             socket_timeout: settings.policy.socket_timeout,
+            max_answer: settings.policy.http.max_answer,
             custom_webhooks: Arc::clone(&case.found.webhooks),
             custom_stats: Arc::clone(&case.found.stats),
             state_max_value: settings.state.max_value,

@@ -104,6 +104,8 @@ pub struct Services {
     pub operator: Option<Arc<dyn Operator>>,
     /// `policy.socket_timeout`: one command or mail of an old configuration's modules.
     pub socket_timeout: Duration,
+    /// `policy.http.max_answer`: one answer to those modules.
+    pub max_answer: ByteSize,
     /// `state.max_value`: the largest value of `state.set`.
     pub state_max_value: ByteSize,
     /// `policy.max_alert`: the largest alert.

@@ -123,6 +123,7 @@ impl Bench {
             metrics: Arc::clone(&metrics),
             operator: None,
             socket_timeout: settings.socket_timeout,
+            max_answer: settings.http.max_answer,
             custom_webhooks: Arc::from(["hook".to_owned()]),
             custom_stats: Arc::from(["seen".to_owned()]),
             state_max_value: ByteSize::kib(16),

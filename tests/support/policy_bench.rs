@@ -87,6 +87,7 @@ impl Bench {
             metrics: Arc::default(),
             operator: None,
             socket_timeout: Duration::from_secs(5),
+            max_answer: ByteSize::kib(256),
             custom_webhooks: Arc::default(),
             custom_stats: Arc::default(),
             state_max_value: ByteSize::kib(16),

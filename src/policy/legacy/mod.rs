@@ -16,6 +16,7 @@ mod environment;
 mod geoip;
 mod hooks;
 mod log;
+mod metered;
 mod modules;
 pub(super) mod operator;
 mod redis;

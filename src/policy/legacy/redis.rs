@@ -2,18 +2,23 @@
 //!
 //! Owns the connections. Commands of all reports of a machine share one, each answered in its turn, so that a report that waits holds up
 //! no other; a command that would change or hold the connection for the others is refused. A command is never sent twice: whether the
-//! server did it is not known.
+//! server did it is not known. An answer over `policy.http.max_answer` is an error, and where it is far over it, the end of its connection.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use mlua::{Function, Lua, MultiValue, Table, Value as Lua_};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value};
+use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, Value};
+use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::metered::{AT_ONCE, Meter, Metered};
 use crate::policy::api::args::{Args, number, string};
 use crate::policy::call::{Answer, Host};
 
@@ -34,8 +39,15 @@ struct Server {
     password: String,
 }
 
+/// A connection, and what it runs on as long as somebody needs it.
+struct Connection {
+    redis: MultiplexedConnection,
+    meter: Arc<Meter>,
+    _driver: AbortOnDropHandle<()>,
+}
+
 /// A connection, or the one attempt to get one that all who need it wait for.
-type Shared = Rc<OnceCell<MultiplexedConnection>>;
+type Shared = Rc<OnceCell<Connection>>;
 
 thread_local! {
     static CONNECTIONS: RefCell<HashMap<Server, Shared>> = RefCell::default();
@@ -70,7 +82,8 @@ pub(super) fn function(lua: &Lua, host: &Rc<Host>) -> mlua::Result<Function> {
                 let outcome = match limit {
                     Ok(limit) => {
                         let shared = shared(&server);
-                        let answered = tokio::time::timeout(limit, ask(&server, &shared, command)).await;
+                        let answered =
+                            tokio::time::timeout(limit, ask(&server, &shared, command, call.services.max_answer)).await;
                         answered.unwrap_or_else(|_| {
                             // It may be dead without a word; whoever asks next begins with another one.
                             forget(&server, &shared);
@@ -165,16 +178,29 @@ fn forget(server: &Server, used: &Shared) {
     });
 }
 
-async fn ask(server: &Server, shared: &Shared, command: Cmd) -> Result<Value, String> {
-    let mut connection = shared.get_or_try_init(|| connect(server)).await?.clone();
-    let answer = connection.send_packed_command(&command).await;
-    if answer.as_ref().is_err_and(|error| error.is_unrecoverable_error() || error.is_connection_dropped()) {
-        forget(server, shared);
+async fn ask(server: &Server, shared: &Shared, command: Cmd, most: ByteSize) -> Result<Value, String> {
+    let Connection { redis, meter, .. } = shared.get_or_try_init(|| connect(server, most)).await?;
+    let number = meter.ask();
+    let answer = redis.clone().send_packed_command(&command).await;
+    let too_large = |whose| Err(format!("{whose} is larger than policy.http.max_answer ({most})"));
+    match answer {
+        Ok(value) => {
+            meter.answered(number);
+            if wire_length(&value) as u64 > most.as_u64() {
+                return too_large("the answer");
+            }
+            value.extract_error().map_err(|error| error.to_string())
+        }
+        Err(error) => {
+            if error.is_unrecoverable_error() || error.is_connection_dropped() {
+                forget(server, shared);
+            }
+            if meter.is_over() { too_large("an answer on the connection") } else { Err(error.to_string()) }
+        }
     }
-    answer.and_then(Value::extract_error).map_err(|error| error.to_string())
 }
 
-async fn connect(server: &Server) -> Result<MultiplexedConnection, String> {
+async fn connect(server: &Server, most: ByteSize) -> Result<Connection, String> {
     let mut login = RedisConnectionInfo::default().set_db(server.db).set_skip_set_lib_name();
     if !server.user.is_empty() {
         login = login.set_username(&server.user);
@@ -182,12 +208,33 @@ async fn connect(server: &Server) -> Result<MultiplexedConnection, String> {
     if !server.password.is_empty() {
         login = login.set_password(&server.password);
     }
-    let address = ConnectionAddr::Tcp(server.host.clone(), server.port);
-    let info = address.into_connection_info().map_err(|error| error.to_string())?.set_redis_settings(login);
-    let client = Client::open(info).map_err(|error| error.to_string())?;
+    let stream = TcpStream::connect((server.host.as_str(), server.port)).await.map_err(|error| error.to_string())?;
+    // A command is one write, and waits for no other.
+    let _ = stream.set_nodelay(true);
+    let meter = Meter::new(most.as_u64());
+    let metered = Metered { stream, meter: Arc::clone(&meter) };
     // The whole command has its time in `function`.
-    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None::<Duration>);
-    client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| error.to_string())
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None::<Duration>)
+        .set_concurrency_limit(usize::from(AT_ONCE));
+    let connected = MultiplexedConnection::new_with_config(&login, metered, config).await;
+    let (redis, driver) = connected.map_err(|error| error.to_string())?;
+    Ok(Connection { redis, meter, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
+}
+
+/// Bytes of an answer as the server sent it.
+fn wire_length(value: &Value) -> usize {
+    // The type, the number, the end of the line.
+    let line = |number: &dyn ToString| number.to_string().len() + 3;
+    match value {
+        Value::Int(number) => line(number),
+        Value::SimpleString(text) => text.len() + 3,
+        Value::BulkString(bytes) => line(&bytes.len()) + bytes.len() + 2,
+        Value::Array(items) => line(&items.len()) + items.iter().map(wire_length).sum::<usize>(),
+        // `+OK`, `$-1`; others do not come.
+        _ => 5,
+    }
 }
 
 fn give(lua: &Lua, value: Value) -> mlua::Result<Lua_> {
