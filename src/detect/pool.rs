@@ -202,7 +202,7 @@ fn vacant(places: &[Place], errands: &Running, most: usize) -> Option<usize> {
 mod tests {
     use std::sync::Arc;
 
-    use tokio::sync::oneshot;
+    use tokio::sync::{mpsc, oneshot};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -210,8 +210,8 @@ mod tests {
     use crate::report::{ReportId, Time};
 
     fn place(place: usize, jobs: u64) -> Place {
-        let orders = mpsc::unbounded_channel().0;
-        Place { id: WorkerId { place, epoch: 0 }, orders, jobs: (0..jobs).collect() }
+        let started = Started { orders: mpsc::unbounded_channel().0, given_up: Arc::default() };
+        Place { id: WorkerId { place, epoch: 0 }, started, jobs: (0..jobs).collect() }
     }
 
     fn sent(id: usize) -> Sent {

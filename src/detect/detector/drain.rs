@@ -60,7 +60,7 @@ impl Detector {
 
     /// Until what is decided has settled and all errands have ended; those that wait for room begin when they have it.
     async fn finish_tasks(&mut self) {
-        let (tasks, errands) = (self.tasks.clone(), Arc::clone(&self.errands));
+        let (tasks, errands) = (self.tasks.clone(), Arc::clone(&self.running_errands));
         loop {
             self.pool.send_waiting();
             tokio::select! {

@@ -170,7 +170,7 @@ impl Detector {
         let mut heart = tokio::time::interval(Duration::from_secs(1));
         let mut deliveries = Vec::with_capacity(AT_ONCE);
         let mut outcomes = Vec::with_capacity(ENDED_AT_ONCE);
-        let errands = Arc::clone(&self.errands);
+        let errands = Arc::clone(&self.running_errands);
         while until.is_none_or(|deadline| self.can_finish_more(deadline)) {
             self.pool.send_waiting();
             if until.is_none() || !self.is_stuck() {
