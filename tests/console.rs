@@ -39,8 +39,13 @@ impl Old {
     }
 
     fn command(&self) -> Command {
+        self.command_of("trackalert.conf")
+    }
+
+    /// A console that learns address and key from this file.
+    fn command_of(&self, conf: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trackalert"));
-        command.args(["console", "-C", "trackalert.conf"]).current_dir(self.site.folder.path());
+        command.args(["console", "-C", conf]).current_dir(self.site.folder.path());
         command
     }
 
@@ -147,6 +152,75 @@ fn reading_geoip_files_holds_up_no_report() {
     let answer = line.wait_with_output().unwrap();
     assert!(said(&answer).contains("not a MaxMind file"), "{}", said(&answer));
     assert_eq!(old.line("1"), "1");
+}
+
+fn printed(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+fn reloads(program: &Program, outcome: &str) -> f64 {
+    program.metric(&format!("trackalert_reloads_total{{outcome=\"{outcome}\"}}")).unwrap_or_default()
+}
+
+#[test]
+fn reload_exchanges_the_file_once_though_each_worker_runs_the_line() {
+    let old = Old::start("x = 1");
+    let conf = old.site.folder.path().join("trackalert.conf");
+    let text = std::fs::read_to_string(&conf).unwrap();
+    std::fs::write(&conf, text.replace("x = 1", "x = 2")).unwrap();
+    // The workers that wait in the line are the ones that take the new file.
+    assert!(old.line("reload()").starts_with("policies in use: "));
+    assert_eq!(reloads(&old.program, "done"), 1.0);
+    assert_eq!(old.line("x"), "2", "a worker that had the old file would be named");
+    // Twice in a line is once, too.
+    std::fs::write(&conf, text.replace("x = 1", "x = 3")).unwrap();
+    assert!(old.line("reload() return reload()").starts_with("policies in use: "));
+    assert_eq!(reloads(&old.program, "done"), 2.0);
+    assert_eq!(old.line("x"), "3");
+}
+
+#[test]
+fn reload_of_a_broken_file_says_so_and_leaves_what_runs() {
+    let old = Old::start("x = 1");
+    let conf = old.site.folder.path().join("trackalert.conf");
+    let text = std::fs::read_to_string(&conf).unwrap();
+    // A console of its own: one that is opened anew reads the broken file, and says so itself.
+    std::fs::write(old.site.folder.path().join("console.conf"), &text).unwrap();
+    let ask = |lua: &str| old.command_of("console.conf").args(["-e", lua]).output().unwrap();
+    std::fs::write(&conf, format!("{}\nthis is no Lua", text.replace("x = 1", "x = 2"))).unwrap();
+    let refused = ask("reload()");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = said(&refused);
+    assert!(said.contains("trackalert.conf:") && said.contains("the policies that run stay in use"), "{said}");
+    assert!(!said.contains("differs"), "{said}");
+    assert_eq!(reloads(&old.program, "refused"), 1.0);
+    assert_eq!(printed(&ask("x")), "1");
+    assert!(old.site.log_text().contains("not reloaded at the console"));
+    // Whoever catches the error reads it.
+    assert!(printed(&ask("return select(2, pcall(reload))")).contains("stay in use"));
+    std::fs::write(&conf, text.replace("x = 1", "x = 2")).unwrap();
+    old.line("reload()");
+    assert_eq!(old.line("x"), "2");
+}
+
+#[test]
+fn reload_without_an_old_file_takes_changed_policies_and_none_of_them_may_call_it() {
+    let address = free_address();
+    let site = Site::new(&format!("[console]\nlisten = \"{address}\"\nkey = \"{KEY}\"\n"));
+    site.policy("first", "function report(lt) end");
+    let program = site.start();
+    let line = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trackalert"));
+        command.args(["console", "-C"]).arg(site.config()).args(["-e", "reload()"]).output().unwrap()
+    };
+    site.policy("second", "function report(lt) assert(reload == nil) end");
+    let taken = line();
+    assert!(taken.status.success() && said(&taken).contains("policies in use: first, second"), "{}", said(&taken));
+    site.policy("third", "function report(");
+    let refused = line();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).contains("third") && said(&refused).contains("stay in use"), "{}", said(&refused));
+    assert_eq!((reloads(&program, "done"), reloads(&program, "refused")), (1.0, 1.0));
 }
 
 #[test]

@@ -135,24 +135,36 @@ impl App {
         let notify = if roles.notify { Some(start::notify(&shared, &stores)?) } else { None };
         let files = if roles.detect { Some(Files::open(&config, &metrics).await?) } else { None };
         let networks: Arc<ArcSwap<Networks>> = Arc::default();
-        let in_force = Arc::new(start::in_force(&config));
-        let detect = if let Some(files) = &files {
+        let (scheduled, due) = watch::channel(Arc::default());
+        // Before the workers that it reloads: a line of the console in them asks for it.
+        let reload = Arc::new(Reload {
+            policy: config.policy.clone(),
+            one: tokio::sync::Mutex::default(),
+            in_force: Arc::new(start::in_force(&config)),
+            detect: tokio::sync::Mutex::default(),
+            scheduled,
+            files,
+            networks: Arc::clone(&networks),
+            metrics: Arc::clone(&metrics),
+        });
+        let errands = if let Some(files) = &reload.files {
             let tested = tokio::task::spawn_blocking(policy::watchdog::self_test).await;
             tested.map_err(|error| error.to_string()).and_then(|result| result).map_err(StartError::Settings)?;
             upkeep.extend(files.watch(&config, &stop));
             upkeep.push(upkeep::sweep(&stores, &config.state, Arc::clone(&metrics), stop.clone()));
             let policies = PolicySet::resolve(&config.policy)?;
-            policies.against(&in_force)?;
+            policies.against(&reload.in_force)?;
             networks.store(Arc::clone(policies.networks()));
             let (every, counters) = (config.policy.check_files_every, Arc::clone(&metrics));
             upkeep.push(tokio::spawn(policy::networks::watch(Arc::clone(&networks), every, counters, stop.clone())));
-            let operator = Operator::new(&config, &metrics, &perf, &files.geoip, &shutdown);
-            Some(start::detect(&shared, &stores, policies, &perf, files, Arc::new(operator))?)
+            let operator = Operator::new(&config, &metrics, &perf, &files.geoip, &shutdown, &reload);
+            let detect = start::detect(&shared, &stores, policies, &perf, files, Arc::new(operator))?;
+            let errands = detect.errands();
+            reload.begin(detect).await;
+            Some(errands)
         } else {
             None
         };
-        let errands = detect.as_ref().map(Detect::errands);
-        let (scheduled, due) = watch::channel(detect.as_ref().map(Detect::scheduled).unwrap_or_default());
         if let Some(errands) = errands.clone().filter(|_| roles.schedule) {
             let run = errands::background(errands);
             upkeep.push(schedule::runner::start(due, run, Arc::clone(&metrics), stop.clone()));
@@ -160,16 +172,6 @@ impl App {
         if roles.schedule {
             upkeep.push(schedule::start(&config.schedule, Arc::clone(&stores.history), stop.clone()));
         }
-        let reload = Arc::new(Reload {
-            policy: config.policy.clone(),
-            one: tokio::sync::Mutex::default(),
-            in_force,
-            detect: tokio::sync::Mutex::new(detect),
-            scheduled,
-            files,
-            networks,
-            metrics: Arc::clone(&metrics),
-        });
         let receiver = if roles.receive {
             Some(start::receive(&shared, &stores, &bridge, &mut upkeep, &stop).await?)
         } else {

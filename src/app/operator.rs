@@ -2,12 +2,14 @@
 //!
 //! Owns their words. Shows no secret: of a webhook its name and host.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::reload::Reload;
 use crate::config::Config;
 use crate::console::noise;
 use crate::geoip::GeoIp;
@@ -19,6 +21,48 @@ use crate::settings::Secret;
 use crate::stamp;
 use crate::telemetry::Metrics;
 
+/// Lines whose outcome is kept: more consoles than that have none under way at once.
+const LINES_KEPT: usize = 16;
+
+/// What is done once, although each worker runs the line that asks for it.
+struct Once<T> {
+    runtime: tokio::runtime::Handle,
+    /// The last lines that asked for it, and what came of each.
+    done: Arc<Mutex<VecDeque<(ReportId, T)>>>,
+}
+
+impl<T: Clone + Send + 'static> Once<T> {
+    fn new() -> Self {
+        Self { runtime: tokio::runtime::Handle::current(), done: Arc::default() }
+    }
+
+    /// The first worker of a line sets `work` off; the others get what came of it.
+    fn run(
+        &self,
+        line: ReportId,
+        work: impl Future<Output = T> + Send + 'static,
+        fault: fn(String) -> T,
+    ) -> BoxFuture<'static, T> {
+        let done = Arc::clone(&self.done);
+        // A task of its own: a worker's time may be over before the work is done, and the next one is to find it done.
+        let working = self.runtime.spawn(async move {
+            let mut done = done.lock().await;
+            if let Some((_, outcome)) = done.iter().find(|(before, _)| *before == line) {
+                return outcome.clone();
+            }
+            let outcome = work.await;
+            done.push_front((line, outcome.clone()));
+            done.truncate(LINES_KEPT);
+            outcome
+        });
+        Box::pin(async move {
+            working
+                .await
+                .unwrap_or_else(|error| fault(format!("a fault of this program while the files were read: {error}")))
+        })
+    }
+}
+
 /// See the module.
 pub(super) struct Operator {
     acl: Vec<String>,
@@ -28,10 +72,11 @@ pub(super) struct Operator {
     perf: Arc<PerfStats>,
     geoip: Arc<GeoIp>,
     shutdown: CancellationToken,
-    /// The line that has read the GeoIP files last, and what came of it.
-    reloaded: Arc<Mutex<Option<(ReportId, String)>>>,
+    /// It has the workers, and those have this.
+    reload: Weak<Reload>,
+    geoip_read: Once<String>,
+    reloaded: Once<Result<String, String>>,
     started: std::time::Instant,
-    runtime: tokio::runtime::Handle,
 }
 
 impl Operator {
@@ -41,6 +86,7 @@ impl Operator {
         perf: &Arc<PerfStats>,
         geoip: &Arc<GeoIp>,
         shutdown: &CancellationToken,
+        reload: &Arc<Reload>,
     ) -> Self {
         Self {
             acl: config.http.acl.clone(),
@@ -50,9 +96,10 @@ impl Operator {
             perf: Arc::clone(perf),
             geoip: Arc::clone(geoip),
             shutdown: shutdown.clone(),
-            reloaded: Arc::default(),
+            reload: Arc::downgrade(reload),
+            geoip_read: Once::new(),
+            reloaded: Once::new(),
             started: std::time::Instant::now(),
-            runtime: tokio::runtime::Handle::current(),
         }
     }
 }
@@ -75,28 +122,34 @@ impl policy::Operator for Operator {
     }
 
     fn reload_geoip(&self, line: ReportId) -> BoxFuture<'static, String> {
-        let reloaded = Arc::clone(&self.reloaded);
         let (geoip, metrics) = (Arc::clone(&self.geoip), Arc::clone(&self.metrics));
-        // A task of its own: a worker's time may be over before the files are read, and the next one is to find them read.
-        let reading = self.runtime.spawn(async move {
-            let mut reloaded = reloaded.lock().await;
-            if let Some((_, said)) = reloaded.as_ref().filter(|(before, _)| *before == line) {
-                return said.clone();
-            }
+        let reading = async move {
             let reading = tokio::task::spawn_blocking(move || {
                 let files = geoip.reload();
                 stamp::tell(&files, &metrics);
                 files.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
             });
-            let said = match reading.await {
+            match reading.await {
                 Ok(said) if said.is_empty() => "there are no GeoIP files (geoip.files)".to_owned(),
                 Ok(said) => said,
-                Err(error) => fault(&error),
-            };
-            *reloaded = Some((line, said.clone()));
-            said
-        });
-        Box::pin(async move { reading.await.unwrap_or_else(|error| fault(&error)) })
+                Err(error) => format!("a fault of this program while the files were read: {error}"),
+            }
+        };
+        self.geoip_read.run(line, reading, |fault| fault)
+    }
+
+    fn reload(&self, line: ReportId) -> BoxFuture<'static, Result<String, String>> {
+        let reload = Weak::clone(&self.reload);
+        let reloading = async move {
+            let Some(reload) = reload.upgrade() else { return Err("the program is ending".to_owned()) };
+            let outcome = reload.all().await;
+            match &outcome {
+                Ok(done) => tracing::info!(done, "reloaded at the console"),
+                Err(error) => tracing::error!(error, "not reloaded at the console"),
+            }
+            outcome
+        };
+        self.reloaded.run(line, reloading, Err)
     }
 
     fn shutdown(&self) {
@@ -108,8 +161,4 @@ impl policy::Operator for Operator {
         let key = noise::key(self.key.expose()).ok_or("console.key is not set; makeKey() makes one")?;
         noise::test(&key, text.as_bytes()).map_err(|error| error.to_string())
     }
-}
-
-fn fault(error: &tokio::task::JoinError) -> String {
-    format!("a fault of this program while the files were read: {error}")
 }

@@ -17,12 +17,13 @@ use crate::policy::{self, PolicySet};
 use crate::schedule::cron::Scheduled;
 use crate::telemetry::Metrics;
 
-/// What a reload needs, shared with the operators' route.
+/// What a reload needs, shared with the operators' route and the console.
 pub(super) struct Reload {
     pub(super) policy: policy::Settings,
     /// One reload at a time: what was read first and slowly must not replace what was read after it.
     pub(super) one: tokio::sync::Mutex<()>,
     pub(super) in_force: Arc<InForce>,
+    /// Set by [`Reload::begin`], taken by the drain.
     pub(super) detect: tokio::sync::Mutex<Option<Detect>>,
     /// The background functions of the policies that run.
     pub(super) scheduled: watch::Sender<Arc<[Scheduled]>>,
@@ -33,6 +34,12 @@ pub(super) struct Reload {
 }
 
 impl Reload {
+    /// From now on it is these workers that take the policies.
+    pub(super) async fn begin(&self, detect: Detect) {
+        self.scheduled.send_replace(detect.scheduled());
+        *self.detect.lock().await = Some(detect);
+    }
+
     /// Policies and files, each by itself: what is wrong with one holds up no other. The text says what became of each, a line each;
     /// it is an error where anything was refused.
     pub(super) async fn all(&self) -> Result<String, String> {

@@ -22,6 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   trackalert console -C trackalert.conf                 lines with history and completion; Ctrl-D ends it
   trackalert console -C trackalert.conf -e 'stats()'    one line, its result on the standard output
+  trackalert console -C trackalert.toml -e 'reload()'   the changed policies and files, as SIGHUP does
   trackalert console --make-key                         a key for console.key, or for setKey(\"…\")
 
 Each line runs in every policy worker. What the first answers is printed; a worker that answers something else is named.";

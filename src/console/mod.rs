@@ -44,8 +44,9 @@ pub struct Answer {
 }
 
 /// The names that a line may begin with, for completion.
-pub const COMMANDS: [&str; 12] = [
+pub const COMMANDS: [&str; 13] = [
     "makeKey()",
+    "reload()",
     "reloadGeoIPDBs()",
     "showACL()",
     "showCommandStats()",

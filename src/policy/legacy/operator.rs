@@ -1,4 +1,4 @@
-//! What an operator types at the console: `stats()`, `showACL()`, `shutdown()` and their like.
+//! What an operator types at the console: `stats()`, `showACL()`, `reload()`, `shutdown()` and their like.
 //!
 //! Owns the names. What each shows or does is the program's ([`Operator`]): a policy never gets near it, for they work at the console only.
 
@@ -40,13 +40,18 @@ pub trait Operator: Send + Sync {
     /// Reads the GeoIP files again, once for all workers that run the same line, and says what came of each. It holds no thread: that of
     /// a worker has thousands of reports in flight.
     fn reload_geoip(&self, line: ReportId) -> BoxFuture<'static, String>;
+    /// Exchanges the policies and reads the files again, as a signal does, once for all workers that run the same line. An error: what was
+    /// refused stays as it was. It holds no thread either: the exchange waits for the workers.
+    fn reload(&self, line: ReportId) -> BoxFuture<'static, Result<String, String>>;
     /// Drains and ends the program.
     fn shutdown(&self);
     /// Encrypts and decrypts a text with the console's key; the error says why that is not possible.
     fn test_crypto(&self, text: &str) -> Result<(), String>;
 }
 
-const RELOAD: &str = "reloadGeoIPDBs";
+const RELOAD_GEOIP: &str = "reloadGeoIPDBs";
+/// Ours: the old program had to be started again.
+const RELOAD: &str = "reload";
 
 const SHOWN: [(&str, Show); 7] = [
     ("stats", Show::Stats),
@@ -81,12 +86,22 @@ pub(in crate::policy) fn install(
         Ok(names.unwrap_or_default().join("\n"))
     })?;
     names.set("showCustomEndpoints", show_endpoints)?;
+    let reload_geoip = host.waiting(
+        lua,
+        RELOAD_GEOIP,
+        |call, _| {
+            let reading = operator(RELOAD_GEOIP, &call)?.reload_geoip(call.id());
+            Ok(async move { Ok(reading.await) })
+        },
+        |lua, said: String| lua.create_string(said),
+    )?;
+    names.set(RELOAD_GEOIP, reload_geoip)?;
     let reload = host.waiting(
         lua,
         RELOAD,
         |call, _| {
-            let reading = operator(RELOAD, &call)?.reload_geoip(call.id());
-            Ok(async move { Ok(reading.await) })
+            let reloading = operator(RELOAD, &call)?.reload(call.id());
+            Ok(async move { reloading.await.map_err(|refused| format!("{RELOAD}: {refused}")) })
         },
         |lua, said: String| lua.create_string(said),
     )?;
