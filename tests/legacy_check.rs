@@ -1,4 +1,4 @@
-//! What `trackalert check` says of a configuration of the old program that loads and would not work.
+//! What `trackalert check` says of a configuration of the old program: what each call means here, and what would not work.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
 
@@ -28,7 +28,7 @@ fn console_without_a_key_is_warned_of_and_an_address_without_one_is_an_error() {
     let (code, said) = check("", &["--set", "console.listen=127.0.0.1:5199"]);
     assert!(code == Some(2) && said.contains("console.listen is set and console.key is not"), "{said}");
     let (code, said) = check("controlSocket(\"127.0.0.1\")\nsetKey(makeKey())", &[]);
-    assert!(code == Some(0) && said.contains("127.0.0.1:5199") && !said.contains("setKey"), "{said}");
+    assert!(code == Some(0) && said.contains("127.0.0.1:5199") && !said.contains("has set no key"), "{said}");
 }
 
 #[test]
@@ -61,4 +61,178 @@ fn what_functions_use_by_name_is_there_beside_what_the_toml_file_names() {
     assert!(code == Some(2) && text.contains("geoip.files: a.mmdb") && !text.contains("is empty"), "{text}");
     let (code, text) = said(&site, "check", "trackalert.toml", "addCustomWebHook('n', { url = 'x' })", &[]);
     assert!(code == Some(2) && text.contains("old.conf:1: notify.custom_webhooks[1].url"), "{text}");
+}
+
+/// Every call that configures, a line each; the secrets begin with `s3cret`.
+const EVERY_CALL: &str = r#"webserver("127.0.0.1:8084", "s3cret-web")
+addListener("127.0.0.1:8085", false)
+setWebserverPassword("s3cret-of-the-web")
+setACL({ "127.0.0.0/8" })
+addACL("192.0.2.0/24")
+setMetricsNoPassword()
+setMaxWebserverConns(77)
+controlSocket("127.0.0.1")
+setKey("czNjcmV0LWtleS1vZi0zMi1ieXRlcy0wMDAwMDAwMDA=")
+setNumLuaStates(3)
+setNumWorkerThreads(4)
+setNumReportThreads(5)
+setNumSchedulerThreads(6)
+newGeoIP2DB("mine", "country.mmdb")
+initGeoIPDB()
+initGeoIPCityDB()
+initGeoIPISPDB()
+addCustomWebHook("tell", { url = "https://u:s3cret-u@hook.example/a/s3cret-path", secret = "s3cret-hook", ["api-key"] = "s3cret-api" })
+setNumWebHookThreads(2)
+setNumWebHookConnsPerThread(8)
+setWebHookQueueSize(1000)
+setWebHookTimeoutSecs(7)
+disableCurlPeerVerification()
+disableCurlHostVerification()
+setCurlCABundleFile("ca.pem")
+setCurlClientCertAndKey("cert.pem", "key.pem")
+addCustomStat("seen")
+setReport(function(lt) end)
+setBackground("sweep", function() end)
+setBackground("idle", function() end)
+cronScheduleBackgroundFunc("*/5 * * * *", "sweep")
+intervalScheduleBackgroundFunc("00:01:30", "sweep")
+setCustomEndpoint("echo", function(args) return true, {} end)
+addListener("127.0.0.1:8086", true, "cert.pem", "key.pem", { min_protocol = "TLSv1.3" })
+setMaxWebserverConns(88)
+setKey("no key")
+setReport(function(lt) end)
+"#;
+
+/// The line, a part of the call, and all that it means here.
+const HERE: [(usize, &str, &str); 38] = [
+    (
+        1,
+        "webserver(\"127.0.0.1:8084\", ********)",
+        "http.listen has an entry \"http://127.0.0.1:8084\"; http.password = \"********\" (not in force: old.conf:3 sets it)",
+    ),
+    (2, "addListener(\"127.0.0.1:8085\", false)", "http.listen has an entry \"http://127.0.0.1:8085\""),
+    (3, "setWebserverPassword(********)", "http.password = \"********\""),
+    (4, "setACL({ \"127.0.0.0/8\" })", "http.acl = [\"127.0.0.0/8\"]"),
+    (5, "addACL(\"192.0.2.0/24\")", "http.acl has an entry \"192.0.2.0/24\""),
+    (6, "setMetricsNoPassword()", "http.metrics_password = false"),
+    (7, "setMaxWebserverConns(77)", "http.max_connections = 77 (not in force: old.conf:35 sets it)"),
+    (8, "controlSocket(\"127.0.0.1\")", "console.listen = \"127.0.0.1:5199\""),
+    (9, "setKey(********)", "console.key = \"********\""),
+    (10, "setNumLuaStates(3)", "detect.workers = 3"),
+    (
+        11,
+        "setNumWorkerThreads(4)",
+        "does nothing here: each policy worker has thousands of calls in flight (detect.in_flight)",
+    ),
+    (
+        12,
+        "setNumReportThreads(5)",
+        "does nothing here: each policy worker has thousands of calls in flight (detect.in_flight)",
+    ),
+    (
+        13,
+        "setNumSchedulerThreads(6)",
+        "does nothing here: each policy worker has thousands of calls in flight (detect.in_flight)",
+    ),
+    (
+        14,
+        "newGeoIP2DB(\"mine\", \"country.mmdb\")",
+        "geoip.files has an entry \"country.mmdb\"; getGeoIP2DB(\"mine\") finds it",
+    ),
+    (15, "initGeoIPDB()", "Country.mmdb\"; getGeoIP2DB(\"Country\") finds it"),
+    (16, "initGeoIPCityDB()", "City.mmdb\"; getGeoIP2DB(\"City\") finds it"),
+    (17, "initGeoIPISPDB()", ".mmdb\"; getGeoIP2DB(\"ISP\") finds it"),
+    (18, "addCustomWebHook(\"tell\", { api-key, secret, url })", "notify.custom_webhooks has an entry { "),
+    (18, "addCustomWebHook", "url = \"https://********@hook.example/a/********\""),
+    (19, "setNumWebHookThreads(2)", "a factor of notify.channel_in_flight, which is 2 with it"),
+    (20, "setNumWebHookConnsPerThread(8)", "a factor of notify.channel_in_flight, which is 16 with it"),
+    (
+        21,
+        "setWebHookQueueSize(1000)",
+        "does nothing here: webhooks wait in the alerts queue, on disk, and none is dropped",
+    ),
+    (22, "setWebHookTimeoutSecs(7)", "notify.timeout = \"7s\""),
+    (23, "disableCurlPeerVerification()", "outbound.verify_certificates = false"),
+    (24, "disableCurlHostVerification()", "outbound.verify_hosts = false"),
+    (25, "setCurlCABundleFile(\"ca.pem\")", "outbound.ca_file = \"ca.pem\""),
+    (
+        26,
+        "setCurlClientCertAndKey(\"cert.pem\", \"key.pem\")",
+        "outbound.client_cert = \"cert.pem\"; outbound.client_key = \"key.pem\"",
+    ),
+    (27, "addCustomStat(\"seen\")", "policy.custom_stats has an entry \"seen\""),
+    (
+        28,
+        "setReport(function)",
+        "one more policy, which has the file's name (not in force: old.conf:37 registers another)",
+    ),
+    (29, "setBackground(\"sweep\", function)", "a background function, which a call below or above schedules"),
+    (30, "setBackground(\"idle\", function)", "a background function that never runs: no call schedules it"),
+    (
+        31,
+        "cronScheduleBackgroundFunc",
+        "runs sweep at */5 * * * * by this machine's clock, in a process with the role schedule",
+    ),
+    (32, "intervalScheduleBackgroundFunc", "runs sweep every 90 s, in a process with the role schedule"),
+    (33, "setCustomEndpoint(\"echo\", function)", "POST /command/echo runs it in a policy worker"),
+    (
+        34,
+        "{ min_protocol })",
+        "http.tls_cert = \"cert.pem\"; http.tls_key = \"key.pem\"; http.listen has an entry \"https://127.0.0.1:8086\"; http.tls_min = \"1.3\"",
+    ),
+    (35, "setMaxWebserverConns(88)", "http.max_connections = 88"),
+    (36, "setKey(********)", "does nothing here: it is no base64 of 32 bytes"),
+    (37, "setReport(function)", "one more policy, which has the file's name"),
+];
+
+#[test]
+fn file_with_every_call_has_all_that_are_documented() {
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/legacy.md");
+    let text = std::fs::read_to_string(docs).unwrap();
+    let cells = |head: &str| {
+        let section = text.split(head).nth(1).unwrap().split("\n## ").next().unwrap();
+        let cells = section.lines().filter_map(|row| row.strip_prefix("| `")?.split(" | ").next());
+        cells.flat_map(|cell| cell.split(['`', ' ', ','])).collect::<Vec<_>>()
+    };
+    let with_arguments =
+        cells("## Names while the file is loaded").into_iter().filter_map(|word| word.split_once(['(', '{']));
+    let bare = cells("## Accepted, and does nothing").into_iter();
+    let calls = with_arguments.map(|(name, _)| name).chain(bare).filter(|name| !name.is_empty());
+    // That one makes a key, and sets none.
+    let all: Vec<&str> = calls.filter(|name| *name != "makeKey").collect();
+    for call in &all {
+        assert!(EVERY_CALL.contains(&format!("{call}(")), "{call}");
+    }
+    assert_eq!(all.len(), 32, "{all:?}");
+}
+
+#[test]
+fn each_call_of_a_file_is_told_with_its_line_and_what_it_means_here_and_without_its_secrets() {
+    // The files that it names are not there: what it means is told all the same.
+    let (_, said) = check(EVERY_CALL, &[]);
+    for (line, call, here) in HERE {
+        let place = format!("old.conf:{line} ");
+        let told = said.lines().find(|told| told.trim_start().starts_with(&place));
+        let told = told.unwrap_or_else(|| panic!("nothing of line {line}:\n{said}"));
+        assert!(told.contains(call) && told.contains(here), "{here}\n{told}");
+    }
+    assert!(!said.contains("s3cret") && !said.contains("czNjcmV0"), "{said}");
+    let whole = said.lines().find(|told| told.trim_start().starts_with("old.conf:35 ")).unwrap();
+    assert!(!whole.contains("not in force"), "{whole}");
+}
+
+#[test]
+fn calls_are_an_object_each_and_what_a_later_layer_sets_is_not_told_to_be_in_force() {
+    let set = ["--format", "json", "--set", "http.max_connections=5", "--set", "http.acl=[\"127.0.0.0/8\"]"];
+    let (code, said) =
+        check("setMaxWebserverConns(77)\naddACL('192.0.2.0/24')\nfor i = 1, 2 do addCustomStat('s' .. i) end", &set);
+    assert_eq!(code, Some(0), "{said}");
+    let told: Value = serde_json::from_str(&said).unwrap();
+    let calls = told["calls"].as_array().unwrap();
+    let told = |at: usize| (calls[at]["source"].as_str().unwrap(), calls[at]["here"][0].as_str().unwrap());
+    let beaten = |value: &str, key: &str| format!("{value} (not in force: --set {key} sets it)");
+    assert_eq!(told(0), ("old.conf:1", &*beaten("http.max_connections = 77", "http.max_connections")));
+    assert_eq!(told(1), ("old.conf:2", &*beaten("http.acl has an entry \"192.0.2.0/24\"", "http.acl")));
+    assert_eq!(told(3), ("old.conf:3", "policy.custom_stats has an entry \"s2\""));
+    assert_eq!((calls.len(), &calls[0]["call"]), (4, &Value::from("setMaxWebserverConns(77)")));
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::client::as_reached;
 use super::{Common, Failure, output};
-use crate::config::{Config, Error, Errors, Roles};
+use crate::config::{Config, Error, Errors, OldCall, Roles};
 use crate::device::Devices;
 use crate::geoip::GeoIp;
 use crate::outbound::Tls;
@@ -20,7 +20,8 @@ use crate::{console, http, notify, queue};
 const EXAMPLES: &str = "\
 Examples:
   trackalert check -C /etc/trackalert.toml && systemctl restart trackalert
-  trackalert check -C trackalert.toml --format json";
+  trackalert check -C trackalert.toml --format json
+  trackalert check -C trackalert.conf                       what each call of the old program's file means here";
 
 /// The setting of the file that User-Agents are read by.
 const DEVICE_REGEXES: &str = "detect.device_regexes";
@@ -41,13 +42,16 @@ pub(super) struct Args {
 enum Format {
     /// For people
     Text,
-    /// An object with `ok`, `summary`, and `findings`, each with `severity`, `key`, `source`, `text`
+    /// An object with `ok`, `summary`, `findings`, each with `severity`, `key`, `source`, `text`, and of a configuration of the old
+    /// program `calls`, each with `source`, `call`, `here`
     Json,
 }
 
 /// What is found, beyond the configuration itself.
 #[derive(Debug, Default)]
 struct Findings {
+    /// Of a configuration of the old program.
+    calls: Vec<OldCall>,
     summary: Vec<(&'static str, String)>,
     warnings: Vec<Error>,
     errors: Vec<Error>,
@@ -82,7 +86,8 @@ pub(super) fn before_start(config: &Config, roles: Roles) -> Result<(), Errors> 
 
 impl Findings {
     fn of(config: &Config, roles: Roles) -> Self {
-        let mut findings = Self { warnings: config.warnings.clone(), ..Self::default() };
+        let (calls, warnings) = (config.old_calls().to_vec(), config.warnings.clone());
+        let mut findings = Self { calls, warnings, ..Self::default() };
         let value = |key: &str| {
             let value = config.explain().iter().find(|one| one.key == key).map(|one| &one.value);
             match value {
@@ -125,6 +130,13 @@ impl Findings {
     }
 
     fn text(&self) -> Result<(), Failure> {
+        if !self.calls.is_empty() {
+            let mut table = output::table(&["line", "call", "here"]);
+            for OldCall { source, call, here } in &self.calls {
+                table.add_row([source, call, &here.join("; ")].map(|cell| output::clean(cell)));
+            }
+            output::line(format_args!("{table}\n"))?;
+        }
         for (name, text) in &self.summary {
             output::line(format_args!("{name:<10} {text}"))?;
         }
@@ -148,7 +160,10 @@ impl Findings {
         let errors = self.errors.iter().map(|error| object("error", error));
         let findings: Vec<Value> =
             errors.chain(self.warnings.iter().map(|warning| object("warning", warning))).collect();
-        let all = json!({ "ok": self.errors.is_empty(), "summary": summary, "findings": findings });
+        let mut all = json!({ "ok": self.errors.is_empty(), "summary": summary, "findings": findings });
+        if !self.calls.is_empty() {
+            all["calls"] = json!(self.calls);
+        }
         output::line(format_args!("{all:#}"))
     }
 

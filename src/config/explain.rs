@@ -46,6 +46,11 @@ pub(super) fn explain(merged: &Merged) -> Vec<Explained> {
         .collect()
 }
 
+/// One value of a setting, or one entry of a list, as TOML writes it and without its secrets.
+pub(super) fn shown(merged: &Merged, key: &str, value: &Value) -> String {
+    to_toml(&mask(value, merged.known.is_secret(key))).to_string().trim().to_owned()
+}
+
 /// A way out names the file of its secret: the secret itself was not written there, and both together would be refused.
 fn without_secrets_of_files(merged: &Merged, key: &str) -> Value {
     let mut value = merged.get(key).clone();

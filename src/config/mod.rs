@@ -33,6 +33,7 @@ use crate::{
 
 pub use error::{Error, Errors};
 pub use explain::Explained;
+pub use old::OldCall;
 pub use roles::{BadRoles, Roles};
 pub use sources::{ENV_PREFIX, Source};
 
@@ -84,6 +85,8 @@ pub struct Config {
     pub overruled: BTreeSet<String>,
     #[serde(skip)]
     explained: Vec<Explained>,
+    #[serde(skip)]
+    old_calls: Vec<OldCall>,
 }
 
 impl Config {
@@ -112,19 +115,20 @@ impl Config {
         }
         layers.push(sources::read_env(variables.iter().cloned(), &known, &mut errors));
         layers.push(sources::read_sets(sets, &known, &mut errors));
-        let old::Read { layer: old, notes, settings } = old::read(&layers, &known, &mut errors)?;
+        let mut old = old::read(&layers, &known, &mut errors)?;
         let overruled = layers.iter().skip(1).flat_map(|layer| &layer.0).map(|entry| entry.key.clone()).collect();
-        old::join(&old, &mut layers[1..]);
+        old::join(&old.layer, &mut layers[1..]);
         // Below the file that names it: what that says wins.
-        layers.insert(1, old);
+        layers.insert(1, std::mem::take(&mut old.layer));
 
         let mut merged = Merged::of(known, layers, errors)?;
-        merged.warnings.extend(notes);
+        merged.warnings.append(&mut old.notes);
         secrets::resolve(&mut merged);
         let state_directory = variables.iter().find(|(name, _)| name == "STATE_DIRECTORY").map(|(_, dir)| dir.as_str());
         let data_dir = merged.data_dir(state_directory);
         check::all(&mut merged);
-        Ok(Self { old: settings, overruled, ..Self::assemble(merged, data_dir)? })
+        let old_calls = old::explain(&old, &merged);
+        Ok(Self { old: old.settings, overruled, old_calls, ..Self::assemble(merged, data_dir)? })
     }
 
     fn assemble(mut merged: Merged, data_dir: PathBuf) -> Result<Self, Errors> {
@@ -142,6 +146,7 @@ impl Config {
                 Some(outbound),
             ) if merged.errors.is_empty() => Ok(Self {
                 explained: explain::explain(&merged),
+                old_calls: Vec::new(),
                 warnings: merged.warnings,
                 old: Vec::new(),
                 overruled: BTreeSet::new(),
@@ -167,6 +172,11 @@ impl Config {
     /// Every setting in the order of `config/default.toml`, with its value (secrets masked) and the place it comes from.
     pub fn explain(&self) -> &[Explained] {
         &self.explained
+    }
+
+    /// Every configuring call of a configuration of the old program, where there is one, with what it means here; no secret is shown.
+    pub fn old_calls(&self) -> &[OldCall] {
+        &self.old_calls
     }
 }
 

@@ -2,14 +2,18 @@
 //!
 //! Owns which setting names that file. Never runs Lua itself: that is [`crate::policy::legacy`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::error::{Error, Errors};
+use super::explain;
+use super::merged::Merged;
 use super::sources::{Entry, Layer, Source};
 use super::unknown::{Known, Name};
-use crate::policy::legacy::{self, OldConfig, Place, Setting};
+use crate::policy::legacy::{self, Meaning, OldConfig, Place, Setting, Told};
 
 /// The setting that names the file.
 const KEY: &str = "policy.legacy_config";
@@ -19,6 +23,32 @@ const JOINED: [&str; 3] = ["geoip.files", "policy.custom_stats", "notify.custom_
 const CONSOLE: &str = "console.listen";
 const CONSOLE_KEYS: [&str; 2] = ["console.key", "console.key_file"];
 
+/// What the file that the layers name says.
+#[derive(Debug, Default)]
+pub(super) struct Old {
+    /// Its settings.
+    pub(super) layer: Layer,
+    /// What to tell of calls that are not needed.
+    pub(super) notes: Vec<Error>,
+    /// All that it says, as it says it.
+    pub(super) settings: Vec<Setting>,
+    /// Every call that configures, in the order of the run, with its place.
+    told: Vec<(Source, Told)>,
+    /// The names of the background functions that something schedules.
+    scheduled: Vec<String>,
+}
+
+/// One configuring call of the file, and what it means here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OldCall {
+    /// `FILE:LINE`.
+    pub source: String,
+    /// The call, its secrets masked.
+    pub call: String,
+    /// What it means here.
+    pub here: Vec<String>,
+}
+
 /// The layer of a `-C` that names such a file.
 pub(super) fn named(file: &Path) -> Layer {
     let source = Source::File { path: file.to_owned(), line: 0 };
@@ -26,24 +56,14 @@ pub(super) fn named(file: &Path) -> Layer {
     Layer(vec![Entry { key: KEY.to_owned(), value, source, parts: Vec::new() }])
 }
 
-/// What was read of the file.
-#[derive(Default)]
-pub(super) struct Read {
-    pub(super) layer: Layer,
-    /// What to tell of calls that are not needed.
-    pub(super) notes: Vec<Error>,
-    /// All that it says, as it says it.
-    pub(super) settings: Vec<Setting>,
-}
-
 /// Runs the file that the layers name, where they name one.
-pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> Result<Read, Errors> {
+pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> Result<Old, Errors> {
     let named = layers.iter().rev().flat_map(|layer| &layer.0).find(|entry| entry.key == KEY);
     let Some((entry, path)) = named.and_then(|entry| Some((entry, entry.value.as_str()?))) else {
-        return Ok(Read::default());
+        return Ok(Old::default());
     };
     if path.is_empty() {
-        return Ok(Read::default());
+        return Ok(Old::default());
     }
     let said = legacy::read(Path::new(path));
     let mut config = said.map_err(|error| Errors::one(entry.source.clone(), format!("{KEY}: {error}")))?;
@@ -62,7 +82,10 @@ pub(super) fn read(layers: &[Layer], known: &Known, errors: &mut Vec<Error>) -> 
         let source = Some(source(&note.place, path));
         Error { source, key: note.place.call.to_owned(), text: note.text.to_owned() }
     };
-    Ok(Read { layer, notes: config.notes.into_iter().map(note).chain(shut).collect(), settings })
+    let notes = config.notes.into_iter().map(note).chain(shut).collect();
+    let told = config.told.into_iter().map(|told| (source(&told.place, path), told)).collect();
+    let scheduled = config.scheduled.into_iter().map(|scheduled| scheduled.name).collect();
+    Ok(Old { layer, notes, settings, told, scheduled })
 }
 
 /// Puts what the file adds to such a list behind what the layers above it say there. Of two webhooks with one name that above counts.
@@ -83,6 +106,77 @@ pub(super) fn join(old: &Layer, above: &mut [Layer]) {
             wins.parts.extend(place.map(|(_, source)| (at(list.len()), source.clone())));
             list.push(value.clone());
         }
+    }
+}
+
+/// What each of its calls means, once it is known which layer wins.
+pub(super) fn explain(old: &Old, merged: &Merged) -> Vec<OldCall> {
+    let means = old.told.iter().flat_map(|(_, told)| &told.means);
+    let keys = means.filter_map(|meaning| match meaning {
+        Meaning::Setting { key, .. } | Meaning::Entry { key, .. } => Some(*key),
+        _ => None,
+    });
+    // Each list is gone through once: there may be thousands of entries, a call each.
+    let unique: BTreeSet<&str> = keys.collect();
+    let lists = unique.into_iter().map(|key| (key, entries_of(key, merged))).collect();
+    let call = |(at, (source, told)): (usize, &(Source, Told))| OldCall {
+        source: source.to_string(),
+        call: told.call.clone(),
+        here: told.means.iter().map(|meaning| old.words(at, source, meaning, merged, &lists)).collect(),
+    };
+    old.told.iter().enumerate().map(call).collect()
+}
+
+impl Old {
+    /// One meaning for people. What another call or a later layer has replaced is said to be so.
+    fn words(&self, at: usize, source: &Source, meaning: &Meaning, merged: &Merged, lists: &Lists<'_>) -> String {
+        let has_entry = |key: &str| lists.get(key).is_some_and(|sources| sources.contains(source));
+        match meaning {
+            Meaning::Setting { key, value } => {
+                let wins = merged.source(key) == Some(source) || has_entry(key);
+                let text = format!("{key} = {}", explain::shown(merged, key, value));
+                if wins || value.as_array().is_some_and(Vec::is_empty) { text } else { text + &instead(key, merged) }
+            }
+            Meaning::Entry { key, value } => {
+                let text = format!("{key} has an entry {}", explain::shown(merged, key, value));
+                if has_entry(key) { text } else { text + &instead(key, merged) }
+            }
+            Meaning::Function { what, text } => self.replaced(at, text.clone(), |later| match later {
+                Meaning::Function { what: later, .. } => later == what,
+                _ => false,
+            }),
+            Meaning::Background(name) => {
+                let when = if self.scheduled.contains(name) {
+                    "a background function, which a call below or above schedules"
+                } else {
+                    "a background function that never runs: no call schedules it"
+                };
+                self.replaced(at, when.to_owned(), |later| *later == Meaning::Background(name.clone()))
+            }
+            Meaning::Is(text) => text.clone(),
+            Meaning::Nothing(why) => format!("does nothing here: {why}"),
+        }
+    }
+
+    fn replaced(&self, at: usize, text: String, is_same: impl Fn(&Meaning) -> bool) -> String {
+        let later = self.told.iter().skip(at + 1).find(|(_, told)| told.means.iter().any(&is_same));
+        later.map_or_else(|| text.clone(), |(place, _)| format!("{text} (not in force: {place} registers another)"))
+    }
+}
+
+/// Where the entries of each list in force come from.
+type Lists<'a> = BTreeMap<&'a str, BTreeSet<&'a Source>>;
+
+fn entries_of<'a>(key: &str, merged: &'a Merged) -> BTreeSet<&'a Source> {
+    let count = merged.get(key).as_array().map_or(0, Vec::len);
+    (0..count).filter_map(|index| merged.source(&format!("{key}[{index}]"))).collect()
+}
+
+/// Why a value is not the one in force.
+fn instead(key: &str, merged: &Merged) -> String {
+    match merged.source(key) {
+        Some(Source::Default) | None => " (not in force: the warnings say why)".to_owned(),
+        Some(other) => format!(" (not in force: {other} sets it)"),
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use mlua::{Lua, MultiValue, Table, Value as Lua_};
 use serde_json::{Map, Value, json};
 
+use super::told::{self, Meaning, Told};
 use super::{OldConfig, Place, Registered, duration};
 use crate::console::noise;
 use crate::policy::api::args::{Args, string};
@@ -28,6 +29,8 @@ struct Said<'a> {
     config: &'a mut OldConfig,
     registered: &'a mut Registered,
     place: Place,
+    /// What the call means, as far as it has run.
+    means: Vec<Meaning>,
 }
 
 type Configure = fn(&mut Said, &mut Args) -> Answer<()>;
@@ -66,10 +69,12 @@ const CALLS: [(&str, Configure); 31] = [
     ("addCustomStat", |said, args| said.entry("policy.custom_stats", args, "name", false)),
     ("setReport", |said, args| {
         said.registered.report = Some(args.function("function")?);
+        said.function(said.place.call.to_owned(), "one more policy, which has the file's name");
         Ok(())
     }),
     ("setBackground", |said, args| {
         let (name, function) = (args.string("name")?, args.function("function")?);
+        said.means.push(Meaning::Background(name.clone()));
         said.registered.background.insert(name, function);
         Ok(())
     }),
@@ -77,6 +82,10 @@ const CALLS: [(&str, Configure); 31] = [
     ("intervalScheduleBackgroundFunc", |said, args| said.schedule(args, "interval")),
     ("setCustomEndpoint", |said, args| {
         let (name, function) = (args.string("name")?, args.function("function")?);
+        said.function(
+            format!("{} {name}", said.place.call),
+            format!("POST /command/{name} runs it in a policy worker"),
+        );
         said.registered.endpoints.insert(name, function);
         Ok(())
     }),
@@ -98,8 +107,12 @@ pub(super) fn install(
                 return Ok(());
             }
             let (mut config, mut registered) = (config.borrow_mut(), registered.borrow_mut());
-            let mut said = Said { config: &mut config, registered: &mut registered, place: place(lua, name) };
-            call(&mut said, &mut Args::new(name, values))
+            let (place, shown, means) = (place(lua, name), told::shown(name, &values), Vec::new());
+            let mut said = Said { config: &mut config, registered: &mut registered, place: place.clone(), means };
+            call(&mut said, &mut Args::new(name, values))?;
+            let means = said.means;
+            config.told.push(Told { place, call: shown, means });
+            Ok(())
         })?;
         names.set(name, function)?;
     }
@@ -108,12 +121,18 @@ pub(super) fn install(
         if !is_loading(&shared, "setKey", &told)? {
             return Ok(false);
         }
+        let (place, call) = (place(lua, "setKey"), told::shown("setKey", &values));
         let key = Args::new("setKey", values).string("key")?;
         // The old program says so and goes on; a console without its key stays shut.
         let fits = noise::key(&key).is_some();
-        if fits {
-            config.borrow_mut().set("console.key", key.trim(), &place(lua, "setKey"));
-        }
+        let mut config = config.borrow_mut();
+        let means = if fits {
+            config.set("console.key", key.trim(), &place);
+            Meaning::Setting { key: "console.key", value: Value::from(key.trim()) }
+        } else {
+            Meaning::Nothing(format!("it is no base64 of {} bytes, and makeKey() makes one", noise::KEY))
+        };
+        config.told.push(Told { place, call, means: vec![means] });
         Ok(fits)
     })?;
     names.set("setKey", set_key)
@@ -143,8 +162,26 @@ fn place(lua: &Lua, call: &'static str) -> Place {
 
 impl Said<'_> {
     fn set(&mut self, key: &'static str, value: impl Into<Value>) -> Answer<()> {
-        self.config.set(key, value, &self.place);
+        let value = value.into();
+        self.config.set(key, value.clone(), &self.place);
+        self.means.push(Meaning::Setting { key, value });
         Ok(())
+    }
+
+    fn push(&mut self, key: &'static str, value: impl Into<Value>, after_default: bool) {
+        let value = value.into();
+        self.config.push(key, value.clone(), after_default, &self.place);
+        self.means.push(Meaning::Entry { key, value });
+    }
+
+    fn geoip(&mut self, name: String, path: String) {
+        self.push("geoip.files", path.as_str(), false);
+        self.means.push(Meaning::Is(format!("getGeoIP2DB({name:?}) finds it")));
+        self.registered.geoip.insert(name, path);
+    }
+
+    fn function(&mut self, what: String, text: impl Into<String>) {
+        self.means.push(Meaning::Function { what, text: text.into() });
     }
 
     fn text(&mut self, key: &'static str, args: &mut Args, argument: &str) -> Answer<()> {
@@ -164,13 +201,15 @@ impl Said<'_> {
 
     fn entry(&mut self, key: &'static str, args: &mut Args, argument: &str, after_default: bool) -> Answer<()> {
         let entry = args.string(argument)?;
-        self.config.push(key, entry, after_default, &self.place);
+        self.push(key, entry, after_default);
         Ok(())
     }
 
     fn unneeded(&mut self, args: &mut Args, text: &'static str) -> Answer<()> {
         args.value();
         self.config.note(text, &self.place);
+        let why = text.strip_prefix("is not needed here: ").unwrap_or(text);
+        self.means.push(Meaning::Nothing(why.to_owned()));
         Ok(())
     }
 
@@ -178,23 +217,29 @@ impl Said<'_> {
     fn factor(&mut self, args: &mut Args, factor: fn(&mut OldConfig) -> &mut Option<i64>) -> Answer<()> {
         *factor(self.config) = Some(args.whole("number")?);
         let factors = [self.config.hook_threads, self.config.hook_connections];
-        self.set("notify.channel_in_flight", factors.into_iter().flatten().fold(1, i64::saturating_mul))
+        let product = factors.into_iter().flatten().fold(1, i64::saturating_mul);
+        self.config.set("notify.channel_in_flight", product, &self.place);
+        self.means.push(Meaning::Is(format!("a factor of notify.channel_in_flight, which is {product} with it")));
+        Ok(())
     }
 
     fn usual_geoip(&mut self, name: &str) -> Answer<()> {
-        self.config.push("geoip.files", usual_geoip(name), false, &self.place);
-        self.registered.geoip.insert(name.to_owned(), usual_geoip(name));
+        self.geoip(name.to_owned(), usual_geoip(name));
         Ok(())
     }
 
     fn schedule(&mut self, args: &mut Args, kind: &'static str) -> Answer<()> {
         let (when, name) = (args.string(kind)?, args.string("name")?);
+        let what = |when: &str| format!("runs {name} {when}, in a process with the role schedule");
         let plan = if kind == "cron" {
+            self.means.push(Meaning::Is(what(&format!("at {when} by this machine's clock"))));
             Plan::cron(&when).map_err(|error| args.error(kind, error))?
         } else {
             let seconds = duration::seconds(&when).filter(|seconds| *seconds > 0);
             let form = || args.error(kind, "must be h[h][:mm][:ss], and more than nothing: \"00:00:01\" is a second");
-            Plan::Every(Duration::from_secs(seconds.ok_or_else(form)?))
+            let seconds = seconds.ok_or_else(form)?;
+            self.means.push(Meaning::Is(what(&format!("every {seconds} s"))));
+            Plan::Every(Duration::from_secs(seconds))
         };
         self.config.wanted.push((self.place.clone(), name.clone()));
         self.config.scheduled.push(Scheduled { name, plan });
@@ -213,14 +258,14 @@ fn usual_geoip(name: &str) -> String {
 
 fn webserver(said: &mut Said, args: &mut Args) -> Answer<()> {
     let address = args.string("address")?;
-    said.config.push("http.listen", format!("http://{address}"), false, &said.place);
+    said.push("http.listen", format!("http://{address}"), false);
     said.text("http.password", args, "password")
 }
 
 fn add_listener(said: &mut Said, args: &mut Args) -> Answer<()> {
     let (address, tls) = (args.string("address")?, args.boolean("tls")?);
     if !tls {
-        said.config.push("http.listen", format!("http://{address}"), false, &said.place);
+        said.push("http.listen", format!("http://{address}"), false);
         return Ok(());
     }
     let (cert, key) = (args.string("cert")?, args.string("key")?);
@@ -231,7 +276,7 @@ fn add_listener(said: &mut Said, args: &mut Args) -> Answer<()> {
         }
         said.set(setting, path)?;
     }
-    said.config.push("http.listen", format!("https://{address}"), false, &said.place);
+    said.push("http.listen", format!("https://{address}"), false);
     let Some(options) = options else { return Ok(()) };
     for pair in options.pairs::<Lua_, Lua_>() {
         let (name, value) = pair.map_err(|error| args.error("options", error))?;
@@ -271,8 +316,7 @@ fn control_socket(said: &mut Said, args: &mut Args) -> Answer<()> {
 
 fn new_geoip(said: &mut Said, args: &mut Args) -> Answer<()> {
     let (name, path) = (args.string("name")?, args.string("path")?);
-    said.config.push("geoip.files", path.as_str(), false, &said.place);
-    said.registered.geoip.insert(name, path);
+    said.geoip(name, path);
     Ok(())
 }
 
@@ -306,6 +350,6 @@ fn add_webhook(said: &mut Said, args: &mut Args) -> Answer<()> {
     if !hook.contains_key("url") {
         return Err(args.error("url", "is missing"));
     }
-    said.config.push("notify.custom_webhooks", Value::Object(hook), false, &said.place);
+    said.push("notify.custom_webhooks", Value::Object(hook), false);
     Ok(())
 }

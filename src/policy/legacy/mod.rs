@@ -23,6 +23,7 @@ mod redis;
 mod registered;
 mod restart;
 mod smtp;
+mod told;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -37,6 +38,7 @@ pub use operator::{Operator, Show};
 pub(super) use registered::Registered;
 pub use restart::InForce;
 pub(super) use restart::STATS;
+pub use told::{Meaning, Told};
 
 use super::call::Host;
 use super::load::{LoadError, Policy};
@@ -101,6 +103,8 @@ pub struct OldConfig {
     pub scheduled: Vec<Scheduled>,
     /// Whether it has set a function for reports.
     pub reports: bool,
+    /// Every call that configures, in the order of the run.
+    pub told: Vec<Told>,
     /// The call that scheduled each of them, and the name of the function.
     wanted: Vec<(Place, String)>,
     hook_threads: Option<i64>,
