@@ -162,11 +162,11 @@ local Set = {}
 function Set:has(address) end
 ---@return integer
 function Set:size() end
----@param text string
+---@param text string|trackalert.Address
 ---@return trackalert.Address?
 function net.address(text) end
 ---Networks, of which a leading `!` takes one out; the longest prefix decides.
----@param networks string[]
+---@param networks (string|trackalert.Address)[]
 ---@return trackalert.net.Set
 function net.set(networks) end
 ---The same from a file, which is read again when it changes. While the policy is loaded only.
@@ -229,15 +229,15 @@ wforce = {}
 ---@field expire_secs number
 ---@field reason string
 ---Waits.
----@param login trackalert.wforce.Login
+---@param attempt trackalert.wforce.Login
 ---@return { status: integer, msg: string, r_attrs: table }? answer
 ---@return string? why
-function wforce.allow(login) end
+function wforce.allow(attempt) end
 ---Waits.
----@param report trackalert.wforce.Report
+---@param attempt trackalert.wforce.Report
 ---@return true? done
 ---@return string? why
-function wforce.report(report) end
+function wforce.report(attempt) end
 ---Waits.
 ---@param entry trackalert.wforce.NewEntry
 ---@return true? done
