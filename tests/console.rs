@@ -1,6 +1,6 @@
 //! The console: lines in every worker of the real program, for holders of the key alone.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test states what it expects")]
 
 mod support;
 
@@ -221,6 +221,70 @@ fn reload_without_an_old_file_takes_changed_policies_and_none_of_them_may_call_i
     assert_eq!(refused.status.code(), Some(1));
     assert!(said(&refused).contains("third") && said(&refused).contains("stay in use"), "{}", said(&refused));
     assert_eq!((reloads(&program, "done"), reloads(&program, "refused")), (1.0, 1.0));
+}
+
+#[test]
+fn names_for_completion_are_those_of_the_running_program_and_of_its_file() {
+    let old = Old::start("limits = { most = 5, ['no name'] = 1 }\nfunction mine() end\nunder_way = 1");
+    let said = old.line(trackalert::console::NAMES);
+    let names: Vec<&str> = said.lines().collect();
+    for name in [
+        "addACL(",
+        "alert(",
+        "getGeoIP2DB(",
+        "history.search(",
+        "infoLog(",
+        "json.null",
+        "limits",
+        "limits.most",
+        "makeKey(",
+        "mine(",
+        "net.set(",
+        "newCA(",
+        "reload(",
+        "reloadGeoIPDBs(",
+        "showACL(",
+        "shutdown(",
+        "stats(",
+        "string.format(",
+        "testCrypto(",
+        "under_way",
+        "wforce.allow(",
+    ] {
+        assert!(names.contains(&name), "{name} is not among\n{said}");
+    }
+    assert!(!said.contains("no name") && !said.contains("_G."), "{said}");
+}
+
+#[test]
+fn tab_on_a_terminal_completes_a_name_of_the_file() {
+    let old = Old::start("function greet() return 'hello there' end");
+    // It gives the console a terminal; without it nobody presses a key.
+    if Command::new("script").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "there is no program `script`");
+        println!("skipped: there is no program `script`");
+        return;
+    }
+    let line = format!("{} console -C trackalert.conf", env!("CARGO_BIN_EXE_trackalert"));
+    let mut command = Command::new("timeout");
+    command.args(["--foreground", "60", "script", "-qec", &line, "/dev/null"]);
+    command.current_dir(old.site.folder.path()).env("HOME", old.site.folder.path()).env("TERM", "xterm");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut keys, mut terminal) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut said = String::new();
+    let mut wait_for = |what: &str| {
+        let mut part = [0; 4096];
+        while !said.contains(what) {
+            let count = terminal.read(&mut part).unwrap();
+            assert!(count > 0, "it ended without {what}: {said}");
+            said.push_str(&String::from_utf8_lossy(&part[..count]));
+        }
+    };
+    wait_for("> ");
+    keys.write_all(b"gre\t)\r").unwrap();
+    wait_for("hello there");
+    keys.write_all(b"\x04").unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use super::{Common, Failure, block_on, output};
 use crate::console::noise::{self, KEY, Secure};
-use crate::console::{Answer, COMMANDS, Line};
+use crate::console::{Answer, Line, NAMES};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,22 +29,10 @@ Each line runs in every policy worker. What the first answers is printed; a work
 
 /// How long the program may take to answer a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Names of Lua that are completed besides the console's own.
+/// What no environment has among its names: Lua's own words.
 const WORDS: [&str; 14] = [
-    "alert",
-    "geo.",
-    "history.search",
-    "http.get",
-    "http.post",
-    "json.decode",
-    "json.encode",
-    "local",
-    "print(",
-    "return",
-    "state.count",
-    "state.get",
-    "time.format",
-    "time.now()",
+    "break", "else", "elseif", "false", "for", "function", "goto", "local", "nil", "repeat", "return", "then", "true",
+    "while",
 ];
 
 /// The arguments.
@@ -137,7 +125,11 @@ fn clean(text: &str) -> String {
 async fn talk(mut console: Secure<TcpStream>) -> Result<(), Failure> {
     let failed = |error: ReadlineError| Failure::failed(format!("the terminal: {error}"));
     let mut editor: Editor<Names, FileHistory> = Editor::new().map_err(failed)?;
-    editor.set_helper(Some(Names));
+    // Nobody completes a line that comes from a pipe.
+    if std::io::stdin().is_terminal() {
+        let answer = ask(&mut console, NAMES).await?;
+        editor.set_helper(Some(Names::of(&answer)));
+    }
     let history = std::env::home_dir().map(|home| home.join(".trackalert_history"));
     if let Some(history) = history.as_ref().filter(|_| std::io::stdin().is_terminal()) {
         let _ = editor.load_history(history);
@@ -178,8 +170,16 @@ async fn talk(mut console: Secure<TcpStream>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Completes names.
-struct Names;
+/// Completes names: what the running program has, as it was when the console was opened, and Lua's words.
+struct Names(Vec<String>);
+
+impl Names {
+    /// Of what the program says. Where it could not say it, Lua's words are left.
+    fn of(answer: &Answer) -> Self {
+        let given = answer.text.lines().filter(|_| !answer.failed).map(str::to_owned);
+        Self(given.chain(WORDS.map(str::to_owned)).collect())
+    }
+}
 
 impl Completer for Names {
     type Candidate = String;
@@ -188,8 +188,8 @@ impl Completer for Names {
         let before = line.get(..at).unwrap_or_default();
         let start = before.rfind(|c: char| !c.is_alphanumeric() && c != '_' && c != '.').map_or(0, |at| at + 1);
         let word = &before[start..];
-        let names = COMMANDS.into_iter().chain(WORDS).filter(|name| !word.is_empty() && name.starts_with(word));
-        Ok((start, names.map(str::to_owned).collect()))
+        let names = self.0.iter().filter(|name| !word.is_empty() && name.starts_with(word));
+        Ok((start, names.cloned().collect()))
     }
 }
 
@@ -207,9 +207,15 @@ mod tests {
     #[test]
     fn names_are_completed_behind_whatever_stands_before() {
         let history = FileHistory::new();
-        let complete = |line: &str| Names.complete(line, line.len(), &Context::new(&history)).unwrap();
-        assert_eq!(complete("showA"), (0, vec!["showACL()".to_owned()]));
-        assert_eq!(complete("print(showVer"), (6, vec!["showVersion()".to_owned()]));
+        let said = Answer { text: "net.set(\nshowACL(\nshowVersion(\nx".to_owned(), ..Answer::default() };
+        let names = Names::of(&said);
+        let complete = |line: &str| names.complete(line, line.len(), &Context::new(&history)).unwrap();
+        assert_eq!(complete("showA"), (0, vec!["showACL(".to_owned()]));
+        assert_eq!(complete("print(showVer"), (6, vec!["showVersion(".to_owned()]));
+        assert_eq!(complete("y = net."), (4, vec!["net.set(".to_owned()]));
+        assert_eq!(complete("retu").1, ["return"]);
         assert_eq!(complete("x = ").1, Vec::<String>::new());
+        let none = Names::of(&Answer { failed: true, ..said.clone() });
+        assert_eq!(none.0, WORDS);
     }
 }

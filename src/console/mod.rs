@@ -43,19 +43,19 @@ pub struct Answer {
     pub others: Vec<(usize, String)>,
 }
 
-/// The names that a line may begin with, for completion.
-pub const COMMANDS: [&str; 13] = [
-    "makeKey()",
-    "reload()",
-    "reloadGeoIPDBs()",
-    "showACL()",
-    "showCommandStats()",
-    "showCustomEndpoints()",
-    "showCustomStats()",
-    "showCustomWebHooks()",
-    "showPerfStats()",
-    "showVersion()",
-    "shutdown()",
-    "stats()",
-    "testCrypto(",
-];
+/// A line that gives the names a line may have, one each: those of the running program and of its file, so that completion has what is there.
+/// A function ends in `(`.
+pub const NAMES: &str = r#"local found = {}
+local function add(before, name, value)
+  if type(name) ~= "string" or not name:find("^[%a_][%w_]*$") then return end
+  local kind = type(value)
+  found[#found + 1] = before .. name .. (kind == "function" and "(" or "")
+  return kind == "table" and before == ""
+end
+for name, value in pairs(_G) do
+  if add("", name, value) and value ~= _G then
+    for inner, one in pairs(value) do add(name .. ".", inner, one) end
+  end
+end
+table.sort(found)
+return table.concat(found, "\n")"#;
