@@ -387,11 +387,19 @@ fn hogs_are_stopped_and_their_neighbours_finish() {
 #[test]
 fn memory_hog_spoils_the_machine_and_is_told() {
     on_worker(async {
-        let bench = Bench::handler("local t = {} for i = 1, 1e9 do t[i] = {i} end");
+        // To fill it may take a slow machine longer than a call is given.
+        let settings = trackalert::policy::Settings {
+            cpu_limit: Duration::from_secs(20),
+            time_limit: Duration::from_secs(30),
+            ..settings()
+        };
+        let filling = "function report(lt) local t = {} for i = 1, 1e9 do t[i] = {i} end end";
+        let bench = Bench::with([("p", filling)], &settings);
         assert_eq!(bench.at(1.0).await.unwrap_err(), Failure::Memory);
         assert!(bench.vm.spoiled());
         assert!(bench.vm.used_memory() <= 64 << 20);
-        let bench = Bench::handler("local s = 'x' while true do s = s .. s end");
+        let doubling = "function report(lt) local s = 'x' while true do s = s .. s end end";
+        let bench = Bench::with([("p", doubling)], &settings);
         assert_eq!(bench.at(1.0).await.unwrap_err(), Failure::Memory);
     });
     assert!(error_of("error('x: not enough memory')").contains("not enough memory"), "words are no memory error");
