@@ -39,12 +39,22 @@ struct Watched {
     cpu: Duration,
     since: Instant,
     over: Option<Instant>,
+    /// When the hook is to be set anew, since it was over.
+    fire_after: Duration,
     stuck: Option<(usize, ReportId)>,
 }
 
 impl Watched {
     fn new(slot: Arc<Slot>) -> Self {
-        Self { slot, sequence: 0, cpu: Duration::ZERO, since: Instant::now(), over: None, stuck: None }
+        Self {
+            slot,
+            sequence: 0,
+            cpu: Duration::ZERO,
+            since: Instant::now(),
+            over: None,
+            fire_after: Duration::ZERO,
+            stuck: None,
+        }
     }
 
     /// Looks once. Gives whether a poll runs.
@@ -53,7 +63,7 @@ impl Watched {
         if sequence != self.sequence {
             self.came_back();
             self.sequence = sequence;
-            self.over = None;
+            (self.over, self.fire_after) = (None, Duration::ZERO);
             self.since = Instant::now();
             self.cpu = read_clock(self.slot.clock).unwrap_or_default();
             return sequence % 2 == 1;
@@ -64,8 +74,13 @@ impl Watched {
         if self.over.is_none() && !self.is_over() {
             return true;
         }
-        self.fire();
         let since = *self.over.get_or_insert_with(Instant::now);
+        // Each time later: setting it anew lets the code run for a moment, and a deep recursion that is being unwound through `pcall`s grew in
+        // that moment by as much as it had lost since the last time, for ever.
+        if since.elapsed() >= self.fire_after {
+            self.fire();
+            self.fire_after = since.elapsed() * 2;
+        }
         if self.stuck.is_none() && since.elapsed() >= self.slot.stuck_after {
             let (policy, report) = self.running();
             let set = self.slot.set.load(Ordering::Relaxed);
@@ -115,7 +130,7 @@ impl Watched {
         let state = slot.state.load(Ordering::Relaxed);
         // SAFETY: the poll with this number has not returned, and cannot get past `leave` while this lock is held, so the machine is
         // alive. LuaJIT lets a hook be set from outside of the running code (it is how its own interpreter handles an interrupt). Set
-        // anew at each look by way of none, because a trace that ends at the same moment may undo it.
+        // anew by way of none, because a trace that ends at the same moment may undo it.
         unsafe {
             ffi::lua_sethook(state, None, 0, 0);
             ffi::lua_sethook(state, Some(stop), ffi::LUA_MASKCOUNT, 1);
