@@ -367,6 +367,7 @@ fn hogs_are_stopped_and_their_neighbours_finish() {
     ];
     on_worker(async {
         for hog in hogs {
+            println!("{hog}");
             let hog_policy = format!("function report(lt) {hog} end");
             let good = "function report(lt) for i = 1, 5 do time.sleep(0.01) end alert{kind='k', title=lt.login} end";
             let bench = Bench::new([("good", good), ("hog", hog_policy.as_str())]);

@@ -1,22 +1,23 @@
 //! Stops handlers that do not come back: one thread that watches every thread with a virtual machine.
 //!
 //! Owns the CPU accounting of calls and the debug hook that stops one. A worker says before a poll what it runs and how much it may
-//! still use; that and two readings of a clock are all it costs while nothing is wrong. When a poll is over its limit this thread sets
-//! a hook that raises at every following instruction, so that a loop around `pcall` cannot swallow it, and the worker clears it when
-//! the poll returns. C code runs no instructions: a poll that still does not come back is reported as [`Event::Stuck`].
+//! still use; that and two readings of a clock are all it costs while nothing is wrong. When a poll is over its limit this thread has the
+//! worker's set a hook that raises at every following instruction, so that a loop around `pcall` cannot swallow it, and clear it when the
+//! poll returns. C code runs no instructions: a poll that still does not come back is reported as [`Event::Stuck`].
 //! Never decides what becomes of a stuck worker (that is [`crate::detect`]).
 #![allow(unsafe_code)]
 
+mod hook;
 mod thread;
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use mlua::{Lua, ffi};
-use thread::{shared, unhook};
+use thread::shared;
 
 use crate::report::ReportId;
 
@@ -79,10 +80,11 @@ struct Slot {
     cpu_micros: AtomicU64,
     wall_micros: AtomicU64,
     state: AtomicPtr<ffi::lua_State>,
-    /// The hook is, or is about to be, set for the poll that runs.
-    fired: AtomicBool,
-    /// Held while the hook is set or cleared.
-    hook: Mutex<()>,
+    thread: hook::Thread,
+    /// The number of the poll that is to be stopped.
+    stop: AtomicU64,
+    /// The hook is set. Only the thread that runs the polls sees to it.
+    hooked: AtomicBool,
     gone: AtomicBool,
 }
 
@@ -128,8 +130,10 @@ impl Lane {
             cpu_micros: AtomicU64::new(0),
             wall_micros: AtomicU64::new(0),
             state: AtomicPtr::new(std::ptr::null_mut()),
-            fired: AtomicBool::new(false),
-            hook: Mutex::new(()),
+            thread: hook::Thread::this(),
+            // No poll has it.
+            stop: AtomicU64::new(u64::MAX),
+            hooked: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         };
         let cpu = read_clock(slot.clock).unwrap_or_default();
@@ -163,21 +167,7 @@ impl Lane {
         slot.cpu_micros.store(micros(poll.cpu), Ordering::Relaxed);
         slot.wall_micros.store(micros(poll.wall), Ordering::Relaxed);
         slot.state.store(lua.state(), Ordering::Relaxed);
-        slot.sequence.fetch_add(1, Ordering::Release);
-    }
-
-    fn leave(&self) {
-        let slot = &*self.slot;
-        slot.sequence.fetch_add(1, Ordering::SeqCst);
-        // Either the watchdog sees the new number and sets no hook, or this thread sees `fired` and waits for it: both are SeqCst.
-        if slot.fired.load(Ordering::SeqCst) {
-            let _held = lock(&slot.hook);
-            let state = slot.state.load(Ordering::Relaxed);
-            // SAFETY: the state belongs to the machine whose poll just returned on this thread; the caller borrows that machine, so
-            // it is alive, and the lock keeps the watchdog away.
-            unsafe { unhook(state) };
-            slot.fired.store(false, Ordering::SeqCst);
-        }
+        hook::begin(slot);
     }
 
     fn charge(&self) -> Duration {
@@ -210,16 +200,12 @@ struct Leave<'a>(&'a Lane);
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        self.0.leave();
+        hook::end(&self.0.slot);
     }
 }
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn this_threads_clock() -> libc::clockid_t {

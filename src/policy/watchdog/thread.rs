@@ -1,36 +1,16 @@
-//! The watchdog's own thread: it looks at every lane, sets the hook where a poll is over its limit, and tells of one that does not come
+//! The watchdog's own thread: it looks at every lane, has a poll stopped that is over its limit, and tells of one that does not come
 //! back. One thread for the process.
 
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use mlua::ffi;
-
-use super::{Event, Slot, lock, read_clock};
+use super::{Event, Slot, read_clock};
 use crate::report::ReportId;
 
 /// How often the watchdog looks while something runs, and while nothing does: how far over its limit a call may get.
 const TICK: Duration = Duration::from_millis(10);
 const IDLE_TICK: Duration = Duration::from_millis(100);
-
-/// Raises in the running Lua code. Called by LuaJIT on the worker's thread, before an instruction.
-unsafe extern "C-unwind" fn stop(state: *mut ffi::lua_State, _: *mut ffi::lua_Debug) {
-    // SAFETY: LuaJIT calls a hook with the state that runs; raising is what a hook may do, and this frame owns nothing to drop.
-    unsafe { ffi::luaL_error(state, c"the handler is over its limit".as_ptr()) };
-}
-
-/// # Safety
-/// The state's machine must be alive, and the caller must hold the slot's lock.
-pub(super) unsafe fn unhook(state: *mut ffi::lua_State) {
-    // SAFETY: as above. Cleared twice with a hook in between: LuaJIT rewrites its dispatch table only on a change of mode, and a
-    // trace that ended while the other thread wrote it may have left half of it behind.
-    unsafe {
-        ffi::lua_sethook(state, None, 0, 0);
-        ffi::lua_sethook(state, Some(stop), ffi::LUA_MASKCOUNT, i32::MAX);
-        ffi::lua_sethook(state, None, 0, 0);
-    }
-}
 
 /// What the watchdog's thread remembers of a lane between two looks.
 struct Watched {
@@ -39,22 +19,12 @@ struct Watched {
     cpu: Duration,
     since: Instant,
     over: Option<Instant>,
-    /// When the hook is to be set anew, since it was over.
-    fire_after: Duration,
     stuck: Option<(usize, ReportId)>,
 }
 
 impl Watched {
     fn new(slot: Arc<Slot>) -> Self {
-        Self {
-            slot,
-            sequence: 0,
-            cpu: Duration::ZERO,
-            since: Instant::now(),
-            over: None,
-            fire_after: Duration::ZERO,
-            stuck: None,
-        }
+        Self { slot, sequence: 0, cpu: Duration::ZERO, since: Instant::now(), over: None, stuck: None }
     }
 
     /// Looks once. Gives whether a poll runs.
@@ -63,7 +33,7 @@ impl Watched {
         if sequence != self.sequence {
             self.came_back();
             self.sequence = sequence;
-            (self.over, self.fire_after) = (None, Duration::ZERO);
+            self.over = None;
             self.since = Instant::now();
             self.cpu = read_clock(self.slot.clock).unwrap_or_default();
             return sequence % 2 == 1;
@@ -75,12 +45,7 @@ impl Watched {
             return true;
         }
         let since = *self.over.get_or_insert_with(Instant::now);
-        // Each time later: setting it anew lets the code run for a moment, and a deep recursion that is being unwound through `pcall`s grew in
-        // that moment by as much as it had lost since the last time, for ever.
-        if since.elapsed() >= self.fire_after {
-            self.fire();
-            self.fire_after = since.elapsed() * 2;
-        }
+        self.fire();
         if self.stuck.is_none() && since.elapsed() >= self.slot.stuck_after {
             let (policy, report) = self.running();
             let set = self.slot.set.load(Ordering::Relaxed);
@@ -119,22 +84,10 @@ impl Watched {
         read_clock(self.slot.clock).is_some_and(|cpu| cpu.saturating_sub(self.cpu) > limit)
     }
 
+    /// Has the poll stopped. At each look anew: what the signal interrupted may have undone it.
     fn fire(&self) {
-        let slot = &*self.slot;
-        let _held = lock(&slot.hook);
-        let before = slot.fired.swap(true, Ordering::SeqCst);
-        if slot.sequence.load(Ordering::SeqCst) != self.sequence {
-            slot.fired.store(before, Ordering::SeqCst);
-            return;
-        }
-        let state = slot.state.load(Ordering::Relaxed);
-        // SAFETY: the poll with this number has not returned, and cannot get past `leave` while this lock is held, so the machine is
-        // alive. LuaJIT lets a hook be set from outside of the running code (it is how its own interpreter handles an interrupt). Set
-        // anew by way of none, because a trace that ends at the same moment may undo it.
-        unsafe {
-            ffi::lua_sethook(state, None, 0, 0);
-            ffi::lua_sethook(state, Some(stop), ffi::LUA_MASKCOUNT, 1);
-        }
+        self.slot.stop.store(self.sequence, Ordering::SeqCst);
+        self.slot.thread.interrupt();
     }
 
     fn running(&self) -> (usize, ReportId) {
@@ -153,7 +106,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn slots(&self) -> MutexGuard<'_, Vec<Arc<Slot>>> {
-        lock(&self.new)
+        self.new.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
