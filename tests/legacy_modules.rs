@@ -93,7 +93,8 @@ fn redis_that_hangs_is_told_to_the_policy_before_its_time_is_up() {
     assert!(outcome.is_ok(), "{outcome:?}");
 }
 
-/// Answers `GET n` with so many bytes, and PING. Gives the port, how many connections there were and how many bytes were taken of it.
+/// Answers `GET n` with so many bytes, `GET announced` with an array that is to have two billion values, and PING. Gives the port, how
+/// many connections there were and how many bytes were taken of it.
 fn values() -> (u16, Arc<AtomicUsize>, Arc<AtomicUsize>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -110,6 +111,9 @@ fn values() -> (u16, Arc<AtomicUsize>, Arc<AtomicUsize>) {
                 for line in std::io::BufRead::lines(lines).map_while(Result::ok) {
                     let Ok(mut left) = line.parse::<usize>() else {
                         if line == "PING" && stream.write_all(b"+PONG\r\n").is_err() {
+                            return;
+                        }
+                        if line == "announced" && stream.write_all(b"*2000000000\r\n:1\r\n").is_err() {
                             return;
                         }
                         continue;
@@ -135,7 +139,7 @@ fn answer_of_redis_that_is_larger_than_max_answer_is_an_error_and_not_read_to_it
         "setReport(function(lt)
             local client = require('redis').connect('127.0.0.1', {port})
             assert(#client:get('262000') == 262000)
-            for _, size in ipairs {{ '263000', '500000000' }} do
+            for _, size in ipairs {{ '263000', '500000000', 'announced' }} do
                 local ok, reason = pcall(client.get, client, size)
                 assert(not ok and reason:find('larger than policy.http.max_answer', 1, true), reason)
             end
@@ -153,7 +157,7 @@ fn answer_of_redis_that_is_larger_than_max_answer_is_an_error_and_not_read_to_it
 fn answers_of_redis_that_come_at_once_are_each_within_the_bound() {
     let (port, connections, _) = values();
     let source = format!(
-        "setReport(function(lt) assert(#require('redis').connect('127.0.0.1', {port}):get('100000') == 100000) end)"
+        "setReport(function(lt) assert(#require('redis').connect('127.0.0.1', {port}):get('250000') == 250000) end)"
     );
     let outcomes = on_worker(async {
         let machine = machine_with(&source, settings());

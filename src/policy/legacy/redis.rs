@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::metered::{AT_ONCE, Meter, Metered};
+use super::bounded::Bounded;
 use crate::policy::api::args::{Args, number, string};
 use crate::policy::call::{Answer, Host};
 
@@ -28,6 +29,10 @@ const MAX_CONNECTIONS: usize = 64;
 /// Arguments of one command, and their bytes.
 const MAX_ARGUMENTS: usize = 10_000;
 const MAX_BYTES: usize = 4 << 20;
+/// Commands under way at once on one connection. Further ones wait: the answers come one after another in any case.
+const AT_ONCE: usize = 64;
+/// An answer that is so many times as large as it may be is not read to its end, which costs the others on its connection their answers.
+const FAR_OVER: u64 = 16;
 
 /// Who is asked, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -42,7 +47,8 @@ struct Server {
 /// A connection, and what it runs on as long as somebody needs it.
 struct Connection {
     redis: MultiplexedConnection,
-    meter: Arc<Meter>,
+    /// An answer was far too large.
+    broken: Arc<AtomicBool>,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -179,13 +185,11 @@ fn forget(server: &Server, used: &Shared) {
 }
 
 async fn ask(server: &Server, shared: &Shared, command: Cmd, most: ByteSize) -> Result<Value, String> {
-    let Connection { redis, meter, .. } = shared.get_or_try_init(|| connect(server, most)).await?;
-    let number = meter.ask();
+    let Connection { redis, broken, .. } = shared.get_or_try_init(|| connect(server, most)).await?;
     let answer = redis.clone().send_packed_command(&command).await;
     let too_large = |whose| Err(format!("{whose} is larger than policy.http.max_answer ({most})"));
     match answer {
         Ok(value) => {
-            meter.answered(number);
             if wire_length(&value) as u64 > most.as_u64() {
                 return too_large("the answer");
             }
@@ -195,7 +199,11 @@ async fn ask(server: &Server, shared: &Shared, command: Cmd, most: ByteSize) -> 
             if error.is_unrecoverable_error() || error.is_connection_dropped() {
                 forget(server, shared);
             }
-            if meter.is_over() { too_large("an answer on the connection") } else { Err(error.to_string()) }
+            if broken.load(Ordering::Relaxed) {
+                too_large("an answer on the connection")
+            } else {
+                Err(error.to_string())
+            }
         }
     }
 }
@@ -211,16 +219,16 @@ async fn connect(server: &Server, most: ByteSize) -> Result<Connection, String> 
     let stream = TcpStream::connect((server.host.as_str(), server.port)).await.map_err(|error| error.to_string())?;
     // A command is one write, and waits for no other.
     let _ = stream.set_nodelay(true);
-    let meter = Meter::new(most.as_u64());
-    let metered = Metered { stream, meter: Arc::clone(&meter) };
+    let broken = Arc::<AtomicBool>::default();
+    let bounded = Bounded::new(stream, most.as_u64().saturating_mul(FAR_OVER), Arc::clone(&broken));
     // The whole command has its time in `function`.
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(None)
         .set_response_timeout(None::<Duration>)
-        .set_concurrency_limit(usize::from(AT_ONCE));
-    let connected = MultiplexedConnection::new_with_config(&login, metered, config).await;
+        .set_concurrency_limit(AT_ONCE);
+    let connected = MultiplexedConnection::new_with_config(&login, bounded, config).await;
     let (redis, driver) = connected.map_err(|error| error.to_string())?;
-    Ok(Connection { redis, meter, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
+    Ok(Connection { redis, broken, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
 }
 
 /// Bytes of an answer as the server sent it.
