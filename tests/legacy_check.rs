@@ -56,6 +56,12 @@ fn what_functions_use_by_name_is_there_beside_what_the_toml_file_names() {
     let hooks = value("notify.custom_webhooks");
     let hooks: Vec<_> = hooks.as_array().unwrap().iter().map(|hook| (&hook["name"], &hook["url"])).collect();
     assert_eq!(hooks, [(&json!("both"), &json!("http://toml.example")), (&json!("new"), &json!("http://lua.example"))]);
+    // It is in force, whoever named it first.
+    let (_, text) = said(&site, "check", "trackalert.toml", lua, &[]);
+    assert!(
+        text.contains("geoip.files has an entry \"a.mmdb\"; ") && text.matches("not in force").count() == 1,
+        "{text}"
+    );
     // A list of the command line leaves them, too; and what is not there is told where it was named.
     let (code, text) = said(&site, "check", "trackalert.toml", lua, &["--set", "geoip.files="]);
     assert!(code == Some(2) && text.contains("geoip.files: a.mmdb") && !text.contains("is empty"), "{text}");
@@ -217,10 +223,20 @@ fn each_call_of_a_file_is_told_with_its_line_and_what_it_means_here_and_without_
         let told = said.lines().find(|told| told.trim_start().starts_with(&place));
         let told = told.unwrap_or_else(|| panic!("nothing of line {line}:\n{said}"));
         assert!(told.contains(call) && told.contains(here), "{here}\n{told}");
+        let beaten = HERE.iter().any(|(of, _, here)| *of == line && here.contains("(not in force"));
+        assert_eq!(told.contains("(not in force"), beaten, "{told}");
     }
     assert!(!said.contains("s3cret") && !said.contains("czNjcmV0"), "{said}");
-    let whole = said.lines().find(|told| told.trim_start().starts_with("old.conf:35 ")).unwrap();
-    assert!(!whole.contains("not in force"), "{whole}");
+}
+
+#[test]
+fn of_two_webhooks_with_one_name_the_later_one_counts() {
+    let hook = |host: &str| format!("addCustomWebHook('tell', {{ url = 'http://{host}.example/' }})\n");
+    let (code, said) = check(&(hook("one") + &hook("two")), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    let told =
+        |line: usize| said.lines().find(|told| told.trim_start().starts_with(&format!("old.conf:{line} "))).unwrap();
+    assert!(told(1).contains("not in force: old.conf:2") && !told(2).contains("not in force"), "{said}");
 }
 
 #[test]

@@ -159,6 +159,23 @@ fn module_may_wait_at_its_top_level_also_where_many_require_it_at_once() {
 }
 
 #[test]
+fn module_whose_second_loader_fails_is_there_for_both_that_need_it_at_once() {
+    on_worker(async {
+        let module = "n = (n or 0) + 1; local mine = n; time.sleep(mine * 0.01)
+            if mine == 2 then error('too late') end return { mine = mine }";
+        let folder = Folder::with(&[
+            ("lib/once.lua", module),
+            ("p/policy.lua", "function report(lt) assert(require('once').mine == 1) end"),
+        ]);
+        let bench = folder.bench();
+        let reports = [report("ann", 1_000.0), report("bob", 1_000.0)];
+        for outcome in join_all(reports.iter().map(|report| bench.vm.run(0, report))).await {
+            outcome.unwrap();
+        }
+    });
+}
+
+#[test]
 fn module_that_runs_away_is_stopped_and_the_machine_lives_on() {
     on_worker(async {
         let files = [

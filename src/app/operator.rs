@@ -4,12 +4,14 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::reload::Reload;
+use super::reload::{self, Reload};
 use crate::config::Config;
 use crate::console::noise;
 use crate::geoip::GeoIp;
@@ -55,11 +57,9 @@ impl<T: Clone + Send + 'static> Once<T> {
             done.truncate(LINES_KEPT);
             outcome
         });
-        Box::pin(async move {
-            working
-                .await
-                .unwrap_or_else(|error| fault(format!("a fault of this program while the files were read: {error}")))
-        })
+        Box::pin(
+            async move { working.await.unwrap_or_else(|error| fault(format!("a fault of this program: {error}"))) },
+        )
     }
 }
 
@@ -76,6 +76,8 @@ pub(super) struct Operator {
     reload: Weak<Reload>,
     geoip_read: Once<String>,
     reloaded: Once<Result<String, String>>,
+    /// `policy.reload_timeout`.
+    reload_timeout: Duration,
     started: std::time::Instant,
 }
 
@@ -99,6 +101,7 @@ impl Operator {
             reload: Arc::downgrade(reload),
             geoip_read: Once::new(),
             reloaded: Once::new(),
+            reload_timeout: config.policy.reload_timeout,
             started: std::time::Instant::now(),
         }
     }
@@ -122,17 +125,18 @@ impl policy::Operator for Operator {
     }
 
     fn reload_geoip(&self, line: ReportId) -> BoxFuture<'static, String> {
-        let (geoip, metrics) = (Arc::clone(&self.geoip), Arc::clone(&self.metrics));
+        let (geoip, metrics, most) = (Arc::clone(&self.geoip), Arc::clone(&self.metrics), self.reload_timeout);
         let reading = async move {
             let reading = tokio::task::spawn_blocking(move || {
                 let files = geoip.reload();
                 stamp::tell(&files, &metrics);
                 files.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
             });
-            match reading.await {
-                Ok(said) if said.is_empty() => "there are no GeoIP files (geoip.files)".to_owned(),
-                Ok(said) => said,
-                Err(error) => format!("a fault of this program while the files were read: {error}"),
+            match timeout(most, reading).await {
+                Ok(Ok(said)) if said.is_empty() => "there are no GeoIP files (geoip.files)".to_owned(),
+                Ok(Ok(said)) => said,
+                Ok(Err(error)) => format!("a fault of this program while the files were read: {error}"),
+                Err(_) => format!("the files of databases were {}", reload::late(most)),
             }
         };
         self.geoip_read.run(line, reading, |fault| fault)

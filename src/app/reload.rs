@@ -4,6 +4,7 @@
 //! it never changes: it says what waits for a restart, and takes no policies that would miss it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -55,16 +56,11 @@ impl Reload {
         let mut lines = vec![policies.unwrap_or_else(|error| error)];
         match files {
             Ok(all) => lines.extend(all.iter().map(ToString::to_string)),
-            Err(_) => lines.push(format!("the files of databases and devices were {}", self.late())),
+            Err(_) => {
+                lines.push(format!("the files of databases and devices were {}", late(self.policy.reload_timeout)))
+            }
         }
         if well { Ok(lines.join("\n")) } else { Err(lines.join("\n")) }
-    }
-
-    fn late(&self) -> String {
-        format!(
-            "not read within {:?} (policy.reload_timeout); is one of them on a server that is away, or a pipe?",
-            self.policy.reload_timeout
-        )
     }
 
     /// Loads and checks the policies beside the running ones, then exchanges them between two reports. An error leaves the old ones.
@@ -77,7 +73,7 @@ impl Reload {
         let loaded = match timeout(self.policy.reload_timeout, loading).await {
             Ok(Ok(loaded)) => loaded.map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("the policies were {}", self.late())),
+            Err(_) => Err(format!("the policies were {}", late(self.policy.reload_timeout))),
         };
         let outcome = match loaded {
             Ok((set, waits)) => {
@@ -86,6 +82,7 @@ impl Reload {
                     tracing::warn!("{waiting}");
                 }
                 let scheduled = Arc::clone(set.scheduled());
+                let mut said = format!("policies that are right: {names}; nothing in this process runs them");
                 if let Some(detect) = &*self.detect.lock().await {
                     for name in set.custom_stats() {
                         self.metrics.custom_stats.with_label_values(&[name]);
@@ -93,8 +90,9 @@ impl Reload {
                     self.networks.store(Arc::clone(set.networks()));
                     detect.load(set).await;
                     self.scheduled.send_replace(scheduled);
+                    said = format!("policies in use: {names}");
                 }
-                Ok([format!("policies in use: {names}")].into_iter().chain(waits).collect::<Vec<_>>().join("\n"))
+                Ok([said].into_iter().chain(waits).collect::<Vec<_>>().join("\n"))
             }
             Err(error) => Err(format!("{error}; the policies that run stay in use")),
         };
@@ -102,4 +100,9 @@ impl Reload {
         self.metrics.reloads.with_label_values(&[label]).inc();
         outcome
     }
+}
+
+/// What became of files whose reading took longer than `policy.reload_timeout`.
+pub(super) fn late(most: Duration) -> String {
+    format!("not read within {most:?} (policy.reload_timeout); is one of them on a server that is away, or a pipe?")
 }

@@ -131,6 +131,10 @@ impl Old {
     /// One meaning for people. What another call or a later layer has replaced is said to be so.
     fn words(&self, at: usize, source: &Source, meaning: &Meaning, merged: &Merged, lists: &Lists<'_>) -> String {
         let has_entry = |key: &str| lists.get(key).is_some_and(|sources| sources.contains(source));
+        // The same one stands above, and is not there twice.
+        let is_above = |key: &str, value: &Value| {
+            JOINED.contains(&key) && merged.get(key).as_array().is_some_and(|list| list.contains(value))
+        };
         match meaning {
             Meaning::Setting { key, value } => {
                 let wins = merged.source(key) == Some(source) || has_entry(key);
@@ -139,7 +143,7 @@ impl Old {
             }
             Meaning::Entry { key, value } => {
                 let text = format!("{key} has an entry {}", explain::shown(merged, key, value));
-                if has_entry(key) { text } else { text + &instead(key, merged) }
+                if has_entry(key) || is_above(key, value) { text } else { text + &instead(key, merged) }
             }
             Meaning::Function { what, text } => self.replaced(at, text.clone(), |later| match later {
                 Meaning::Function { what: later, .. } => later == what,

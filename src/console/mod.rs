@@ -43,18 +43,24 @@ pub struct Answer {
     pub others: Vec<(usize, String)>,
 }
 
-/// A line that gives the names a line may have, one each: those of the running program and of its file, so that completion has what is there.
+/// A line that gives the names a line may have, one each: those of the running program and of its file, so that completion has what is
+/// there. A table of a file may be one of all its logins: a part of each has to do, or it would take the time and the memory of its worker.
 /// A function ends in `(`.
 pub const NAMES: &str = r#"local found = {}
 local function add(before, name, value)
-  if type(name) ~= "string" or not name:find("^[%a_][%w_]*$") then return end
+  if #found >= 2000 or type(name) ~= "string" or #name > 64 or not name:find("^[%a_][%w_]*$") then return end
   local kind = type(value)
   found[#found + 1] = before .. name .. (kind == "function" and "(" or "")
   return kind == "table" and before == ""
 end
 for name, value in pairs(_G) do
   if add("", name, value) and value ~= _G then
-    for inner, one in pairs(value) do add(name .. ".", inner, one) end
+    local seen = 0
+    for inner, one in pairs(value) do
+      seen = seen + 1
+      if seen > 200 then break end
+      add(name .. ".", inner, one)
+    end
   end
 end
 table.sort(found)

@@ -137,6 +137,8 @@ local function requirer(env, find, loaded)
         -- Nothing of it stays: the next try is a new one.
         if next(loaders) == nil then half[name], loaded[name] = nil, nil end
       end
+      -- Another handler was faster, and has all of it.
+      if not mine and loaded[name] ~= nil and not half[name] then return loaded[name] end
       error(value, 0)
     end
     -- Another handler may have been faster: all have the same one.

@@ -3,7 +3,9 @@
 //! Owns what each means. Values are looked at no closer than their type: the configuration checks them with all others, and says the line.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use mlua::{Lua, MultiValue, Table, Value as Lua_};
@@ -109,10 +111,11 @@ pub(super) fn install(
             let (mut config, mut registered) = (config.borrow_mut(), registered.borrow_mut());
             let (place, shown, means) = (place(lua, name), told::shown(name, &values), Vec::new());
             let mut said = Said { config: &mut config, registered: &mut registered, place: place.clone(), means };
-            call(&mut said, &mut Args::new(name, values))?;
+            // Told also where it fails, and the file goes on: what it has set before counts.
+            let called = call(&mut said, &mut Args::new(name, values));
             let means = said.means;
             config.told.push(Told { place, call: shown, means });
-            Ok(())
+            called
         })?;
         names.set(name, function)?;
     }
@@ -253,7 +256,11 @@ fn usual_geoip(name: &str) -> String {
     let bought = named("GeoIP2");
     // The free series has no ISP; its ASN file has the organisation.
     let free = if name == "ISP" { format!("{GEOIP_FOLDER}/GeoLite2-ASN.mmdb") } else { named("GeoLite2") };
-    if std::path::Path::new(&bought).exists() { bought } else { free }
+    // Once for the process: a machine that is made after a file came would ask for one that was not opened at the start.
+    static BOUGHT: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
+    let mut known = BOUGHT.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_bought = *known.entry(bought.clone()).or_insert_with(|| std::path::Path::new(&bought).exists());
+    if is_bought { bought } else { free }
 }
 
 fn webserver(said: &mut Said, args: &mut Args) -> Answer<()> {

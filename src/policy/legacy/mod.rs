@@ -9,6 +9,7 @@
 //! standard libraries that it had, and is not kept from the other policies as they are from each other.
 
 mod addresses;
+mod bounded;
 mod calls;
 mod counters;
 mod duration;
@@ -16,7 +17,6 @@ mod environment;
 mod geoip;
 mod hooks;
 mod log;
-mod metered;
 mod modules;
 pub(super) mod operator;
 mod redis;
@@ -126,11 +126,16 @@ impl OldConfig {
             self.settings.push(Setting { key, value, after_default, place: place.clone(), entries });
             self.settings.len() - 1
         });
-        let setting = &mut self.settings[index];
-        setting.place = place.clone();
-        setting.entries.push(place.clone());
-        if let Value::Array(entries) = &mut setting.value {
-            entries.push(value.into());
+        let Setting { value: Value::Array(list), entries, place: last, .. } = &mut self.settings[index] else { return };
+        let value = value.into();
+        last.clone_from(place);
+        // Of two with one name the later one counts, as with functions.
+        let same = |before: &Value| before.get("name").is_some_and(|name| Some(name) == value.get("name"));
+        if let Some(at) = list.iter().position(same) {
+            (list[at], entries[at]) = (value, place.clone());
+        } else {
+            list.push(value);
+            entries.push(place.clone());
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use mlua::{Lua, Table};
@@ -11,7 +12,7 @@ use mlua::{Lua, Table};
 use super::Registered;
 use crate::console::noise;
 use crate::policy::api::args::Args;
-use crate::policy::call::{Call, Host};
+use crate::policy::call::{Answer, Call, Host};
 use crate::report::ReportId;
 
 /// What a command shows.
@@ -91,7 +92,7 @@ pub(in crate::policy) fn install(
         RELOAD_GEOIP,
         |call, _| {
             let reading = operator(RELOAD_GEOIP, &call)?.reload_geoip(call.id());
-            Ok(async move { Ok(reading.await) })
+            Ok(async move { soon(&call, RELOAD_GEOIP, reading).await })
         },
         |lua, said: String| lua.create_string(said),
     )?;
@@ -101,7 +102,7 @@ pub(in crate::policy) fn install(
         RELOAD,
         |call, _| {
             let reloading = operator(RELOAD, &call)?.reload(call.id());
-            Ok(async move { reloading.await.map_err(|refused| format!("{RELOAD}: {refused}")) })
+            Ok(async move { soon(&call, RELOAD, reloading).await?.map_err(|refused| format!("{RELOAD}: {refused}")) })
         },
         |lua, said: String| lua.create_string(said),
     )?;
@@ -118,4 +119,11 @@ pub(in crate::policy) fn install(
     })?;
     names.set("testCrypto", crypto)?;
     names.set("makeKey", host.pure(lua, |_, _| Ok(noise::make_key()))?)
+}
+
+/// What comes of it within the time of the call, which would otherwise end with the machine that everybody's reports run in.
+async fn soon<T>(call: &Call, name: &str, work: impl Future<Output = T>) -> Answer<T> {
+    let most = call.may_wait(Duration::MAX)?;
+    let done = tokio::time::timeout(most, work).await;
+    done.map_err(|_| format!("{name}: still under way after {most:?}; the log says what comes of it"))
 }

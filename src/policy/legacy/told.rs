@@ -2,6 +2,8 @@
 //!
 //! Owns how a call is written down: no argument that may be a secret is. Values of settings are whole here; the configuration masks them.
 
+use std::fmt;
+
 use mlua::{MultiValue, Value as Lua_};
 use serde_json::Value;
 
@@ -27,7 +29,7 @@ pub struct Told {
 }
 
 /// What a call means here.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum Meaning {
     /// A setting has this value.
     Setting {
@@ -56,6 +58,18 @@ pub enum Meaning {
     Is(String),
     /// Nothing, and why.
     Nothing(String),
+}
+
+/// Without values, which may be secrets.
+impl fmt::Debug for Meaning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Setting { key, .. } => write!(f, "Setting({key})"),
+            Self::Entry { key, .. } => write!(f, "Entry({key})"),
+            Self::Function { what, .. } | Self::Background(what) => write!(f, "Function({what})"),
+            Self::Is(text) | Self::Nothing(text) => f.write_str(text),
+        }
+    }
 }
 
 /// A call as a file has it. Of a table with names only these: a webhook has secrets in it.
