@@ -17,6 +17,7 @@ mod lua_error;
 mod modules;
 pub mod networks;
 mod sandbox;
+mod set;
 mod top_level;
 pub mod vm;
 pub mod watchdog;
@@ -37,7 +38,8 @@ use crate::telemetry::Metrics;
 
 pub use errand::{Answered, Errand};
 pub use legacy::{Operator, Show};
-pub use load::{LoadError, PolicySet};
+pub use load::LoadError;
+pub use set::PolicySet;
 pub use vm::Vm;
 
 /// Settings of the policies; the meaning of each stands in `config/default.toml`.
