@@ -15,6 +15,7 @@ mod dispatch;
 mod errands;
 mod hung;
 mod intake;
+mod machines;
 mod pool;
 mod retry;
 mod settings;

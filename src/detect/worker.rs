@@ -1,14 +1,12 @@
 //! One worker: a thread with a Lua VM and many reports in flight.
 //!
-//! Owns the thread, its VM's replacement, and the running of a report's policies one after another. It is lent reports and returns
+//! Owns the thread and the running of a report's policies one after another. It is lent reports and returns
 //! outcomes; it never holds a token, never settles and never retries, so that a worker that hangs can be abandoned.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::rc::{Rc, Weak};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
@@ -19,12 +17,13 @@ use futures_util::future::Either;
 use tokio::sync::mpsc;
 
 use super::errands::{Running, Sent, WhileRunning};
+use super::machines::{Apart, Machines};
 use super::side_by_side;
 use crate::device::Devices;
 use crate::policy::watchdog::{self, Event};
 use crate::policy::{Effects, Failure, LoadError, PolicySet, Services, Settings, Vm};
 use crate::report::LoginReport;
-use crate::state::StateError;
+use crate::state::{State, StateError};
 
 /// Which worker: its place in the pool, and how often the worker of that place was replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,7 +125,7 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<Started, LoadError> {
                 return;
             }
         };
-        let hangs = plan.hangs.clone();
+        let (hangs, outcomes) = (plan.hangs.clone(), plan.outcomes.clone());
         let _watched = watchdog::register(id.place, plan.settings.stuck_after, move |event| {
             let _ = hangs.send((id, event));
         });
@@ -134,7 +133,7 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<Started, LoadError> {
             match Worker::new(id, plan, asked) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(()));
-                    worker.serve(inbox).await;
+                    worker.serve(inbox, outcomes).await;
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -152,95 +151,46 @@ pub(super) fn start(id: WorkerId, plan: Plan) -> Result<Started, LoadError> {
     }
 }
 
-/// The machine of reports that run apart, or why there is none.
-type Apart = Result<Rc<Vm>, String>;
-
 struct Worker {
     id: WorkerId,
     given_up: GivenUp,
-    plan: RefCell<Plan>,
-    /// The VM for the next reports; one that is spoiled stays with those in flight in it.
-    current: RefCell<Rc<Vm>>,
-    /// Those that wait for reports that run apart.
-    idle: RefCell<Vec<Rc<Vm>>>,
-    /// Those in which reports run apart.
-    apart: RefCell<Vec<Weak<Vm>>>,
-    /// What this worker has added to the gauge of Lua memory, and when.
-    counted_memory: Cell<(i64, Instant)>,
+    state: Arc<dyn State>,
+    devices: Arc<Devices>,
+    machines: Machines,
 }
 
 impl Worker {
     fn new(id: WorkerId, plan: Plan, given_up: GivenUp) -> Result<Self, LoadError> {
-        let vm = new_vm(&plan)?;
-        Ok(Self {
-            id,
-            given_up,
-            plan: RefCell::new(plan),
-            current: RefCell::new(Rc::new(vm)),
-            idle: RefCell::default(),
-            apart: RefCell::default(),
-            counted_memory: Cell::new((0, Instant::now())),
-        })
+        let Plan { policies, services, devices, settings, .. } = plan;
+        let state = Arc::clone(&services.state);
+        Ok(Self { id, given_up, state, devices, machines: Machines::new(policies, services, settings)? })
     }
 
     /// Runs what it is told to.
-    async fn serve(&self, orders: mpsc::UnboundedReceiver<Order>) {
-        let outcomes = self.plan.borrow().outcomes.clone();
+    async fn serve(&self, orders: mpsc::UnboundedReceiver<Order>, outcomes: mpsc::UnboundedSender<Vec<Outcome>>) {
         side_by_side::run(
             orders,
             |order, running| {
-                self.count_memory();
+                self.machines.count_memory();
                 match order {
                     Order::Run(job) => running.push(Either::Left(self.run(job, None))),
                     Order::RunApart(jobs) => {
-                        let vm = self.vm_apart();
+                        let vm = self.machines.apart();
                         jobs.into_iter().for_each(|job| running.push(Either::Left(self.run(job, Some(vm.clone())))));
                     }
                     Order::Errand(sent, known) => {
                         running.push(Either::Right(self.run_errand(sent, known).map(|()| None)));
                     }
-                    Order::Load(policies) => self.load(policies),
+                    Order::Load(policies) => self.machines.load(policies),
                 }
             },
             |ended| {
-                self.count_memory();
+                self.machines.count_memory();
                 // Where nobody takes them any more, the process is ending and the reports will be handed out again.
                 let _ = outcomes.send(ended);
             },
         )
         .await;
-    }
-
-    /// Brings this worker's share of the gauge of Lua memory up to date, once a second.
-    fn count_memory(&self) {
-        let (counted, at) = self.counted_memory.get();
-        if at.elapsed() < Duration::from_secs(1) {
-            return;
-        }
-        self.apart.borrow_mut().retain(|vm| vm.strong_count() > 0);
-        let apart: usize = self.apart.borrow().iter().filter_map(|vm| Some(vm.upgrade()?.used_memory())).sum();
-        let used = i64::try_from(apart + self.current.borrow().used_memory()).unwrap_or(i64::MAX);
-        self.plan.borrow().services.metrics.vm_bytes.add(used - counted);
-        self.counted_memory.set((used, Instant::now()));
-    }
-
-    fn load(&self, policies: PolicySet) {
-        self.plan.borrow_mut().policies = policies;
-        self.idle.borrow_mut().clear();
-        self.replace("reload");
-    }
-
-    /// A new VM for the next reports. One that cannot be made leaves the old one in use: the policies were checked before, so this is
-    /// the system's want of memory, and it is tried again at the next report.
-    fn replace(&self, why: &'static str) {
-        let plan = self.plan.borrow();
-        match new_vm(&plan) {
-            Ok(vm) => {
-                plan.services.metrics.vms_replaced.with_label_values(&[why]).inc();
-                *self.current.borrow_mut() = Rc::new(vm);
-            }
-            Err(error) => tracing::error!(%error, "no new virtual machine; the old one stays in use"),
-        }
     }
 
     /// `None`: the worker was given up meanwhile, and the report runs elsewhere.
@@ -270,17 +220,13 @@ impl Worker {
 
     /// A failure for which no policy is to blame.
     fn nobodys(&self, failure: Failure) -> Call {
-        Call { policy: String::new(), set: self.plan.borrow().policies.generation(), result: Err(failure) }
+        Call { policy: String::new(), set: self.machines.generation(), result: Err(failure) }
     }
 
     async fn run_policies(&self, job: &Job, apart: Option<Apart>) -> (Vec<String>, Vec<Call>, Option<StateError>) {
-        let (state, devices) = {
-            let plan = self.plan.borrow();
-            (Arc::clone(&plan.services.state), Arc::clone(&plan.devices))
-        };
         // Here and not in the detector's one task, which every report passes: see `Devices::read`.
-        devices.read(&job.report);
-        match state.handled(job.report.id).await {
+        self.devices.read(&job.report);
+        match self.state.handled(job.report.id).await {
             Ok(handled) => {
                 let calls = self.call_policies(job, &handled, apart).await;
                 (handled, calls, None)
@@ -291,10 +237,17 @@ impl Worker {
 
     async fn call_policies(&self, job: &Job, handled: &[String], apart: Option<Apart>) -> Vec<Call> {
         match apart {
-            None => self.call_in(&self.fit_vm(), job, handled).await,
+            None => {
+                let vm = self.machines.fit();
+                // Making one may have hung until the report was run elsewhere: `run` asks before it goes on.
+                if self.given_up.get().is_some() {
+                    tokio::task::yield_now().await;
+                }
+                self.call_in(&vm, job, handled).await
+            }
             Some(Ok(vm)) => {
                 let calls = self.call_in(&vm, job, handled).await;
-                self.give_back(vm);
+                self.machines.give_back(vm);
                 calls
             }
             Some(Err(said)) => {
@@ -303,46 +256,8 @@ impl Worker {
         }
     }
 
-    /// A machine for reports that run apart.
-    fn vm_apart(&self) -> Apart {
-        if let Some(idle) = self.idle.borrow_mut().pop() {
-            return Ok(idle);
-        }
-        // The policies were checked before, so an error is the system's want of memory.
-        let vm = new_vm(&self.plan.borrow()).map(Rc::new).map_err(|error| error.to_string())?;
-        self.apart.borrow_mut().push(Rc::downgrade(&vm));
-        Ok(vm)
-    }
-
-    /// The last one that runs in a machine apart leaves it for others.
-    fn give_back(&self, vm: Rc<Vm>) {
-        if Rc::strong_count(&vm) == 1 && !vm.spoiled() && !vm.is_old() && self.is_of_today(&vm) {
-            self.idle.borrow_mut().push(vm);
-        }
-    }
-
-    /// The machine for the next call.
-    fn fit_vm(&self) -> Rc<Vm> {
-        let fit = {
-            let vm = self.current.borrow();
-            if vm.spoiled() {
-                Err("spoiled")
-            } else if !self.is_of_today(&vm) {
-                Err("reload")
-            } else if vm.is_old() {
-                Err("age")
-            } else {
-                Ok(())
-            }
-        };
-        if let Err(why) = fit {
-            self.replace(why);
-        }
-        Rc::clone(&self.current.borrow())
-    }
-
     async fn run_errand(&self, sent: Sent, _running: WhileRunning) {
-        let vm = self.fit_vm();
+        let vm = self.machines.fit();
         let Sent { errand, id, t, answer, gone, .. } = sent;
         let ran = tokio::select! {
             biased;
@@ -356,11 +271,6 @@ impl Worker {
         }
         // Whoever asked may have gone.
         let _ = answer.send(outcome);
-    }
-
-    /// Whether a VM has the policies that are in use.
-    fn is_of_today(&self, vm: &Vm) -> bool {
-        vm.generation() == self.plan.borrow().policies.generation()
     }
 
     async fn call_in(&self, vm: &Vm, job: &Job, handled: &[String]) -> Vec<Call> {
@@ -384,20 +294,8 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.plan.borrow().services.metrics.vm_bytes.sub(self.counted_memory.get().0);
-    }
-}
-
 /// What a panic said.
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without words").to_owned()
-}
-
-fn new_vm(plan: &Plan) -> Result<Vm, LoadError> {
-    // A panic here would take the worker's thread with it, and all reports that it was lent would be in hand for ever.
-    let made = std::panic::catch_unwind(AssertUnwindSafe(|| Vm::new(&plan.policies, &plan.services, &plan.settings)));
-    made.unwrap_or_else(|panic| Err(start_error(panic_text(&*panic))))
 }
