@@ -36,7 +36,8 @@ pub(super) fn endpoints(errands: Errands) -> endpoints::Run {
                 Ok(Answered::Endpoint { success, attrs }) => Ok((success, attrs)),
                 Ok(Answered::Nothing | Answered::Line(_)) => Ok((true, Map::new())),
                 Err(ErrandError::Unknown) => Err(Unanswered::Unknown),
-                Err(error @ ErrandError::Busy(_)) => Err(Unanswered::Busy(error.to_string())),
+                // To try again is right for both.
+                Err(error @ (ErrandError::Busy(_) | ErrandError::Gone)) => Err(Unanswered::Busy(error.to_string())),
                 Err(error) => Err(Unanswered::Failed(error.to_string())),
             }
         })

@@ -5,6 +5,7 @@
 //! with its worker is not run again.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub(super) struct Everywhere {
 #[derive(Debug, Default)]
 pub(super) struct Running {
     workers: Mutex<HashMap<WorkerId, Named>>,
+    /// Whether there are any: asked of each worker for each report, which takes no lock as long as there are none.
+    any: AtomicBool,
     ended: Notify,
 }
 
@@ -84,7 +87,10 @@ impl Running {
     /// The worker has it until the guard goes.
     pub(super) fn begin(self: &Arc<Self>, worker: WorkerId, sent: &Sent) -> WhileRunning {
         let named = (sent.errand.to_string(), sent.gone.clone());
-        self.lock().entry(worker).or_default().insert(sent.id, named);
+        let mut workers = self.lock();
+        workers.entry(worker).or_default().insert(sent.id, named);
+        self.any.store(true, Ordering::Relaxed);
+        drop(workers);
         WhileRunning { running: Arc::clone(self), worker, id: sent.id }
     }
 
@@ -95,7 +101,7 @@ impl Running {
 
     /// How many the worker has.
     pub(super) fn count(&self, worker: WorkerId) -> usize {
-        self.lock().get(&worker).map_or(0, HashMap::len)
+        if self.any.load(Ordering::Relaxed) { self.lock().get(&worker).map_or(0, HashMap::len) } else { 0 }
     }
 
     /// Resolves when one has ended since the last time: its worker has room.
@@ -130,6 +136,7 @@ impl Drop for WhileRunning {
                 workers.remove(&self.worker);
             }
         }
+        self.running.any.store(!workers.is_empty(), Ordering::Relaxed);
         drop(workers);
         self.running.ended.notify_one();
     }
@@ -265,14 +272,15 @@ impl Errands {
     }
 
     fn failed(&self, what: &str, told: bool, error: &ErrandError) {
-        let why = match error {
-            ErrandError::Failed(failure) => failure.why(),
-            ErrandError::Gone => "gone",
+        let (why, kind) = match error {
+            ErrandError::Failed(failure) => (failure.why(), format!("{what} {}", failure.why())),
+            // Whether there is such an endpoint only a worker can tell: anybody could have a kind for each name that they make up.
+            ErrandError::Gone => ("gone", "gone".to_owned()),
             ErrandError::Unknown | ErrandError::Late | ErrandError::Busy(_) => return,
         };
         self.settler.metrics.errand_failures.with_label_values(&[why]).inc();
         // Anybody may ask for an endpoint, as often as they like.
-        if !told && let Some(kept_back) = self.complaints.due(&format!("{what} {why}")) {
+        if !told && let Some(kept_back) = self.complaints.due(&kind) {
             tracing::warn!(what, %error, kept_back, "a custom endpoint failed");
         }
     }

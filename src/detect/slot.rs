@@ -110,16 +110,22 @@ impl Slot {
         }
     }
 
+    /// Those of the policies that alone are to run that have neither handled it nor been given up.
+    pub(super) fn undecided(&self) -> impl Iterator<Item = &str> {
+        let decided = |policy: &&String| {
+            self.handled.contains(policy) || self.given_up.iter().any(|given| given.policy == **policy)
+        };
+        self.only.iter().flatten().filter(move |policy| !decided(policy)).map(String::as_str)
+    }
+
     /// Gives up the policies that alone were to run, and are not there any more: without a word of them it would count as handled.
     pub(super) fn give_up_missing(&mut self, is_there: impl Fn(&str) -> bool) {
-        for policy in self.only.iter().flatten() {
-            let decided = self.handled.contains(policy) || self.given_up.iter().any(|given| given.policy == *policy);
-            if !decided && !is_there(policy) {
-                let why =
-                    "it was to run on a report that was sent again, and no policy of that name is loaded".to_owned();
-                self.given_up.push(Given { policy: policy.clone(), why, kind: ReasonKind::Policy });
-            }
-        }
+        let missing: Vec<String> = self.undecided().filter(|policy| !is_there(policy)).map(str::to_owned).collect();
+        self.given_up.extend(missing.into_iter().map(|policy| Given {
+            policy,
+            why: "it was to run on a report that was sent again, and no policy of that name is loaded".to_owned(),
+            kind: ReasonKind::Policy,
+        }));
     }
 
     /// The reason of the dead letter; `None` where no policy was given up.

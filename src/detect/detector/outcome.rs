@@ -88,6 +88,10 @@ impl Detector {
             }
         }
         let Some(slot) = self.slots.get_mut(&number) else { return };
+        // It ran where such a policy was not loaded, and a reload has brought it back since.
+        if wait.is_none() && slot.undecided().any(|policy| self.pool.has_policy(policy)) {
+            wait = Some(self.parts.policy.retry_first);
+        }
         if !unanswered && let Some(waiting) = slot.waits.take() {
             waiting.answered();
         }
@@ -225,7 +229,12 @@ impl Detector {
         self.tasks.spawn(async move {
             tokio::select! {
                 biased;
-                _ = AssertUnwindSafe(work).catch_unwind() => unsettled.unsettled.dec(),
+                done = AssertUnwindSafe(work).catch_unwind() => {
+                    unsettled.unsettled.dec();
+                    if let Err(panic) = done {
+                        tracing::error!(panic = panic_text(&*panic), "a panic while something settled");
+                    }
+                }
                 () = cut.cancelled() => {}
             }
         });
