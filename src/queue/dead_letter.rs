@@ -31,21 +31,35 @@ impl DeadLetter {
         let now = Time::now().micros();
         let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
         reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
+        // Of one that was cut and sent again the whole is still where it was.
+        let coordinates = message.header(headers::CUT).map_or(coordinates, str::to_owned);
         Self { id: letter_id(now, unique), message: message.clone(), reason, rejected_micros: now, coordinates }
     }
 
-    /// Keeps so many bytes of a body that is too large for the place of the letters.
+    /// Keeps so many bytes of the body, and a quarter of that of the headers, of what is too large for the place of the letters.
     #[cfg(feature = "kafka")]
     pub(super) fn cut(&mut self, keep: usize) {
-        let size = self.message.body.len();
-        if size > keep {
-            self.message.body.truncate(keep);
-            let Self { reason, coordinates, .. } = self;
-            reason.text = format!(
-                "{}; the dead letters do not take its {size} bytes: only the first {keep} stand here, the whole stood at {coordinates}",
-                reason.text
-            );
-        }
+        let Self { message, reason, coordinates, .. } = self;
+        let (size, headers) = (message.body.len(), message.headers.len());
+        message.body.truncate(keep);
+        let mut left = keep / 4;
+        let mut fits = |(name, value): &(String, String)| {
+            // What a broker adds for each is a few bytes.
+            let length = name.len() + value.len() + 16;
+            let fits = length <= left;
+            left = if fits { left - length } else { 0 };
+            fits
+        };
+        message.headers.retain(|header| fits(header));
+        message.key.truncate(message.key.floor_char_boundary(keep / 4));
+        reason.text = format!(
+            "{}; the dead letters do not take all of it: {} of its {size} bytes and {} of its {headers} headers stand here, the whole \
+             stood at {coordinates}",
+            reason.text,
+            message.body.len(),
+            message.headers.len(),
+        );
+        message.headers.push((headers::CUT.to_owned(), coordinates.clone()));
     }
 
     /// The copy that goes back into the queue.

@@ -37,6 +37,9 @@ pub(super) struct Open {
     pub(super) redelivered: u32,
     /// How often the dead letters refused it.
     pub(super) refused: u32,
+    /// Its dead letter is to have the beginning only.
+    #[cfg(feature = "kafka")]
+    pub(super) cut: bool,
     pub(super) stage: Stage,
 }
 
@@ -108,7 +111,14 @@ impl Flights {
         self.bytes += message.body.len();
         self.out += usize::from(matches!(stage, Stage::Out));
         self.rejected += usize::from(matches!(stage, Stage::Rejected(_)));
-        let open = Open { message, redelivered: 0, refused: 0, stage };
+        let open = Open {
+            message,
+            redelivered: 0,
+            refused: 0,
+            #[cfg(feature = "kafka")]
+            cut: false,
+            stage,
+        };
         self.flights.push_back(Flight { sequence, size, open: Some(open) });
         true
     }

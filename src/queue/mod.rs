@@ -45,6 +45,8 @@ pub mod headers {
     pub const ONLY: &str = "trackalert-only";
     /// How often the message was tried before it became a dead letter, all its lives together.
     pub const ATTEMPTS: &str = "trackalert-attempts";
+    /// Of a dead letter that was too large for its place and has the beginning of its message only: where the whole stood.
+    pub const CUT: &str = "trackalert-cut";
     /// In the alerts queue: the message is no alert, it is for the custom webhook of this name, with the body as it is.
     pub const WEBHOOK: &str = "trackalert-webhook";
     /// The id of such a message.

@@ -9,6 +9,9 @@ use super::support::kafka::{Broker, broker, broker_to_stall};
 use super::*;
 use trackalert::queue::kafka::{KafkaQueue, Settings};
 
+#[path = "kafka_records.rs"]
+mod records;
+
 /// A topic and a group of its own for each case.
 struct Kafka {
     settings: Settings,

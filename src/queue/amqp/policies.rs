@@ -68,7 +68,7 @@ impl Broker {
             queue,
             limit,
             policies,
-            "a policy of the broker sets delivery-limit on this queue: what is given back more often (a drain, an outage) goes to the dead letters; take delivery-limit out of that policy, or let it not match this queue"
+            "a policy of the broker sets delivery-limit on this queue: what is given back more often (a drain, an outage, a look at dead letters) the broker drops, or moves to the dead letters where the queue names them as its dead-letter exchange; take delivery-limit out of that policy, or let it not match this queue"
         );
     }
 
@@ -82,7 +82,7 @@ impl Broker {
             queue,
             returns,
             kept_back,
-            "a message came back many times: where a policy of the broker sets delivery-limit on this queue, it becomes a dead letter there; see that none does (rabbitmqctl list_policies, list_operator_policies), or set queue.amqp.management_url and this program looks at its start"
+            "a message came back many times: where a policy of the broker sets delivery-limit on this queue, the broker drops it, or moves it to the dead letters; see that none does (rabbitmqctl list_policies, list_operator_policies), or set queue.amqp.management_url and this program looks at its start"
         );
     }
 }

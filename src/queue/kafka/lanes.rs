@@ -52,6 +52,12 @@ impl Lanes {
         self.0.get(&lane).map(|lane| lane.next).filter(|next| sequence < *next)
     }
 
+    /// How many of a partition's messages are not finished.
+    pub(super) fn in_hand(&self, lane: u32) -> usize {
+        let flights = self.0.get(&lane).and_then(|lane| lane.flights.as_ref());
+        flights.map_or(0, |flights| flights.held().unfinished)
+    }
+
     /// Notes that a message came. Gives the generation of its partition; `None`: that is not ours.
     pub(super) fn came(&mut self, lane: u32, sequence: u64) -> Option<u32> {
         let lane = self.0.get_mut(&lane)?;

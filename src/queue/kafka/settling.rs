@@ -14,13 +14,8 @@ use super::queue::Shared;
 
 /// Bytes of a body that stand in a letter where the broker refuses the whole.
 const BEGINNING: usize = 64 * 1024;
-
-/// What of a message goes to the dead letters.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Body {
-    Whole,
-    Beginning,
-}
+/// Bytes of a body with which the whole is not tried: the client would wait for ever for room in its buffer.
+const HOPELESS: usize = 16 << 20;
 
 impl Shared {
     /// Takes all settlements that wait. `true`: there were some.
@@ -54,21 +49,21 @@ impl Shared {
             }
             Settlement::Reject(reason) => {
                 if lanes.taken_back(tag, Stage::Rejected(Box::new(reason))).is_some() {
-                    self.bury(lanes, tag, Body::Whole);
+                    self.bury(lanes, tag);
                 }
             }
         }
     }
 
     /// Sends a rejected message to the dead letters; it is finished when that is confirmed.
-    pub(super) fn bury(&self, lanes: &mut Lanes, tag: Tag, body: Body) {
+    pub(super) fn bury(&self, lanes: &mut Lanes, tag: Tag) {
         let Some(open) = lanes.get(tag) else { return };
         let Stage::Rejected(reason) = &open.stage else { return };
         let Tag { lane, sequence, .. } = tag;
         let coordinates = format!("{}/{lane}/{sequence}", self.name);
         let mut letter =
             DeadLetter::of(&open.message, reason.as_ref().clone(), coordinates, &format!("{lane:x}-{sequence:x}"));
-        if body == Body::Beginning {
+        if open.cut || open.message.body.len() > HOPELESS {
             letter.cut(BEGINNING);
         }
         self.producer.bury(tag, &letter, &self.buried_sender);
@@ -83,7 +78,10 @@ impl Shared {
                 lanes.finish(tag);
             }
             // Whoever may write to a topic that takes more than the one of the dead letters would hold the partition up for ever.
-            Err(QueueError::TooLarge { size, .. }) if size > BEGINNING => self.bury(lanes, tag, Body::Beginning),
+            Err(QueueError::TooLarge { .. }) if !open.cut => {
+                open.cut = true;
+                self.bury(lanes, tag);
+            }
             Err(error) => {
                 open.refused += 1;
                 let wait = backoff.wait(open.refused, rand::random());
@@ -102,7 +100,8 @@ impl Shared {
                 partition = lane,
                 from = expected,
                 to = sequence,
-                "a partition went back: its topic was made anew, or a broker lost what was not on all replicas; what stands there now is handled from its beginning"
+                in_hand = lanes.in_hand(lane),
+                "a partition went back: its topic was made anew, or a broker lost what was not on all replicas; what stands there now is handled from its beginning, and what is in hand of the earlier one is not handed out again"
             );
             lanes.assign(lane, self.next_generation());
         }

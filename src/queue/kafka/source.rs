@@ -18,7 +18,6 @@ use super::super::{AckToken, Backoff, Delivery, Message, Tag, Unsettled};
 use super::publisher::lock;
 use super::queue::{Shared, with_lanes};
 use super::rebalance::Member;
-use super::settling::Body;
 use super::{client, record};
 
 /// The most that is taken from the client before it is handed out.
@@ -150,12 +149,12 @@ impl Source {
                         place.send(delivery(&shared, tag, message, redelivered));
                     }
                 }
-                Some(Stage::Rejected(_)) => shared.bury(&mut lanes, tag, Body::Whole),
+                Some(Stage::Rejected(_)) => shared.bury(&mut lanes, tag),
                 Some(Stage::Out) | None => {}
             }
         }
         while let Some(next) = self.ahead.front() {
-            // The partition went while the message waited here: its next owner has it.
+            // The partition went while the message waited here: its next owner has it. Or it went back, which was told.
             if lanes.has(next.tag) {
                 if !lanes.room(next.message.body.len(), self.parts.limit) {
                     return false;
@@ -190,13 +189,16 @@ impl Source {
     }
 
     fn set_halted(&self, halted: bool) {
-        self.consumer.context().halted.store(halted, Ordering::Release);
         let done = self
             .consumer
             .assignment()
             .and_then(|mine| if halted { self.consumer.pause(&mine) } else { self.consumer.resume(&mine) });
-        if let Err(error) = done {
-            tracing::warn!(queue = self.parts.shared.name, %error, "partitions could not be paused or resumed");
+        match done {
+            Ok(()) => self.consumer.context().halted.store(halted, Ordering::Release),
+            // As it was, until the next round: taken for paused, they would go on to fill the memory.
+            Err(error) => {
+                self.parts.shared.to_log.complain("pause", &error, "partitions could not be paused or resumed");
+            }
         }
     }
 
