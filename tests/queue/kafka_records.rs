@@ -38,7 +38,7 @@ async fn records_are_compressed_on_the_brokers_disk() {
     let Some(broker) = broker() else { return };
     let driver = Kafka::new(broker);
     let queue = driver.open().await;
-    let body = "the same words again and again, ".repeat(1000);
+    let body = "the same words again and again, ".repeat(300);
     queue.publisher().publish((0..100).map(|_| Message::new("ann".to_owned(), body.clone())).collect()).await.unwrap();
     let folder = broker.server.folder.join(format!("data/logs/{}-0", driver.name));
     let logs = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap());
