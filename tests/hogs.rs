@@ -225,6 +225,25 @@ fn pattern_that_hangs_in_c_code_costs_a_restart_and_no_good_report() {
 }
 
 #[test]
+fn two_that_hang_at_once_are_dead_letters_after_one_restart_that_waits_for_neither() {
+    let site = Site::new(
+        "policy.stuck_after = \"500ms\"\npolicy.abort_after = \"2s\"\ndetect.workers = 3\ndetect.drain_timeout = \"2m\"",
+    );
+    site.policy("hog", HOG);
+    let mut program = site.start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let reports = ["ann", "bob"].map(|login| report(login, &json!({ "hog": "find" })));
+    runtime.block_on(send_all(&site.address, reports.into(), 2, Arc::new(Progress::default())));
+    let began = Instant::now();
+    let restarts = finish(&site, &mut program);
+    assert!(began.elapsed() < Duration::from_secs(60), "the drain waited for what hangs: {:?}", began.elapsed());
+    let letters = runtime.block_on(dead_letters(&site.address, "reports"));
+    let reasons: Vec<_> = letters.iter().map(|letter| letter["reason"]["kind"].clone()).collect();
+    assert_eq!((reasons, restarts), (vec![json!("hung"); 2], 1), "{}", site.log_text());
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
 fn string_larger_than_the_memory_is_refused_and_named() {
     only_the_guilty_one_is_a_dead_letter("string", "policy", 0);
 }
