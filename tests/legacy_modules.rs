@@ -270,7 +270,9 @@ fn redis_url_is_read_and_none_is_repeated() {
           assert(not ok and reason:find("redis.connect: host: is no redis://", 1, true), reason)
           assert(not reason:find("hunter2", 1, true), reason)
         end
-        local ok, reason = pcall(function() redis.connect("ann:hunter2@db"):ping() end)
+        local ok, reason = pcall(redis.connect, { path = "/run/redis.sock" })
+        assert(not ok and reason:find("redis.connect: path: ", 1, true), reason)
+        ok, reason = pcall(function() redis.connect("ann:hunter2@db"):ping() end)
         assert(not ok and reason:find("host: must be the name", 1, true) and not reason:find("hunter2", 1, true), reason)
         "#,
     );

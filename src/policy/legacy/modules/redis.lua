@@ -104,6 +104,8 @@ end
 function redis.connect(host, port)
   local server = { host = "127.0.0.1", port = 6379, db = 0, user = "", password = "" }
   if type(host) == "table" then
+    -- Left out, it would be another server that is asked.
+    if host.path then error("redis.connect: path: sockets of the file system are not understood; give host and port", 2) end
     server.host, server.port, server.db = host.host or server.host, host.port or server.port, tonumber(host.db) or 0
   elseif host ~= nil then
     local place, rest = match(tostring(host), "^(%a[%w+.-]*)://(.*)$")
