@@ -67,7 +67,7 @@ fn each_call_that_configures_is_a_setting_of_ours() {
                     "content_type": "text/plain", "kafka": true}]),
             )],
         ),
-        ("setNumWebHookThreads(4) setNumWebHookConnsPerThread(5)", vec![("notify.channel_in_flight", json!(20))]),
+        ("setNumWebHookThreads(4) setNumWebHookConnsPerThread(5)", vec![("notify.custom_in_flight", json!(20))]),
         ("setWebHookTimeoutSecs(3)", vec![("notify.timeout", json!("3s"))]),
         ("disableCurlPeerVerification()", vec![("outbound.verify_certificates", json!(false))]),
         ("disableCurlHostVerification()", vec![("outbound.verify_hosts", json!(false))]),

@@ -150,8 +150,8 @@ const HERE: [(usize, &str, &str); 38] = [
     (17, "initGeoIPISPDB()", ".mmdb\"; getGeoIP2DB(\"ISP\") finds it"),
     (18, "addCustomWebHook(\"tell\", { api-key, secret, url })", "notify.custom_webhooks has an entry { "),
     (18, "addCustomWebHook", "url = \"https://********@hook.example/a/********\""),
-    (19, "setNumWebHookThreads(2)", "a factor of notify.channel_in_flight, which is 2 with it"),
-    (20, "setNumWebHookConnsPerThread(8)", "a factor of notify.channel_in_flight, which is 16 with it"),
+    (19, "setNumWebHookThreads(2)", "a factor of notify.custom_in_flight, which is 2 with it"),
+    (20, "setNumWebHookConnsPerThread(8)", "a factor of notify.custom_in_flight, which is 16 with it"),
     (
         21,
         "setWebHookQueueSize(1000)",

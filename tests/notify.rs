@@ -21,7 +21,7 @@ use sha2::Sha256;
 use tokio::sync::{mpsc, watch};
 use trackalert::alert::Alert;
 use trackalert::health::Health;
-use trackalert::notify::{ChannelSettings, Notify, NotifyError, Parts, Settings, build_channels};
+use trackalert::notify::{ChannelSettings, HookSettings, Notify, NotifyError, Parts, Settings, build_channels};
 use trackalert::outbound::Tls;
 use trackalert::queue::delivery::ReasonKind;
 use trackalert::queue::{AckToken, Delivery, Message, Reason, Settlement, Subscription, Tag, headers};
@@ -41,6 +41,7 @@ fn settings(urls: &[&str]) -> Settings {
         suppress: Duration::from_secs(3600),
         in_flight: 64,
         channel_in_flight: 8,
+        custom_in_flight: 0,
         max_attempts: 3,
         retry_first: Duration::from_millis(5),
         retry_most: Duration::from_millis(50),
@@ -448,6 +449,43 @@ async fn channel_that_is_down_holds_up_no_other() {
     until("alerts up to the bound", || told() == 60).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(told(), 60);
+}
+
+/// For a custom webhook.
+fn for_hook(name: &str, n: usize) -> Message {
+    let mut message = Message::new(format!("webhook:{name}"), "{}");
+    let headers =
+        [(headers::WEBHOOK, name.to_owned()), (headers::ID, format!("{name}{n}")), (headers::TIME, "0".to_owned())];
+    message.headers = headers.map(|(name, value)| (name.to_owned(), value)).into();
+    message
+}
+
+#[tokio::test]
+async fn custom_webhooks_are_bounded_together_where_that_is_set_and_each_for_itself_where_not() {
+    for (together, at_once) in [(3, 3), (0, 4)] {
+        let receiver = Receiver::start().await;
+        receiver.answers(Answer { after: Duration::from_secs(3600), ..Answer::status(200) });
+        let hook = |name: &str| HookSettings {
+            name: name.to_owned(),
+            url: receiver.url(),
+            secret: Secret::default(),
+            secret_file: PathBuf::new(),
+            basic_auth: Secret::default(),
+            api_key: Secret::default(),
+            content_type: String::new(),
+            kafka: false,
+        };
+        let custom_webhooks = vec![hook("one"), hook("two")];
+        let mut rig =
+            Rig::start(Settings { custom_webhooks, custom_in_flight: together, channel_in_flight: 2, ..settings(&[]) });
+        for n in 0..10 {
+            rig.hand_out(for_hook("one", n)).await;
+            rig.hand_out(for_hook("two", n)).await;
+        }
+        until("the requests", || receiver.requests().len() == at_once).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(receiver.requests().len(), at_once);
+    }
 }
 
 #[tokio::test]

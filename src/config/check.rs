@@ -26,7 +26,7 @@ const WFORCE: &str = "policy.wforce.servers";
 const MOST_WFORCE: usize = 64;
 
 /// Key, least, most, and why.
-const WHOLE: [(&str, i64, i64, &str); 29] = [
+const WHOLE: [(&str, i64, i64, &str); 30] = [
     ("http.max_connections", 1, 1_000_000, ""),
     ("http.max_headers", 8, 10_000, ""),
     ("receive.max_attrs", 1, 100_000, ""),
@@ -55,6 +55,7 @@ const WHOLE: [(&str, i64, i64, &str); 29] = [
     ("state.sweep_entries", 1, 100_000_000, ""),
     ("notify.in_flight", 1, 100_000, ""),
     ("notify.channel_in_flight", 1, 10_000, ""),
+    ("notify.custom_in_flight", 0, 10_000, ""),
     ("notify.max_attempts", 1, 1000, ""),
 ];
 

@@ -71,11 +71,12 @@ pub(super) struct SendError {
 }
 
 /// One way out, and how many alerts may be tried on it at once: each channel has places of its own, which an alert holds while it is
-/// being sent and not while it waits for its next try. So a receiver that is down takes nobody else's.
+/// being sent and not while it waits for its next try. So a receiver that is down takes nobody else's. Custom webhooks share theirs where
+/// `notify.custom_in_flight` says so.
 #[derive(Debug)]
 pub struct Channel {
     way: Way,
-    places: Semaphore,
+    places: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -209,7 +210,7 @@ pub fn build_channels(settings: &Settings, tls: &Tls) -> Result<Vec<Arc<Channel>
                 match Webhook::new(&path, index, entry, settings.timeout, tls, taken) {
                     Ok(webhook) => {
                         let way = Way::Webhook(webhook);
-                        channels.push(Arc::new(Channel { way, places: Semaphore::new(places) }));
+                        channels.push(Arc::new(Channel { way, places: Arc::new(Semaphore::new(places)) }));
                     }
                     Err(found) => errors.extend(found),
                 }
@@ -222,13 +223,15 @@ pub fn build_channels(settings: &Settings, tls: &Tls) -> Result<Vec<Arc<Channel>
 
 /// Builds the custom webhooks of the settings, by name. All errors at once, each with its key.
 pub fn build_hooks(settings: &Settings, tls: &Tls) -> Result<HashMap<String, Arc<Channel>>, Vec<String>> {
-    let places = settings.channel_in_flight.clamp(1, Semaphore::MAX_PERMITS);
+    let places = |most: usize| Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
+    let together = (settings.custom_in_flight > 0).then(|| places(settings.custom_in_flight));
     let (mut hooks, mut errors) = (HashMap::new(), Vec::new());
     for (index, entry) in settings.custom_webhooks.iter().enumerate() {
         let path = format!("notify.custom_webhooks[{index}]");
         match Webhook::custom(&path, index, entry, settings.timeout, tls) {
             Ok(webhook) => {
-                let channel = Channel { way: Way::Webhook(webhook), places: Semaphore::new(places) };
+                let places = together.clone().unwrap_or_else(|| places(settings.channel_in_flight));
+                let channel = Channel { way: Way::Webhook(webhook), places };
                 if hooks.insert(entry.name.clone(), Arc::new(channel)).is_some() {
                     errors.push(format!("{path}.name: {} is the name of an earlier one", entry.name));
                 }

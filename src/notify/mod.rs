@@ -53,6 +53,7 @@ pub struct Settings {
     pub suppress: Duration,
     pub in_flight: usize,
     pub channel_in_flight: usize,
+    pub custom_in_flight: usize,
     pub max_attempts: u32,
     #[serde(with = "humantime_serde")]
     pub retry_first: Duration,

@@ -221,8 +221,8 @@ impl Said<'_> {
         *factor(self.config) = Some(args.whole("number")?);
         let factors = [self.config.hook_threads, self.config.hook_connections];
         let product = factors.into_iter().flatten().fold(1, i64::saturating_mul);
-        self.config.set("notify.channel_in_flight", product, &self.place);
-        self.means.push(Meaning::Is(format!("a factor of notify.channel_in_flight, which is {product} with it")));
+        self.config.set("notify.custom_in_flight", product, &self.place);
+        self.means.push(Meaning::Is(format!("a factor of notify.custom_in_flight, which is {product} with it")));
         Ok(())
     }
 
