@@ -208,7 +208,7 @@ metrics! {
         "internal"];
     #[doc = "Calls of custom endpoints and background functions that failed, by what stopped them"]
     errand_failures: counters "trackalert_errand_failures_total" ["why": "error", "time", "cpu", "memory", "cancelled",
-        "internal", "dependency", "gone"];
+        "internal", "dependency", "gone", "no_room"];
     #[doc = "HTTP requests of policies, by the class of the answer's status, or by why there is none"]
     policy_http: counters "trackalert_policy_http_total" ["result": "2xx", "3xx", "4xx", "5xx", "failed", "time_out",
         "too_large", "no_turn"];

@@ -36,8 +36,7 @@ pub(super) fn endpoints(errands: Errands) -> endpoints::Run {
                 Ok(Answered::Endpoint { success, attrs }) => Ok((success, attrs)),
                 Ok(Answered::Nothing | Answered::Line(_)) => Ok((true, Map::new())),
                 Err(ErrandError::Unknown) => Err(Unanswered::Unknown),
-                // To try again is right for both.
-                Err(error @ (ErrandError::Busy(_) | ErrandError::Gone)) => Err(Unanswered::Busy(error.to_string())),
+                Err(error @ (ErrandError::Busy(_) | ErrandError::NoRoom)) => Err(Unanswered::Busy(error.to_string())),
                 Err(error) => Err(Unanswered::Failed(error.to_string())),
             }
         })

@@ -41,8 +41,11 @@ pub enum ErrandError {
     /// There are too many.
     #[error("as many endpoints and lines as detect.errands allows ({0}) are under way; try again later")]
     Busy(usize),
-    /// The program is draining, the worker hung, or all workers were full.
-    #[error("no worker has done it: one hung, the program ends, or none had room in time (policy.in_flight)")]
+    /// It has not begun: all workers were full, or the program is draining.
+    #[error("no worker has begun it: none had room in time (policy.in_flight), or the program ends; try again later")]
+    NoRoom,
+    /// It was cut off: its worker hung, or the program is ending.
+    #[error("it was cut off: its worker hung, or the program ends; what it has done stays done")]
     Gone,
 }
 
@@ -142,12 +145,21 @@ impl Drop for WhileRunning {
     }
 }
 
-/// What a worker says of what it was sent; `None`: it was given up, or says nothing in time.
-async fn answered(answer: oneshot::Receiver<Outcome>, gone: CancellationToken, by: Instant) -> Option<Outcome> {
+/// What a worker says of what it was sent.
+async fn answered(
+    answer: oneshot::Receiver<Outcome>,
+    gone: CancellationToken,
+    by: Instant,
+) -> Result<Outcome, ErrandError> {
     tokio::select! {
         biased;
-        outcome = tokio::time::timeout_at(by, answer) => outcome.ok()?.ok(),
-        () = gone.cancelled() => None,
+        outcome = tokio::time::timeout_at(by, answer) => match outcome {
+            Ok(Ok(outcome)) => Ok(outcome),
+            // Dropped where it waited, and never begun.
+            Ok(Err(_)) if !gone.is_cancelled() => Err(ErrandError::NoRoom),
+            Ok(Err(_)) | Err(_) => Err(ErrandError::Gone),
+        },
+        () = gone.cancelled() => Err(ErrandError::Gone),
     }
 }
 
@@ -241,11 +253,11 @@ impl Errands {
         let sent = Control::Everywhere(Everywhere { errand, id, t, answers });
         let deadline = Instant::now() + self.limits.time + GRACE;
         if !matches!(tokio::time::timeout_at(deadline, self.control.send(sent)).await, Ok(Ok(()))) {
-            return vec![Err(ErrandError::Gone)];
+            return vec![Err(ErrandError::NoRoom)];
         }
         let (mut all, mut place) = (Vec::with_capacity(waiting.len()), Some(place));
         for (answer, gone) in waiting {
-            let outcome = answered(answer, gone, deadline).await.ok_or(ErrandError::Gone);
+            let outcome = answered(answer, gone, deadline).await;
             all.push(match outcome.and_then(done) {
                 Ok((effects, answered)) => match place.take() {
                     Some(place) => self.apply_soon(effects, place).await.map(|()| answered),
@@ -265,9 +277,9 @@ impl Errands {
         let by = begin_by + self.limits.time;
         let sent = Control::Errand(Sent { errand, id, t, answer, begin_by, gone: gone.clone() });
         if !matches!(tokio::time::timeout_at(by, self.control.send(sent)).await, Ok(Ok(()))) {
-            return Err(ErrandError::Gone);
+            return Err(ErrandError::NoRoom);
         }
-        let outcome = answered(waits, gone, by).await.ok_or(ErrandError::Gone);
+        let outcome = answered(waits, gone, by).await;
         outcome.and_then(done).inspect_err(|error| self.failed(&what, told, error))
     }
 
@@ -275,6 +287,7 @@ impl Errands {
         let (why, kind) = match error {
             ErrandError::Failed(failure) => (failure.why(), format!("{what} {}", failure.why())),
             // Whether there is such an endpoint only a worker can tell: anybody could have a kind for each name that they make up.
+            ErrandError::NoRoom => ("no_room", "no room".to_owned()),
             ErrandError::Gone => ("gone", "gone".to_owned()),
             ErrandError::Unknown | ErrandError::Late | ErrandError::Busy(_) => return,
         };

@@ -49,8 +49,6 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) policy: String,
-    /// The generation of the set in which it ran.
-    pub(super) set: u64,
     pub(super) result: Result<Effects, Failure>,
 }
 
@@ -61,6 +59,8 @@ pub(super) struct Outcome {
     pub(super) number: u64,
     /// The policies that had handled the report before it was lent.
     pub(super) handled_before: Vec<String>,
+    /// The generation of the set in which it ran.
+    pub(super) set: u64,
     pub(super) calls: Vec<Call>,
     /// The state did not say who had handled it before: nothing was run.
     pub(super) state_error: Option<StateError>,
@@ -205,37 +205,38 @@ impl Worker {
         });
         let ran = ran.await?;
         // Without an outcome the report would be in hand for ever, and its login would wait behind it.
-        let (handled_before, calls, state_error) =
-            ran.unwrap_or_else(|panic| (Vec::new(), vec![self.nobodys(Failure::Internal(panic_text(&*panic)))], None));
-        Some(Outcome {
+        let outcome =
+            ran.unwrap_or_else(|panic| self.outcome(&job, vec![nobodys(Failure::Internal(panic_text(&*panic)))]));
+        Some(Outcome { waited, ran: began.elapsed(), ..outcome })
+    }
+
+    /// That of a job which nobody has handled before, with the policies that are in use now.
+    fn outcome(&self, job: &Job, calls: Vec<Call>) -> Outcome {
+        Outcome {
             worker: self.id,
             number: job.number,
-            handled_before,
+            handled_before: Vec::new(),
+            set: self.machines.generation(),
             calls,
-            state_error,
-            waited,
-            ran: began.elapsed(),
-        })
+            state_error: None,
+            waited: Duration::ZERO,
+            ran: Duration::ZERO,
+        }
     }
 
-    /// A failure for which no policy is to blame.
-    fn nobodys(&self, failure: Failure) -> Call {
-        Call { policy: String::new(), set: self.machines.generation(), result: Err(failure) }
-    }
-
-    async fn run_policies(&self, job: &Job, apart: Option<Apart>) -> (Vec<String>, Vec<Call>, Option<StateError>) {
+    async fn run_policies(&self, job: &Job, apart: Option<Apart>) -> Outcome {
         // Here and not in the detector's one task, which every report passes: see `Devices::read`.
         self.devices.read(&job.report);
         match self.state.handled(job.report.id).await {
             Ok(handled) => {
-                let calls = self.call_policies(job, &handled, apart).await;
-                (handled, calls, None)
+                let outcome = self.call_policies(job, &handled, apart).await;
+                Outcome { handled_before: handled, ..outcome }
             }
-            Err(error) => (Vec::new(), Vec::new(), Some(error)),
+            Err(error) => Outcome { state_error: Some(error), ..self.outcome(job, Vec::new()) },
         }
     }
 
-    async fn call_policies(&self, job: &Job, handled: &[String], apart: Option<Apart>) -> Vec<Call> {
+    async fn call_policies(&self, job: &Job, handled: &[String], apart: Option<Apart>) -> Outcome {
         match apart {
             None => {
                 let vm = self.machines.fit();
@@ -246,13 +247,11 @@ impl Worker {
                 self.call_in(&vm, job, handled).await
             }
             Some(Ok(vm)) => {
-                let calls = self.call_in(&vm, job, handled).await;
+                let outcome = self.call_in(&vm, job, handled).await;
                 self.machines.give_back(vm);
-                calls
+                outcome
             }
-            Some(Err(said)) => {
-                vec![self.nobodys(Failure::Dependency { dependency: "vm", said })]
-            }
+            Some(Err(said)) => self.outcome(job, vec![nobodys(Failure::Dependency { dependency: "vm", said })]),
         }
     }
 
@@ -273,7 +272,7 @@ impl Worker {
         let _ = answer.send(outcome);
     }
 
-    async fn call_in(&self, vm: &Vm, job: &Job, handled: &[String]) -> Vec<Call> {
+    async fn call_in(&self, vm: &Vm, job: &Job, handled: &[String]) -> Outcome {
         let mut calls = Vec::new();
         for (index, policy) in vm.names() {
             let named = |names: &[String]| names.iter().any(|name| name == policy);
@@ -283,15 +282,20 @@ impl Worker {
             }
             let ran = AssertUnwindSafe(vm.run(index, &job.report)).catch_unwind().await;
             let result = ran.unwrap_or_else(|panic| Err(Failure::Internal(panic_text(&*panic))));
-            let call = Call { policy: policy.to_owned(), set: vm.generation(), result };
+            let call = Call { policy: policy.to_owned(), result };
             if matches!(call.result, Err(Failure::Memory | Failure::Internal(_))) {
                 // Whoever it was, nobody can go on here: the others run again, apart from it.
                 vm.retire();
             }
             calls.push(call);
         }
-        calls
+        Outcome { set: vm.generation(), ..self.outcome(job, calls) }
     }
+}
+
+/// A failure for which no policy is to blame.
+const fn nobodys(failure: Failure) -> Call {
+    Call { policy: String::new(), result: Err(failure) }
 }
 
 /// What a panic said.

@@ -9,6 +9,9 @@ use super::delivery::{Reason, ReasonKind};
 use super::{Message, QueueError, headers};
 use crate::report::Time;
 
+/// Bytes of coordinates that come with a message: whoever may write to a queue may have written them.
+const MAX_COORDINATES: usize = 512;
+
 /// A message that will not be handled as it is, with all that is needed to understand it and to send it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
@@ -32,7 +35,8 @@ impl DeadLetter {
         let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
         reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
         // Of one that was cut and sent again the whole is still where it was.
-        let coordinates = message.header(headers::CUT).map_or(coordinates, str::to_owned);
+        let stood = message.header(headers::CUT).filter(|stood| stood.len() <= MAX_COORDINATES);
+        let coordinates = stood.map_or(coordinates, str::to_owned);
         Self { id: letter_id(now, unique), message: message.clone(), reason, rejected_micros: now, coordinates }
     }
 
@@ -50,8 +54,12 @@ impl DeadLetter {
             left = if fits { left - length } else { 0 };
             fits
         };
-        message.headers.retain(|header| fits(header));
+        message.headers.retain(|header| header.0 != headers::CUT && fits(header));
         message.key.truncate(message.key.floor_char_boundary(keep / 4));
+        // It was refused together with others.
+        if (message.body.len(), message.headers.len()) == (size, headers) {
+            return;
+        }
         reason.text = format!(
             "{}; the dead letters do not take all of it: {} of its {size} bytes and {} of its {headers} headers stand here, the whole \
              stood at {coordinates}",

@@ -27,6 +27,8 @@ pub(super) struct Round {
     pub(super) probe: bool,
     /// It ran in a machine of its own.
     pub(super) alone: bool,
+    /// It ran with the policies that are in use. What one of an earlier set does tells nothing of those.
+    pub(super) of_today: bool,
 }
 
 impl Detector {
@@ -54,7 +56,8 @@ impl Detector {
             return;
         }
         slot.add_handled(outcome.handled_before);
-        let round = Round { number: outcome.number, probe, alone: slot.party == 1 };
+        let of_today = self.pool.is_of_today(outcome.set);
+        let round = Round { number: outcome.number, probe, alone: slot.party == 1, of_today };
         self.decide(round, outcome.calls);
     }
 
@@ -64,12 +67,10 @@ impl Detector {
         let mut collected = Collected::default();
         let mut wait: Option<Duration> = None;
         let mut unanswered = false;
-        for Call { policy, set, result } in calls {
-            // What one of an earlier set does tells nothing of those that are in use.
-            let of_today = self.pool.is_of_today(set);
+        for Call { policy, result } in calls {
             match result {
                 Ok(effects) => {
-                    if of_today {
+                    if round.of_today {
                         self.note_breaker(&policy, None, round);
                     }
                     collected.alerts.extend(effects.alerts);
@@ -82,14 +83,14 @@ impl Detector {
                 }
                 Err(failure) => {
                     unanswered |= matches!(failure, Failure::Dependency { .. });
-                    let again = self.on_failure(round, policy, of_today, failure);
+                    let again = self.on_failure(round, policy, failure);
                     wait = wait.max(again);
                 }
             }
         }
         let Some(slot) = self.slots.get_mut(&number) else { return };
         // It ran where such a policy was not loaded, and a reload has brought it back since.
-        if wait.is_none() && slot.undecided().any(|policy| self.pool.has_policy(policy)) {
+        if wait.is_none() && !round.of_today && slot.undecided().any(|policy| self.pool.has_policy(policy)) {
             wait = Some(self.parts.policy.retry_first);
         }
         if !unanswered && let Some(waiting) = slot.waits.take() {
@@ -119,7 +120,7 @@ impl Detector {
     }
 
     /// Counts a failure. `Some`: the policy is to run on the report again, after that time.
-    fn on_failure(&mut self, round: Round, policy: String, of_today: bool, failure: Failure) -> Option<Duration> {
+    fn on_failure(&mut self, round: Round, policy: String, failure: Failure) -> Option<Duration> {
         let metrics = Arc::clone(&self.parts.services.metrics);
         let max_attempts = self.parts.policy.max_attempts;
         let backoff = Backoff { first: self.parts.policy.retry_first, most: self.parts.policy.retry_most };
@@ -152,7 +153,7 @@ impl Detector {
                 None
             }
             Blame::Policy => {
-                if of_today {
+                if round.of_today {
                     self.note_breaker(&policy, Some(&failure), round);
                 }
                 let slot = self.slots.get_mut(&round.number)?;

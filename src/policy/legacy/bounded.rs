@@ -30,6 +30,8 @@ struct Answer {
     text: u64,
     /// The type of the value whose line is read, once it has come.
     kind: Option<u8>,
+    /// The last byte of that line was one that only the end of a line has.
+    ends: bool,
     /// The number in that line. One that is negative stands for nothing, as zero does.
     number: u64,
     negative: bool,
@@ -37,7 +39,7 @@ struct Answer {
 
 impl Answer {
     const fn new(most: u64) -> Self {
-        Self { most, bytes: 0, values: 0, text: 0, kind: None, number: 0, negative: false }
+        Self { most, bytes: 0, values: 0, text: 0, kind: None, ends: false, number: 0, negative: false }
     }
 
     /// These came. `false`: there is an answer with more than it may have, or that says so.
@@ -66,13 +68,14 @@ impl Answer {
     }
 
     fn read_line(&mut self, byte: u8) {
+        let ends = std::mem::replace(&mut self.ends, byte == b'\r');
         match (self.kind, byte) {
             (None, kind) => {
                 // The first value of an answer is one that nobody has announced.
                 self.values = self.values.max(1);
                 (self.kind, self.number, self.negative) = (Some(kind), 0, false);
             }
-            (Some(kind), b'\n') => {
+            (Some(kind), b'\n') if ends => {
                 self.kind = None;
                 self.values -= 1;
                 let number = if self.negative { 0 } else { self.number };
@@ -166,6 +169,8 @@ mod tests {
         for kind in ['*', '~', '%', '>', '|'] {
             assert!(!fits(format!("{kind}2000000000\r\n").as_bytes()), "{kind}");
         }
+        // The client takes a bare end of line for a part of the line.
+        assert!(fits(b"*2\r\n+a\n$99\r\n+b\r\n"));
         // Arrays in arrays: what is announced counts together.
         assert!(fits(b"*2\r\n*2\r\n:1\r\n$-1\r\n*-1\r\n:1\r\n+OK\r\n"));
         assert!(!fits(b"*20\r\n*20\r\n"));

@@ -14,7 +14,7 @@ use super::queue::Shared;
 
 /// Bytes of a body that stand in a letter where the broker refuses the whole.
 const BEGINNING: usize = 64 * 1024;
-/// Bytes of a body with which the whole is not tried: the client would wait for ever for room in its buffer.
+/// Bytes of a body with which the whole is not tried: the client's buffer might have no room for it, however often it is tried.
 const HOPELESS: usize = 16 << 20;
 
 impl Shared {
@@ -78,7 +78,8 @@ impl Shared {
                 lanes.finish(tag);
             }
             // Whoever may write to a topic that takes more than the one of the dead letters would hold the partition up for ever.
-            Err(QueueError::TooLarge { .. }) if !open.cut => {
+            // The broker refuses all that is sent together: it is tried again before it is cut.
+            Err(QueueError::TooLarge { .. }) if !open.cut && open.refused > 0 => {
                 open.cut = true;
                 self.bury(lanes, tag);
             }
