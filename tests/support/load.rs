@@ -22,8 +22,9 @@ use super::trial;
 /// How long something may take before a trial fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How long a program is idle when what is missing will not come.
-const GIVEN_UP: Duration = Duration::from_secs(15);
+/// How long a program is idle when what is missing will not come: longer than it waits for the broker to see the end of the process before
+/// it (`queue.amqp.predecessor_timeout`), when what that had in hand comes again.
+const GIVEN_UP: Duration = Duration::from_secs(60);
 
 const SENDERS: usize = 4;
 
@@ -119,6 +120,8 @@ impl Rig {
     pub(crate) fn new(driver: Driver) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let seed = trial::seed();
+        // Said first, or a failure would take it along.
+        println!("TRACKALERT_SEED={seed}");
         let (inbox, receiver) = Inbox::start();
         Self {
             driver,
@@ -202,7 +205,12 @@ impl Rig {
         });
         program.wait_idle(PATIENCE);
         let history = history();
-        assert_eq!(history["hits"]["total"]["value"], json!(load.total), "reports in the history");
+        assert_eq!(
+            history["hits"]["total"]["value"],
+            json!(load.total),
+            "reports in the history; the log:\n{}",
+            site.log_text()
+        );
         let buckets = history["aggregations"]["logins"]["buckets"].as_array().unwrap();
         assert_eq!(buckets.len(), load.logins);
         for bucket in buckets {
