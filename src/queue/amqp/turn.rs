@@ -14,7 +14,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::broker::{Broker, Failure};
 
-/// The broker ends a connection first and then its channels, with which the messages go back: a matter of milliseconds.
+/// The broker ends a connection first and then its channels, with which the messages go back: a matter of milliseconds. Not so where it
+/// is starved of CPU: what comes back later than this is handled after what followed it.
 const CHANNELS_END: Duration = Duration::from_millis(100);
 
 /// How often a turn that was given up is asked for again.
