@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The program in a folder of its own and without the environment of whoever runs the tests.
 fn program(folder: &Path) -> Command {
@@ -264,6 +266,24 @@ fn run_with_a_data_dir_that_is_a_file_is_exit_code_2_and_a_port_in_use_is_1() {
     for noise in ["fjall", "lsm_tree", "tantivy", ".cargo/registry"] {
         assert!(!err.contains(noise), "{noise} in\n{err}");
     }
+}
+
+#[test]
+fn sigterm_while_it_waits_for_its_broker_at_the_start_is_exit_code_0() {
+    let folder = folder();
+    let broker = format!("queue.amqp.url=amqp://127.0.0.1:{}", dead_port());
+    let sets = ["queue.kind=amqp", &broker, "queue.amqp.start_timeout=30s", "http.listen=127.0.0.1:0"];
+    let mut command = program(folder.path());
+    command.arg("run").args(sets.iter().flat_map(|set| ["--set", set]));
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    // It ends by itself, too, where it never says so: after queue.amqp.start_timeout.
+    assert!(log.any(|line| line.unwrap().contains("the broker is not there yet")), "it did not wait for its broker");
+    let began = Instant::now();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(20), "it waited for the broker: {:?}", began.elapsed());
 }
 
 #[test]

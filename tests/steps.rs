@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
-use trackalert::app::{App, Stores};
+use trackalert::app::{App, Signals, Stores};
 use trackalert::config::{Config, Roles};
 use trackalert::telemetry::Metrics;
 
@@ -80,6 +80,7 @@ fn process_under_test() {
     });
     let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let signals = Signals::set().unwrap();
         let config = Config::load(Some(Path::new(&config)), &[]).unwrap();
         trackalert::telemetry::init_log(&config.log).unwrap();
         let metrics = Arc::new(Metrics::new());
@@ -87,7 +88,7 @@ fn process_under_test() {
         let open = tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1).unwrap());
         let stores = watched(open.await.unwrap(), &fuse);
         let app = App::assemble(config, Roles::all(), stores, metrics).await.unwrap();
-        app.run_until_signal().await.unwrap();
+        app.run_until_signal(signals).await.unwrap();
     });
 }
 

@@ -1,23 +1,24 @@
 //! The composition root: builds each part from the configuration, starts the roles in the order in which nothing is lost, and drains
 //! them in the reverse order.
 //!
-//! Owns the order and the signals. Holds no logic of a role, and nothing is global: what a part needs is handed to it here.
+//! Owns the order. Holds no logic of a role, and nothing is global: what a part needs is handed to it here.
 
 mod errands;
 mod files;
 mod late;
 mod operator;
 mod reload;
+mod signals;
 mod start;
 mod stores;
 mod upkeep;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 use files::Files;
 use operator::Operator;
 use reload::Reload;
+pub use signals::Signals;
+use signals::Wish;
 use stores::Bridge;
 pub use stores::Stores;
 
@@ -239,42 +242,61 @@ impl App {
         ended
     }
 
-    /// Runs until SIGTERM or SIGINT (then drains; a second one ends at once, and what was in flight is handed out again at the next
-    /// start), or until a role fails. SIGHUP reloads the policies, the
-    /// files that `detect` looks things up in, and the certificates.
-    pub async fn run_until_signal(self) -> Result<(), StartError> {
-        let listen = |kind| signal(kind).map_err(StartError::Signals);
-        let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-        let mut hup = listen(SignalKind::hangup())?;
+    /// Starts, and runs until SIGTERM or SIGINT (then drains; a second one ends at once, and what was in flight is handed out again at
+    /// the next start), or until a role fails. SIGHUP reloads the policies, the files that `detect` looks things up in, and the
+    /// certificates.
+    pub async fn run(config: Config, roles: Roles) -> Result<(), StartError> {
+        let mut signals = Signals::set()?;
+        let mut starting = pin!(Self::start(config, roles));
+        let started = tokio::select! {
+            started = &mut starting => started?,
+            () = signals.end() => {
+                // What takes longer waits for a broker, or reads what a crash has left: nothing was taken yet that could come again.
+                let Ok(started) = tokio::time::timeout(LEAST, starting).await else { return Ok(()) };
+                return started?.drain_until_signal(signals).await;
+            }
+        };
+        started.run_until_signal(signals).await
+    }
+
+    /// Runs what has started, as [`App::run`] does.
+    pub async fn run_until_signal(self, mut signals: Signals) -> Result<(), StartError> {
         loop {
-            tokio::select! {
-                _ = term.recv() => break,
-                _ = int.recv() => break,
-                _ = hup.recv() => {
-                    // By itself: a file that does not come must not make the program deaf to the next signal.
-                    let reload = Arc::clone(&self.reload);
-                    tokio::spawn(async move {
-                        match reload.all().await {
-                            Ok(done) => tracing::info!(done, "reloaded"),
-                            Err(error) => tracing::error!(error, "not reloaded"),
-                        }
-                    });
-                    if let Err(error) = self.server.reload_tls() {
-                        tracing::error!(%error, "the certificates were not reloaded; the old ones stay in use");
-                    }
-                }
-                () = self.shutdown.cancelled() => break,
-                () = self.role_ended() => break,
+            let wish = tokio::select! {
+                wish = signals.next() => wish,
+                () = self.shutdown.cancelled() => Wish::End,
+                () = self.role_ended() => Wish::End,
+            };
+            match wish {
+                Wish::End => break,
+                Wish::Reload => self.read_again(),
             }
         }
+        self.drain_until_signal(signals).await
+    }
+
+    /// By itself: a file that does not come must not make the program deaf to the next signal.
+    fn read_again(&self) {
+        let reload = Arc::clone(&self.reload);
+        tokio::spawn(async move {
+            match reload.all().await {
+                Ok(done) => tracing::info!(done, "reloaded"),
+                Err(error) => tracing::error!(error, "not reloaded"),
+            }
+        });
+        if let Err(error) = self.server.reload_tls() {
+            tracing::error!(%error, "the certificates were not reloaded; the old ones stay in use");
+        }
+    }
+
+    async fn drain_until_signal(self, mut signals: Signals) -> Result<(), StartError> {
         tracing::info!("draining");
         tokio::select! {
             ended = self.drain() => {
                 tracing::info!("drained");
                 ended
             }
-            _ = term.recv() => Ok(()),
-            _ = int.recv() => Ok(()),
+            () = signals.end() => Ok(()),
         }
     }
 

@@ -33,8 +33,5 @@ pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     }
     allow_open_files();
     let roles = args.roles;
-    block_on(async move {
-        let app = App::start(config, roles).await.map_err(|error| Failure::failed(error.to_string()))?;
-        app.run_until_signal().await.map_err(|error| Failure::failed(error.to_string()))
-    })
+    block_on(async move { App::run(config, roles).await.map_err(|error| Failure::failed(error.to_string())) })
 }
