@@ -36,25 +36,59 @@ async fn connection_that_never_ends_is_waited_for_no_longer_than_is_set() {
     assert!(logged(&[&driver.name, "is handled late"]));
     before.source.abort();
     // It is the one to be waited for from then on.
-    let turn = format!("{}.process.one", driver.name);
-    until("the queue of the first one stays", async || driver.asked(&turn)["name"].is_null()).await;
-    until("the second one never has its turn", async || driver.asked(&turn)["name"].is_string()).await;
+    until_taker_has_turn(&driver).await;
     end(after).await;
 }
 
+/// The channels that take from a queue, as the broker's own tools name them.
+fn channels(driver: &Amqp, queue: &str) -> Vec<String> {
+    let asked = driver.asked(queue);
+    let consumers = asked["consumer_details"].as_array().cloned().unwrap_or_default();
+    consumers.iter().filter_map(|consumer| Some(consumer["channel_details"]["name"].as_str()?.to_owned())).collect()
+}
+
+async fn until_taker_has_turn(driver: &Amqp) {
+    let turn = format!("{}.process.one", driver.name);
+    until("the channel that takes does not have the turn", async || {
+        let of_turn = channels(driver, &turn);
+        of_turn.len() == 1 && of_turn == channels(driver, &driver.name)
+    })
+    .await;
+}
+
+/// A connection ends before its channels do, and what they had in hand goes back with the channels.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn user_without_a_right_to_the_queue_of_the_turn_takes_without_it() {
+async fn turn_is_of_the_channel_that_has_the_deliveries_and_not_of_its_connection() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.try_open_as("one").await.unwrap();
+    queue.publisher().publish(numbered(0..1)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut subscription).await.token.ack();
+    until_taker_has_turn(&driver).await;
+    end(subscription).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_who_may_not_make_the_queue_of_the_turn_takes_without_it() {
+    takes_without_a_turn("maker", r#"{ "configure": "^(?!.*[.]process[.])", "write": ".*", "read": ".*" }"#).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_who_may_not_take_from_the_queue_of_the_turn_takes_without_it() {
+    takes_without_a_turn("taker", r#"{ "configure": ".*", "write": ".*", "read": "^(?!.*[.]process[.])" }"#).await;
+}
+
+async fn takes_without_a_turn(user: &str, rights: &str) {
     let Some(mut driver) = Amqp::start() else { return };
     keep_the_log();
-    let rights = r#"{ "configure": "^(?!.*[.]process[.])", "write": ".*", "read": ".*" }"#;
-    let made = driver.rabbit.manage("PUT", "users/narrow", r#"{ "password": "narrow", "tags": "" }"#);
+    let made = driver.rabbit.manage("PUT", &format!("users/{user}"), r#"{ "password": "narrow", "tags": "" }"#);
     assert_eq!(made, (201, serde_json::Value::Null));
-    assert_eq!(driver.rabbit.manage("PUT", "permissions/%2F/narrow", rights).0, 201);
-    driver.settings.url = Secret::from(driver.rabbit.url().replace("guest:guest", "narrow:narrow"));
+    assert_eq!(driver.rabbit.manage("PUT", &format!("permissions/%2F/{user}"), rights).0, 201);
+    driver.settings.url = Secret::from(driver.rabbit.url().replace("guest:guest", &format!("{user}:narrow")));
     let queue = driver.try_open().await.unwrap();
     queue.publisher().publish(numbered(0..1)).await.unwrap();
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
     assert_eq!(number(&next(&mut subscription).await), 0);
-    assert!(logged(&[&driver.name, "cannot be made"]));
+    assert!(logged(&[&driver.name, "cannot be had"]));
     end(subscription).await;
 }

@@ -51,6 +51,8 @@ pub(super) struct Session<'a> {
     pub(super) parts: &'a mut Parts,
     connection: Arc<Connection>,
     pub(super) channel: Channel,
+    /// Ends with the channel: until then the next process waits.
+    turn: Option<Consumer>,
     pub(super) consumer: Option<Consumer>,
     pub(super) consumers: u32,
     pub(super) generation: u32,
@@ -88,10 +90,10 @@ impl<'a> Session<'a> {
     pub(super) async fn open(parts: &'a mut Parts) -> Result<Self, QueueError> {
         let broker = Arc::clone(&parts.link.broker);
         let (connection, channel) = parts.wire.channel(&broker, false).await?;
-        parts.turn.take(&broker, &connection).await?;
         let prefetch = parts.limit().messages.clamp(1, MOST_PREFETCH);
         let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
         broker.within("prefetch", channel.basic_qos(count, BasicQosOptions::default())).await?;
+        let turn = parts.turn.take(&broker, &connection, &channel).await?;
         let generation = parts.generations.fetch_add(1, Ordering::Relaxed);
         let (buried_sender, buried) = mpsc::unbounded_channel();
         let mut session = Self {
@@ -99,6 +101,7 @@ impl<'a> Session<'a> {
             parts,
             connection,
             channel,
+            turn,
             consumer: None,
             consumers: 0,
             generation,
@@ -183,7 +186,10 @@ impl<'a> Session<'a> {
         if !self.connection.status().connected() || !self.channel.status().connected() {
             return Err(self.parts.link.broker.unavailable("the connection is gone"));
         }
-        self.parts.turn.take_late(&self.parts.link.broker, &self.connection).await;
+        let (broker, parts) = (Arc::clone(&self.parts.link.broker), &mut *self.parts);
+        if let Some(turn) = parts.turn.take_late(&broker, &self.connection, &self.channel).await {
+            self.turn = Some(turn);
+        }
         self.pause_or_resume().await?;
         self.give_missed_back().await?;
         self.give_back().await?;
