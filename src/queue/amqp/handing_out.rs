@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use tokio::time::{Instant, timeout};
 
 use super::super::flights::Stage;
@@ -25,7 +25,7 @@ impl Session<'_> {
         match (wanted, self.consumer.take()) {
             (true, None) => {
                 self.consumers += 1;
-                let name = format!("trackalert-{}-{}", self.parts.member, self.consumers).into();
+                let name = self.consumer_tag(format_args!("{:08}", self.consumers));
                 let queue = broker.queue(self.parts.queue())?;
                 let options = BasicConsumeOptions::default();
                 let consume = self.channel.basic_consume(queue, name, options, FieldTable::default());
@@ -43,6 +43,12 @@ impl Session<'_> {
             (_, consumer) => self.consumer = consumer,
         }
         Ok(())
+    }
+
+    /// A consumer's name on the wire. When a channel ends, a quorum queue takes back what its consumers have in the order of their names
+    /// (RabbitMQ 3.10): the earlier one's has to sort first, or a login's order is lost.
+    pub(super) fn consumer_tag(&self, place: std::fmt::Arguments<'_>) -> ShortString {
+        format!("trackalert-{}-{place}", self.parts.member).into()
     }
 
     pub(super) fn take(&mut self, delivery: lapin::message::Delivery) {

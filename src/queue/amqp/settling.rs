@@ -117,10 +117,10 @@ impl Session<'_> {
         let broker = std::sync::Arc::clone(&self.parts.link.broker);
         broker.within("prefetch", self.channel.basic_qos(1, BasicQosOptions::default())).await?;
         for number in 0..ANSWERS {
-            let tag = lapin::types::ShortString::from(format!("trackalert-end-{number}"));
+            let tag = self.consumer_tag(format_args!("~{number}"));
             let (queue, options) = (broker.queue(self.parts.queue())?, BasicConsumeOptions::default());
             let consume = self.channel.basic_consume(queue, tag.clone(), options, FieldTable::default());
-            // What comes to it goes back with all the rest when the channel is closed.
+            // What comes to it goes back with all the rest when the channel is closed, and after that: see the tag.
             let consumer = broker.within("last acks", consume).await?;
             broker.within("last acks", self.channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
             drop(consumer);
