@@ -21,7 +21,7 @@ on_each_driver!(process_killed_again_and_again_under_load_loses_nothing);
 on_brokers!(broker_killed_under_load_and_started_again_loses_nothing);
 
 /// On RabbitMQ, too, the order of a login is held here although processes follow each other: what a killed one had in hand goes back to
-/// the head of the queue in its old order when the broker has seen its connection end, and the next one waits for that. With several
+/// the head of the queue in its old order when the broker has seen its channel end, and the next one waits for that. With several
 /// consumers at once nothing of it is promised.
 fn process_killed_again_and_again_under_load_loses_nothing(driver: Driver) {
     let (total, kills) = trial::size((20_000, 5), (200_000, 20));

@@ -1,4 +1,4 @@
-//! A process that comes back while the broker still has the connection of the one before.
+//! A process that comes back while the broker still has the channel of the one before.
 
 use super::start::{keep_the_log, logged};
 use super::*;
@@ -56,6 +56,41 @@ async fn until_taker_has_turn(driver: &Amqp) {
     .await;
 }
 
+/// At its end a source subscribes a second time, to hear that its acks are done: what comes to that must not go back first. How the
+/// two sort depends on a name that is made at random.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ended_sources_had_in_hand_comes_again_in_its_old_order() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..40)).await.unwrap();
+    for round in 0..40 {
+        let mut subscription = queue.subscribe(FEW, BACKOFF).unwrap();
+        let in_hand = take(&mut subscription, 10).await;
+        assert_eq!(in_hand.iter().map(number).collect::<Vec<_>>(), Vec::from_iter(0..10), "round {round}");
+        subscription.source.abort();
+    }
+}
+
+/// The broker takes a consumer of a queue of this kind away first, and hands what a quorum queue has given out back a moment later. Here
+/// that moment lasts until the first one ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn process_whose_turn_is_free_before_the_deliveries_are_back_waits_for_them() {
+    let Some(driver) = Amqp::start() else { return };
+    keep_the_log();
+    let (first, second) = (driver.try_open_as("one").await.unwrap(), driver.try_open_as("one").await.unwrap());
+    first.publisher().publish(numbered(0..20)).await.unwrap();
+    let mut before = first.subscribe(FEW, BACKOFF).unwrap();
+    let _in_hand = take(&mut before, 10).await;
+    let turn = format!("{}.process.one", driver.name);
+    assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{turn}"), "").0, 204);
+    let mut after = second.subscribe(MANY, BACKOFF).unwrap();
+    until("it does not wait", async || logged(&[&driver.name, "is not back yet"])).await;
+    before.source.abort();
+    let numbers: Vec<u32> = take(&mut after, 20).await.iter().map(number).collect();
+    assert_eq!(numbers, Vec::from_iter(0..20));
+    end(after).await;
+}
+
 /// A connection ends before its channels do, and what they had in hand goes back with the channels.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turn_is_of_the_channel_that_has_the_deliveries_and_not_of_its_connection() {
@@ -89,6 +124,6 @@ async fn takes_without_a_turn(user: &str, rights: &str) {
     queue.publisher().publish(numbered(0..1)).await.unwrap();
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
     assert_eq!(number(&next(&mut subscription).await), 0);
-    assert!(logged(&[&driver.name, "cannot be had"]));
+    assert!(logged(&[&format!("{}.process.", driver.name), "cannot be had"]));
     end(subscription).await;
 }

@@ -10,7 +10,7 @@ use futures_util::io::{AsyncReadExt, AsyncWriteExt};
 use lapin::options::QueueDeclareOptions;
 use lapin::tcp::AMQPUriTcpExt;
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{Channel, Connection, ConnectionProperties, Queue};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -214,9 +214,14 @@ impl Broker {
 
     /// How many messages a queue has that are not handed out.
     pub(super) async fn ready(&self, channel: &Channel, name: &str) -> Result<u64, QueueError> {
+        Ok(u64::from(self.look(channel, name).await?.message_count()))
+    }
+
+    /// What the broker says of a queue that is there.
+    pub(super) async fn look(&self, channel: &Channel, name: &str) -> Result<Queue, Failure> {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declared = channel.queue_declare(self.queue(name)?, options, FieldTable::default());
-        Ok(u64::from(self.within("count", declared).await?.message_count()))
+        self.within("count", declared).await
     }
 
     /// The first number of the broker's version.

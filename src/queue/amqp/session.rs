@@ -93,7 +93,14 @@ impl<'a> Session<'a> {
         let prefetch = parts.limit().messages.clamp(1, MOST_PREFETCH);
         let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
         broker.within("prefetch", channel.basic_qos(count, BasicQosOptions::default())).await?;
-        let turn = parts.turn.take(&broker, &connection, &channel).await?;
+        let turn = match parts.turn.take(&broker, &connection, &channel).await {
+            Ok(turn) => turn,
+            Err(failure) => {
+                // An answer that comes too late would make this channel the one that the next is to wait for.
+                let _ = timeout(CLOSE, channel.close(200, "done".into())).await;
+                return Err(failure.error);
+            }
+        };
         let generation = parts.generations.fetch_add(1, Ordering::Relaxed);
         let (buried_sender, buried) = mpsc::unbounded_channel();
         let mut session = Self {
@@ -187,9 +194,7 @@ impl<'a> Session<'a> {
             return Err(self.parts.link.broker.unavailable("the connection is gone"));
         }
         let (broker, parts) = (Arc::clone(&self.parts.link.broker), &mut *self.parts);
-        if let Some(turn) = parts.turn.take_late(&broker, &self.connection, &self.channel).await {
-            self.turn = Some(turn);
-        }
+        parts.turn.keep(&broker, &self.connection, &self.channel, &mut self.turn).await;
         self.pause_or_resume().await?;
         self.give_missed_back().await?;
         self.give_back().await?;
