@@ -14,7 +14,6 @@ mod stores;
 mod upkeep;
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -103,13 +102,18 @@ impl App {
     /// Opens the stores and starts the roles. Listens last, so that nothing is accepted before it can be kept.
     pub async fn start(config: Config, roles: Roles) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new());
+        let (stores, bridge) = Self::open(&config, roles, &metrics).await?;
+        Self::assemble_all(config, roles, stores, bridge, metrics).await
+    }
+
+    async fn open(config: &Config, roles: Roles, metrics: &Arc<Metrics>) -> Result<(Stores, Bridge), StartError> {
         let opening = {
-            let (config, metrics) = (config.clone(), Arc::clone(&metrics));
+            let (config, metrics) = (config.clone(), Arc::clone(metrics));
             tokio::task::spawn_blocking(move || Stores::open_for(&config, roles, &metrics))
         };
         let (stores, bridge) = opening.await.map_err(|error| StartError::Settings(error.to_string()))??;
         bridge.wait(config.receive.spool_after).await?;
-        Self::assemble_all(config, roles, stores, bridge, metrics).await
+        Ok((stores, bridge))
     }
 
     /// Starts the roles on stores that are open.
@@ -245,18 +249,15 @@ impl App {
     /// Starts, and runs until SIGTERM or SIGINT (then drains; a second one ends at once, and what was in flight is handed out again at
     /// the next start), or until a role fails. SIGHUP reloads the policies, the files that `detect` looks things up in, and the
     /// certificates.
-    pub async fn run(config: Config, roles: Roles) -> Result<(), StartError> {
-        let mut signals = Signals::set()?;
-        let mut starting = pin!(Self::start(config, roles));
-        let started = tokio::select! {
-            started = &mut starting => started?,
-            () = signals.end() => {
-                // What takes longer waits for a broker, or reads what a crash has left: nothing was taken yet that could come again.
-                let Ok(started) = tokio::time::timeout(LEAST, starting).await else { return Ok(()) };
-                return started?.drain_until_signal(signals).await;
-            }
+    pub async fn run(config: Config, roles: Roles, mut signals: Signals) -> Result<(), StartError> {
+        let metrics = Arc::new(Metrics::new());
+        let (stores, bridge) = tokio::select! {
+            opened = Self::open(&config, roles, &metrics) => opened?,
+            // It waits for a broker, or reads what a crash has left: nothing was taken yet that would have to be finished.
+            () = signals.end() => return Ok(()),
         };
-        started.run_until_signal(signals).await
+        let app = Self::assemble_all(config, roles, stores, bridge, metrics).await?;
+        app.run_until_signal(signals).await
     }
 
     /// Runs what has started, as [`App::run`] does.

@@ -1,7 +1,7 @@
 //! The signals that end the program or have it read its files again.
 //!
-//! Owns their handlers. They are set before anything is started: without one, a SIGTERM in the moment of the start would end the process
-//! in the midst of what it does, and with a code that tells the operator of a failure.
+//! Owns their handlers. They are set before anything else: without one, a SIGTERM during the start would end the process in the midst of
+//! what it does and with a code that tells of a failure; and the first process of a container would not hear it at all.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

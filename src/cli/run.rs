@@ -1,8 +1,8 @@
 //! `trackalert run`.
 
 use super::{Common, Failure, allow_open_files, block_on, check};
-use crate::app::App;
-use crate::config::Roles;
+use crate::app::{App, Signals};
+use crate::config::{Config, Roles};
 use crate::telemetry;
 
 const EXAMPLES: &str = "\
@@ -24,14 +24,21 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
+    block_on(async {
+        let signals = Signals::set().map_err(|error| Failure::failed(error.to_string()))?;
+        let config = prepare(common, args.roles)?;
+        App::run(config, args.roles, signals).await.map_err(|error| Failure::failed(error.to_string()))
+    })
+}
+
+/// Before anything is opened, and before the log starts: what is wrong is told at once, and with exit code 2.
+fn prepare(common: &Common, roles: Roles) -> Result<Config, Failure> {
     let config = common.load()?;
-    // Before the log starts and before anything is opened: what is wrong is told at once, and with exit code 2.
-    check::before_start(&config, args.roles)?;
+    check::before_start(&config, roles)?;
     telemetry::init_log(&config.log).map_err(Failure::usage)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     allow_open_files();
-    let roles = args.roles;
-    block_on(async move { App::run(config, roles).await.map_err(|error| Failure::failed(error.to_string())) })
+    Ok(config)
 }
