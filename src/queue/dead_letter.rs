@@ -44,7 +44,7 @@ impl DeadLetter {
     #[cfg(feature = "kafka")]
     pub(super) fn cut(&mut self, keep: usize) {
         let Self { message, reason, coordinates, .. } = self;
-        let (size, headers) = (message.body.len(), message.headers.len());
+        let (size, headers, key) = (message.body.len(), message.headers.len(), message.key.len());
         message.body.truncate(keep);
         let mut left = keep / 4;
         let mut fits = |(name, value): &(String, String)| {
@@ -57,15 +57,16 @@ impl DeadLetter {
         message.headers.retain(|header| header.0 != headers::CUT && fits(header));
         message.key.truncate(message.key.floor_char_boundary(keep / 4));
         // It was refused together with others.
-        if (message.body.len(), message.headers.len()) == (size, headers) {
+        if (message.body.len(), message.headers.len(), message.key.len()) == (size, headers, key) {
             return;
         }
         reason.text = format!(
-            "{}; the dead letters do not take all of it: {} of its {size} bytes and {} of its {headers} headers stand here, the whole \
-             stood at {coordinates}",
+            "{}; the dead letters do not take all of it: {} of its {size} bytes, {} of its {headers} headers and {} of the {key} bytes of its \
+             key stand here, the whole stood at {coordinates}",
             reason.text,
             message.body.len(),
             message.headers.len(),
+            message.key.len(),
         );
         message.headers.push((headers::CUT.to_owned(), coordinates.clone()));
     }
@@ -231,6 +232,28 @@ mod tests {
         let copy = again.into_copy();
         assert_eq!((copy.header(headers::ONLY), copy.header(headers::ATTEMPTS)), (Some("spray"), Some("5")));
         assert_eq!(copy.headers.len(), 2, "a header came twice");
+    }
+
+    #[cfg(feature = "kafka")]
+    #[test]
+    fn what_is_cut_is_said_also_where_it_is_the_key_alone() {
+        let cut = |message: Message| {
+            let mut cut = DeadLetter { message, ..letter() };
+            cut.cut(100);
+            cut
+        };
+        let whole = letter().message;
+        assert_eq!(cut(whole.clone()), letter());
+        for message in [
+            Message { key: "ü".repeat(20), ..whole.clone() },
+            Message { body: Bytes::from(vec![0; 101]), ..whole.clone() },
+            Message { headers: vec![("name".to_owned(), "value".repeat(10))], ..whole.clone() },
+        ] {
+            let cut = cut(message);
+            assert!(cut.message.key.len() <= 25 && cut.message.body.len() <= 100, "{cut:?}");
+            assert_eq!(cut.message.header(headers::CUT), Some("reports/0/1"), "{cut:?}");
+            assert!(cut.reason.text.contains("do not take all of it"), "{cut:?}");
+        }
     }
 
     #[test]

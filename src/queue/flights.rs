@@ -37,6 +37,9 @@ pub(super) struct Open {
     pub(super) redelivered: u32,
     /// How often the dead letters refused it.
     pub(super) refused: u32,
+    /// The dead letters said that it is too large.
+    #[cfg(feature = "kafka")]
+    pub(super) too_large: bool,
     /// Its dead letter is to have the beginning only.
     #[cfg(feature = "kafka")]
     pub(super) cut: bool,
@@ -115,6 +118,8 @@ impl Flights {
             message,
             redelivered: 0,
             refused: 0,
+            #[cfg(feature = "kafka")]
+            too_large: false,
             #[cfg(feature = "kafka")]
             cut: false,
             stage,

@@ -79,12 +79,13 @@ impl Shared {
             }
             // Whoever may write to a topic that takes more than the one of the dead letters would hold the partition up for ever.
             // The broker refuses all that is sent together: it is tried again before it is cut.
-            Err(QueueError::TooLarge { .. }) if !open.cut && open.refused > 0 => {
+            Err(QueueError::TooLarge { .. }) if !open.cut && open.too_large => {
                 open.cut = true;
                 self.bury(lanes, tag);
             }
             Err(error) => {
                 open.refused += 1;
+                open.too_large |= matches!(error, QueueError::TooLarge { .. });
                 let wait = backoff.wait(open.refused, rand::random());
                 self.to_log.complain("dead letter", &error, "a dead letter was not taken, trying again");
                 lanes.again_at(tag, Instant::now() + wait);
