@@ -256,8 +256,20 @@ impl App {
             // It waits for a broker, or reads what a crash has left: nothing was taken yet that would have to be finished.
             () = signals.end() => return Ok(()),
         };
-        let app = Self::assemble_all(config, roles, stores, bridge, metrics).await?;
-        app.run_until_signal(signals).await
+        // By itself: a file that does not come must not make it deaf to a second signal.
+        let mut assembling = tokio::spawn(Self::assemble_all(config, roles, stores, bridge, metrics));
+        let mut asked = false;
+        let app = loop {
+            tokio::select! {
+                assembled = &mut assembling => break assembled.map_err(|error| StartError::Settings(error.to_string()))??,
+                () = signals.end() => {
+                    if std::mem::replace(&mut asked, true) {
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        if asked { app.drain_until_signal(signals).await } else { app.run_until_signal(signals).await }
     }
 
     /// Runs what has started, as [`App::run`] does.

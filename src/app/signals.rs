@@ -41,7 +41,7 @@ impl Signals {
     }
 
     /// The next SIGTERM or SIGINT. A SIGHUP waits meanwhile.
-    pub(super) async fn end(&mut self) {
+    pub async fn end(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}

@@ -25,8 +25,13 @@ pub(super) struct Args {
 
 pub(super) fn run(common: &Common, args: &Args) -> Result<(), Failure> {
     block_on(async {
-        let signals = Signals::set().map_err(|error| Failure::failed(error.to_string()))?;
-        let config = prepare(common, args.roles)?;
+        let mut signals = Signals::set().map_err(|error| Failure::failed(error.to_string()))?;
+        let (common, roles) = (common.clone(), args.roles);
+        let preparing = tokio::task::spawn_blocking(move || prepare(&common, roles));
+        let config = tokio::select! {
+            prepared = preparing => prepared.map_err(|error| Failure::failed(error.to_string()))??,
+            () = signals.end() => return Ok(()),
+        };
         App::run(config, args.roles, signals).await.map_err(|error| Failure::failed(error.to_string()))
     })
 }
