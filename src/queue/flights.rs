@@ -207,18 +207,6 @@ impl Flights {
         self.flights.iter().filter(|flight| flight.open.is_none()).map(|flight| flight.sequence)
     }
 
-    /// All others.
-    #[cfg(feature = "amqp")]
-    pub(super) fn unfinished(&self) -> impl Iterator<Item = u64> + '_ {
-        self.flights.iter().filter(|flight| flight.open.is_some()).map(|flight| flight.sequence)
-    }
-
-    /// How many it holds, finished or not.
-    #[cfg(feature = "amqp")]
-    pub(super) fn span(&self) -> usize {
-        self.flights.len()
-    }
-
     /// How many of [`Flights::finished`] there are.
     #[cfg(feature = "amqp")]
     pub(super) fn finished_count(&self) -> usize {

@@ -71,6 +71,41 @@ async fn what_ended_sources_had_in_hand_comes_again_in_its_old_order() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn report_that_an_ended_source_has_not_finished_comes_before_what_followed_it() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..6)).await.unwrap();
+    let mut subscription = queue.subscribe(FEW, BACKOFF).unwrap();
+    let mut in_hand = take(&mut subscription, 6).await;
+    let (_unfinished, last) = (in_hand.remove(0), in_hand.pop().unwrap());
+    in_hand.into_iter().for_each(|delivery| delivery.token.ack());
+    last.token.nack();
+    // When the last one comes again, the source has heard of the acks, too.
+    let _last = next(&mut subscription).await;
+    subscription.source.abort();
+    let mut after = queue.subscribe(MANY, BACKOFF).unwrap();
+    let numbers: Vec<u32> = take(&mut after, 2).await.iter().map(number).collect();
+    assert_eq!(numbers, [0, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pause_with_reports_in_hand_is_no_room_for_as_many_again() {
+    let Some(driver) = Amqp::start() else { return };
+    let (queue, other) = (driver.open().await, driver.open().await);
+    queue.publisher().publish(numbered(0..100)).await.unwrap();
+    let mut subscription = queue.subscribe(FEW, BACKOFF).unwrap();
+    let _in_hand = take(&mut subscription, 10).await;
+    until("it has no consumer", async || channels(&driver, &driver.name).len() == 1).await;
+    subscription.pause.send(true).unwrap();
+    until("it is not cancelled", async || channels(&driver, &driver.name).is_empty()).await;
+    subscription.pause.send(false).unwrap();
+    until("it has no consumer again", async || channels(&driver, &driver.name).len() == 1).await;
+    // The other one has nothing in hand: it sees what the broker has.
+    let left = other.depth().await.unwrap().messages;
+    assert!(left >= 89, "the paused source has taken {} more", 90 - left);
+}
+
 /// The broker takes a consumer of a queue of this kind away first, and hands what a quorum queue has given out back a moment later. Here
 /// that moment lasts until the first one ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

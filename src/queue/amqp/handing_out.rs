@@ -6,24 +6,33 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use tokio::time::{Instant, timeout};
 
 use super::super::flights::Stage;
 use super::super::{AckToken, Delivery, Message, QueueError, Tag};
 use super::form;
-use super::session::{Ahead, CLOSE, Session};
+use super::session::{Ahead, CLOSE, Session, prefetch};
 
 impl Session<'_> {
-    /// A paused source has no consumer, so that the broker hands out to others; nor has one that nobody takes from. A shard's stays:
-    /// without it the next process would get what follows before this one is done, and nobody else waits there.
+    /// A paused source has no consumer, so that the broker hands out to others. A shard's stays: without it the next process would get
+    /// what follows before this one is done, and nobody else waits there. So does that of a source that nobody takes from any more: what
+    /// is on its way to a consumer that is cancelled goes behind all that the queue has, and from one that ends with its channel to where
+    /// it was.
     pub(super) async fn pause_or_resume(&mut self) -> Result<(), QueueError> {
-        let keep = self.parts.sharded() && self.consumer.is_some();
-        let wanted = keep || !*self.parts.paused.borrow() && !self.parts.out.is_closed();
+        let ending = self.parts.out.is_closed();
+        let keep = self.consumer.is_some() && (ending || self.parts.sharded());
+        let wanted = keep || !*self.parts.paused.borrow() && !ending;
         let broker = Arc::clone(&self.parts.link.broker);
         match (wanted, self.consumer.take()) {
             (true, None) => {
+                if self.open > 0 {
+                    // What a cancelled consumer still has does not count for the next one's prefetch, and would come on top of it.
+                    let left = self.prefetch.saturating_sub(self.open).max(1);
+                    let qos = self.channel.basic_qos(prefetch(left), BasicQosOptions::default());
+                    broker.within("prefetch", qos).await?;
+                }
                 self.consumers += 1;
                 let name = self.consumer_tag(format_args!("{:08}", self.consumers));
                 let queue = broker.queue(self.parts.queue())?;

@@ -90,9 +90,8 @@ impl<'a> Session<'a> {
     pub(super) async fn open(parts: &'a mut Parts) -> Result<Self, QueueError> {
         let broker = Arc::clone(&parts.link.broker);
         let (connection, channel) = parts.wire.channel(&broker, false).await?;
-        let prefetch = parts.limit().messages.clamp(1, MOST_PREFETCH);
-        let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
-        broker.within("prefetch", channel.basic_qos(count, BasicQosOptions::default())).await?;
+        let most = parts.limit().messages.clamp(1, MOST_PREFETCH);
+        broker.within("prefetch", channel.basic_qos(prefetch(most), BasicQosOptions::default())).await?;
         let turn = match parts.turn.take(&broker, &connection, &channel).await {
             Ok(turn) => turn,
             Err(failure) => {
@@ -115,7 +114,7 @@ impl<'a> Session<'a> {
             cancelled: false,
             last: 0,
             missed: Vec::new(),
-            prefetch,
+            prefetch: most,
             // The first delivery of a channel has the tag 1.
             flights: Flights::starting_at(1),
             ahead: VecDeque::new(),
@@ -308,6 +307,11 @@ impl<'a> Session<'a> {
             tracing::warn!(queue, "the broker did not take the last acks in time: what they cover comes again");
         }
     }
+}
+
+/// As the wire has it.
+pub(super) fn prefetch(count: usize) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
 }
 
 async fn next(consumer: &mut Option<Consumer>) -> Option<lapin::Result<lapin::message::Delivery>> {

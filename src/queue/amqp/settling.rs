@@ -90,22 +90,10 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// At the end: acks all that is finished, with as few commands as it takes, and waits until the queue has done so.
+    /// At the end: acks all that is finished and waits until the queue has done so. The rest goes back with the channel, to its old place:
+    /// what is given back by itself goes behind all that the queue has.
     pub(super) async fn ack_the_rest(&mut self) -> Result<(), QueueError> {
-        let last = self.flights.finished().filter(|tag| !self.singly.contains(tag)).last();
-        let (finished, span) = (self.flights.finished_count(), self.flights.span());
-        if let Some(last) = last
-            && span - finished <= finished
-            // What is given back to a shard comes to us once more, behind what was taken after it.
-            && !self.parts.sharded()
-        {
-            for tag in self.flights.unfinished().filter(|tag| *tag < last).collect::<Vec<_>>() {
-                self.nack(tag).await?;
-            }
-            self.ack(last, true).await?;
-        } else {
-            self.ack_singly().await?;
-        }
+        self.ack_singly().await?;
         if self.last > 0 { self.applied().await } else { Ok(()) }
     }
 

@@ -31,7 +31,8 @@ const GIVEN_BACK: Duration = Duration::from_secs(3);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A broker says "nothing, nobody" of a quorum queue whose leader has not answered it for so long (RabbitMQ 3.10, 250 ms).
+/// A broker says "nothing, nobody" of a quorum queue whose leader has not answered it for so long (RabbitMQ 3.10, 250 ms), and at once
+/// where it cannot reach it: that counts when it says so twice.
 const UNSURE: Duration = Duration::from_millis(200);
 
 /// After how many milliseconds without a consumer the broker removes the queue: a folder that is gone for good leaves nothing behind.
@@ -190,18 +191,19 @@ impl Turn {
 /// Until nothing of the queue is in hand of a channel that has ended.
 async fn until_given_back(broker: &Broker, connection: &Connection) -> Result<(), Failure> {
     let channel = broker.within("channel", connection.create_channel()).await?;
-    let (began, mut told) = (Instant::now(), false);
+    let (began, mut told, mut nobody) = (Instant::now(), false, 0);
     while began.elapsed() < GIVEN_BACK {
         let asked = Instant::now();
         let seen = broker.look(&channel, &broker.name).await?;
         let unsure = seen.message_count() == 0 && asked.elapsed() > UNSURE;
-        if seen.consumer_count() == 0 && !unsure {
+        nobody = if seen.consumer_count() == 0 && !unsure { nobody + 1 } else { 0 };
+        if nobody == 2 || nobody == 1 && seen.message_count() > 0 {
             break;
         }
-        if !told {
+        if !told && seen.consumer_count() > 0 {
             told = true;
             let queue = &broker.name;
-            tracing::info!(queue, at_most = ?GIVEN_BACK, "what an earlier channel had in hand is not back yet, waiting for it");
+            tracing::info!(queue, at_most = ?GIVEN_BACK, "what an earlier channel had in hand is not back yet, or another process takes from the queue, too");
         }
         sleep(LOOK).await;
     }
