@@ -258,6 +258,11 @@ impl Decoded {
         Stamped { report: self.report, body, skewed }
     }
 
+    /// Whether the sender gave it a time.
+    pub const fn has_time(&self) -> bool {
+        self.t.is_some()
+    }
+
     /// A report from a queue: with the id that was stamped on it, or else one made of its content, or of its place in the queue where
     /// it has no time of its own to tell it from its like.
     pub fn from_queue(

@@ -190,6 +190,7 @@ mod tests {
                 body: Bytes::new(),
                 headers: Vec::new(),
                 published: Time::default(),
+                untimed: false,
             },
             reason: Reason {
                 kind: ReasonKind::Policy,

@@ -103,12 +103,15 @@ pub struct Message {
     /// When it was published, by the publisher's wall clock (a broker's own time where the publisher gave none).
     #[serde(with = "micros")]
     pub published: Time,
+    /// Nobody gave it a time: `published` is when it was taken, and another one when it comes again.
+    #[serde(default)]
+    pub untimed: bool,
 }
 
 impl Message {
     /// A message without headers, published now.
     pub fn new(key: impl Into<String>, body: impl Into<Bytes>) -> Self {
-        Self { key: key.into(), body: body.into(), headers: Vec::new(), published: Time::now() }
+        Self { key: key.into(), body: body.into(), headers: Vec::new(), published: Time::now(), untimed: false }
     }
 
     /// The value of a header.

@@ -35,7 +35,11 @@ impl Detector {
     fn read(&self, message: &Message, coordinates: &str) -> Result<LoginReport, Malformed> {
         let decoded = decode::decode(&message.body, &self.parts.limits)?;
         let (received, skew) = (Time::now(), self.parts.max_skew);
-        let mut report = decoded.from_queue(Some(message.published), &message.body, coordinates, received, skew);
+        let given = (!message.untimed).then_some(message.published);
+        if given.is_none() && !decoded.has_time() {
+            self.parts.services.metrics.untimed.inc();
+        }
+        let mut report = decoded.from_queue(given, &message.body, coordinates, received, skew);
         enrich(&mut report, &self.parts.services);
         Ok(report)
     }

@@ -157,8 +157,9 @@ pub(super) fn message(properties: &BasicProperties, body: Bytes) -> Message {
     let own = number_of(table, PUBLISHED);
     let millis = || number_of(table, "timestamp_in_ms").and_then(|millis| millis.checked_mul(1000));
     let seconds = || i64::try_from((*properties.timestamp())?).ok()?.checked_mul(1_000_000);
-    let published = own.or_else(millis).or_else(seconds).map_or_else(Time::now, Time::from_micros);
-    Message { key: text_of(table, KEY).unwrap_or_default(), body, headers, published }
+    let given = own.or_else(millis).or_else(seconds);
+    let published = given.map_or_else(Time::now, Time::from_micros);
+    Message { key: text_of(table, KEY).unwrap_or_default(), body, headers, published, untimed: given.is_none() }
 }
 
 /// The dead letter in what came from the dead-letter queue. What somebody else put there gets an id made of its content.
@@ -169,7 +170,8 @@ pub(super) fn letter(queue: &str, properties: &BasicProperties, body: Bytes) -> 
     let Burial { id, reason, rejected_micros, coordinates } = burial.unwrap_or_else(|| {
         let hash = Sha256::new().chain_update(message.key.as_bytes()).chain_update(&message.body).finalize();
         let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        let micros = message.published.micros();
+        // The same at each look.
+        let micros = if message.untimed { 0 } else { message.published.micros() };
         let text = match table.and_then(|table| text_of(table, FIRST_DEATH)) {
             Some(why) => format!("the broker put it here and not we: {why}; a policy of the broker limits the queue"),
             None => "it was put here by somebody else".to_owned(),
@@ -228,7 +230,7 @@ mod tests {
     proptest! {
         #[test]
         fn message_is_the_same_after_the_wire(key in ".{0,9}", body: Vec<u8>, headers in headers(), micros in 0..i64::MAX / 2) {
-            let message = Message { key, body: body.into(), headers, published: Time::from_micros(micros) };
+            let message = Message { key, body: body.into(), headers, published: Time::from_micros(micros), untimed: false };
             let out = outgoing(&message).unwrap();
             prop_assert_eq!(super::message(&out.properties, out.body), message.clone());
             let reason = Reason { kind: ReasonKind::Policy, text: "t".into(), only: vec!["a".into()], attempts: 2 };
@@ -250,6 +252,11 @@ mod tests {
         assert_eq!((read.key.as_str(), read.published.micros()), ("", 1_700_000_000_000_000));
         let first = letter("reports", &properties, Bytes::from_static(b"b"));
         assert_eq!(first.id, letter("reports", &properties, Bytes::from_static(b"b")).id, "its id changes");
+        let untimed = || letter("reports", &BasicProperties::default(), Bytes::from_static(b"b"));
+        let (first, began) = (untimed(), Time::now());
+        while Time::now() == began {}
+        assert_eq!(first.id, untimed().id, "its id changes with the clock");
+        assert!(first.message.untimed);
     }
 
     #[test]

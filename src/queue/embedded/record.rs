@@ -47,7 +47,7 @@ pub(super) fn decode(mut record: Bytes) -> Option<Message> {
         let value = record.try_get_u32_le().ok()? as usize;
         pairs.push((text(&mut record, name)?, text(&mut record, value)?));
     }
-    Some(Message { key, body: record, headers: pairs, published })
+    Some(Message { key, body: record, headers: pairs, published, untimed: false })
 }
 
 fn text(record: &mut Bytes, length: usize) -> Option<String> {
@@ -99,6 +99,7 @@ mod tests {
                 body: body.into(),
                 headers,
                 published: Time::from_micros(published),
+                untimed: false,
             },
         )
     }

@@ -23,7 +23,8 @@ const SETTLE: Duration = Duration::from_secs(10);
 impl Source {
     /// A record that is no message: a dead letter, so that it does not block what stands behind it.
     pub(super) fn poison(&mut self, sequence: u64, size: u64, bytes: Bytes) {
-        let message = Message { key: String::new(), body: bytes, headers: Vec::new(), published: Time::now() };
+        let message =
+            Message { key: String::new(), body: bytes, headers: Vec::new(), published: Time::now(), untimed: false };
         let reason = Reason {
             kind: ReasonKind::Malformed,
             text: "the record on disk is damaged; its bytes are kept as they were found".to_owned(),

@@ -39,11 +39,13 @@ fn put(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
 
 /// The message that a record is.
 pub(super) fn message(record: &impl rdkafka::Message) -> Message {
+    let given = record.timestamp().to_millis();
     Message {
         key: String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned(),
         body: Bytes::copy_from_slice(record.payload().unwrap_or_default()),
         headers: texts(record),
-        published: record.timestamp().to_millis().map_or_else(Time::now, |t| Time::from_micros(t.saturating_mul(1000))),
+        published: given.map_or_else(Time::now, |millis| Time::from_micros(millis.saturating_mul(1000))),
+        untimed: given.is_none(),
     }
 }
 
@@ -131,6 +133,7 @@ mod tests {
             body: Bytes::from_static(b"\x00\xffbody"),
             headers: vec![("a".to_owned(), "1".to_owned()), (headers::ATTEMPTS.to_owned(), "3".to_owned())],
             published: Time::from_micros(1_234_567),
+            untimed: false,
         };
         let only = vec!["spray".to_owned(), "dormant".to_owned()];
         let reason = Reason { kind: ReasonKind::Policy, text: "it failed".to_owned(), only, attempts: 2 };
