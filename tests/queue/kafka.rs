@@ -11,6 +11,8 @@ use trackalert::queue::kafka::{KafkaQueue, Settings};
 
 #[path = "kafka_records.rs"]
 mod records;
+#[path = "kafka_topics.rs"]
+mod topics;
 
 /// A topic and a group of its own for each case.
 struct Kafka {
@@ -320,16 +322,23 @@ async fn header_with_a_name_that_is_no_text_is_left_out_and_ends_nothing() {
     end(subscription).await;
 }
 
+type Admin = rdkafka::admin::AdminClient<rdkafka::client::DefaultClientContext>;
+
+fn admin(broker: &Broker) -> Admin {
+    ClientConfig::new().set("bootstrap.servers", &broker.address).create().unwrap()
+}
+
+/// Sets one property of a topic, and all others back.
+async fn set_property(broker: &Broker, topic: &str, name: &str, value: &str) {
+    use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+    let done = admin(broker).alter_configs([&change], &AdminOptions::new()).await.unwrap();
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+}
+
 /// Sets what a topic takes.
 async fn set_largest(broker: &Broker, topic: &str, bytes: usize) {
-    use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
-    use rdkafka::client::DefaultClientContext;
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", &broker.address).create().unwrap();
-    let bytes = bytes.to_string();
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", &bytes);
-    let done = admin.alter_configs([&change], &AdminOptions::new()).await.unwrap();
-    assert!(done.iter().all(Result::is_ok), "{done:?}");
+    set_property(broker, topic, "max.message.bytes", &bytes.to_string()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

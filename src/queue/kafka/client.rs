@@ -85,8 +85,9 @@ fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// What every client gets. What people set comes first, so that what a promise rests on wins.
-fn base(settings: &Settings) -> ClientConfig {
+/// What every client gets. What people set comes first, so that what a promise rests on wins. Alone it is for a client that neither reads
+/// nor writes: that would warn of each property of one that does.
+pub(super) fn base(settings: &Settings) -> ClientConfig {
     let mut config = ClientConfig::new();
     // A list or a date among them was refused when the configuration was checked.
     for (name, value) in settings.properties.flat().unwrap_or_default() {
@@ -166,4 +167,29 @@ pub(super) fn reader(settings: &Settings) -> ClientConfig {
     default(&mut config, "reconnect.backoff.max.ms", "2000");
     default(&mut config, "socket.keepalive.enable", "true");
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn producer_is_idempotent_asks_all_replicas_and_shares_out_as_java_does_whatever_is_set() {
+        let settings: Settings = serde_json::from_value(serde_json::json!({
+            "brokers": ["127.0.0.1:9092"], "group": "trackalert", "password": "", "password_file": "",
+            "create_topics": false, "partitions": 1, "replication": 1,
+            "session_timeout": "45s", "delivery_timeout": "30s", "revoke_timeout": "10s", "start_timeout": "5m",
+            "properties": { "enable.idempotence": false, "acks": 1, "partitioner": "random", "client.id": "mine" },
+        }))
+        .unwrap();
+        let config = producer(&settings);
+        let promised = [("enable.idempotence", "true"), ("acks", "all"), ("partitioner", "murmur2_random")];
+        for (name, value) in promised {
+            assert_eq!(config.get(name), Some(value), "{name}");
+        }
+        assert_eq!(config.get("client.id"), Some("mine"), "what is for people to set is theirs");
+        // What the client makes of them together: it refuses some combinations, and sets others by itself.
+        let taken = config.create_native_config().unwrap();
+        assert_eq!(taken.get("enable.idempotence").unwrap(), "true");
+    }
 }

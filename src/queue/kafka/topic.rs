@@ -1,10 +1,11 @@
 //! The topics: whether they are there, and making them where the settings say so.
 //!
-//! Owns the start: it waits for a broker that does not answer yet, within a bound, and says what is missing in the words of the settings.
+//! Owns the start: it waits for a broker that does not answer yet, within a bound, and says what is missing in the words of the settings,
+//! and where dead letters would not be kept. Never changes a topic that is there.
 
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -80,7 +81,15 @@ pub(super) fn ensure(settings: &Settings, shapes: &[Shape<'_>], to_log: &ToLog) 
             create(settings, shape, to_log)?;
         }
     }
+    for shape in shapes.iter().filter(|shape| shape.compacted) {
+        warn_of_retention(settings, shape.name, &listener, left(settings, began));
+    }
     Ok(())
+}
+
+/// How long the next question may take: no longer than what is left of the start, and long enough for an answer.
+fn left(settings: &Settings, began: Instant) -> Duration {
+    settings.start_timeout.saturating_sub(began.elapsed()).clamp(Duration::from_secs(1), ASK)
 }
 
 /// What the client says of a property, without its value: that may be a secret.
@@ -114,9 +123,7 @@ fn exists(
     began: Instant,
 ) -> Result<bool, OpenError> {
     loop {
-        // The last try is no longer than what is left, and long enough for an answer.
-        let left = settings.start_timeout.saturating_sub(began.elapsed()).clamp(Duration::from_secs(1), ASK);
-        let reason = match looker.fetch_metadata(Some(topic), left) {
+        let reason = match looker.fetch_metadata(Some(topic), left(settings, began)) {
             Ok(metadata) => {
                 let found = metadata.topics().iter().find(|found| found.name() == topic);
                 match found.map(|found| (found.error(), found.partitions().len())) {
@@ -180,4 +187,36 @@ fn create(settings: &Settings, shape: &Shape<'_>, to_log: &ToLog) -> Result<(), 
     // The other brokers, and this one's own metadata, hear of it a moment later.
     client::rest(Duration::from_millis(100));
     Ok(())
+}
+
+/// Says where a topic that was there before lets dead letters go: they would be gone before anybody has looked at them, without a word. A
+/// broker that does not tell, or not this user, holds no start up.
+fn warn_of_retention(settings: &Settings, topic: &str, listener: &Listener, most: Duration) {
+    match kept(settings, topic, listener, most) {
+        // `compact,delete` lets go of them, too.
+        Ok((policy, retention_ms)) if policy.split(',').any(|one| one.trim() == "delete") => tracing::warn!(
+            topic,
+            cleanup_policy = policy,
+            retention_ms,
+            "kafka: dead letters vanish from this topic when its retention is over; to keep them: kafka-configs --bootstrap-server {} --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy=compact",
+            settings.brokers.join(",")
+        ),
+        Ok(_) => {}
+        Err(reason) => tracing::debug!(topic, reason, "kafka: not told whether dead letters are kept"),
+    }
+}
+
+/// A topic's `cleanup.policy` and `retention.ms`.
+fn kept(settings: &Settings, topic: &str, listener: &Listener, most: Duration) -> Result<(String, String), String> {
+    let admin: AdminClient<Listener> =
+        client::base(settings).create_with_context(listener.clone()).map_err(|error| client_error(&error))?;
+    let options = AdminOptions::new().request_timeout(Some(most));
+    let which = [ResourceSpecifier::Topic(topic)];
+    let asked = admin.describe_configs(&which, &options);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|error| error.to_string())?;
+    let answers = runtime.block_on(asked).map_err(|error| error.to_string())?;
+    let answer = answers.into_iter().next().ok_or_else(|| "no answer".to_owned())?;
+    let found = answer.map_err(|code| code.to_string())?;
+    let value = |name: &str| found.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+    Ok((value("cleanup.policy"), value("retention.ms")))
 }

@@ -1,0 +1,73 @@
+//! What a start finds of topics: those it has made, those that others have made, and those that would lose dead letters.
+
+use super::*;
+
+/// How a topic lets go of its records, as the broker has it.
+async fn cleanup(broker: &Broker, topic: &str) -> String {
+    use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+    let which = [ResourceSpecifier::Topic(topic)];
+    let found = admin(broker).describe_configs(&which, &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    found.get("cleanup.policy").unwrap().value.clone().unwrap()
+}
+
+/// Opens the queue. Gives what that logs: it is all done on one thread, and the log of the process belongs to no test.
+async fn opening(driver: &Kafka) -> String {
+    let (settings, name, metrics) = (driver.settings.clone(), driver.name.clone(), Arc::new(Metrics::new()));
+    let open = move || {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let writer = std::sync::Mutex::new(file.reopen().unwrap());
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+        tracing::subscriber::with_default(log, || {
+            KafkaQueue::open(&name, &settings, 10_000, metrics, "reports").unwrap();
+        });
+        std::fs::read_to_string(file.path()).unwrap()
+    };
+    tokio::task::spawn_blocking(open).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topic_of_dead_letters_that_does_not_keep_them_is_a_warning() {
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    let dead = format!("{}.dead", driver.name);
+    drop(driver.open().await);
+    // Others may make it as topics are made without a word of it, or with a retention besides.
+    for (policy, told) in [("delete", 1), ("compact,delete", 1), ("compact", 0)] {
+        set_property(broker, &dead, "cleanup.policy", policy).await;
+        until("the broker does not have it", async || cleanup(broker, &dead).await == policy).await;
+        let log = opening(&driver).await;
+        let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains("dead letters vanish"));
+        let warnings: Vec<_> = warnings.collect();
+        assert_eq!(warnings.len(), told, "{policy}:\n{log}");
+        for part in [dead.as_str(), policy, "retention", "kafka-configs", "--add-config cleanup.policy=compact"] {
+            assert!(warnings.iter().all(|line| line.contains(part)), "{part} is not told:\n{log}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topic_of_dead_letters_that_was_missing_is_made_to_keep_them() {
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    drop(driver.open().await);
+    assert_eq!(cleanup(broker, &format!("{}.dead", driver.name)).await, "compact");
+    assert_eq!(cleanup(broker, &driver.name).await, "delete", "reports that are done would be kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_that_are_there_are_used_where_none_may_be_made() {
+    let Some(broker) = broker() else { return };
+    let mut driver = Kafka::new(broker);
+    drop(driver.open().await);
+    driver.settings.create_topics = false;
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..20)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut taken = take(&mut subscription, 20).await;
+    assert!(taken.iter().map(number).eq(0..20));
+    taken.pop().unwrap().token.reject(reason(&["spray"]));
+    taken.into_iter().for_each(|delivery| delivery.token.ack());
+    until_open("they are not done", &*queue, 0).await;
+    assert_eq!(queue.depth().await.unwrap().dead, 1);
+    end(subscription).await;
+}
