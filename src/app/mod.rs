@@ -256,20 +256,22 @@ impl App {
             // It waits for a broker, or reads what a crash has left: nothing was taken yet that would have to be finished.
             () = signals.end() => return Ok(()),
         };
-        // By itself: a file that does not come must not make it deaf to a second signal.
+        let drain_timeout = config.detect.drain_timeout;
+        // By itself: a file that does not come must not make it deaf to a signal.
         let mut assembling = tokio::spawn(Self::assemble_all(config, roles, stores, bridge, metrics));
-        let mut asked = false;
-        let app = loop {
-            tokio::select! {
-                assembled = &mut assembling => break assembled.map_err(|error| StartError::Settings(error.to_string()))??,
-                () = signals.end() => {
-                    if std::mem::replace(&mut asked, true) {
-                        return Ok(());
-                    }
-                }
+        let failed = |error: tokio::task::JoinError| StartError::Settings(error.to_string());
+        tokio::select! {
+            assembled = &mut assembling => return assembled.map_err(failed)??.run_until_signal(signals).await,
+            () = signals.end() => tracing::info!(at_most = ?drain_timeout, "asked to end while it starts: what has begun is drained"),
+        }
+        tokio::select! {
+            assembled = &mut assembling => assembled.map_err(failed)??.drain_until_signal(signals).await,
+            () = signals.end() => Ok(()),
+            () = tokio::time::sleep(drain_timeout) => {
+                tracing::warn!("the start did not come to its end, and is given up: a file does not come (policies, GeoIP, certificates)");
+                Ok(())
             }
-        };
-        if asked { app.drain_until_signal(signals).await } else { app.run_until_signal(signals).await }
+        }
     }
 
     /// Runs what has started, as [`App::run`] does.
