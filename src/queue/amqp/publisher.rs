@@ -1,7 +1,7 @@
 //! The task that publishes: one channel in confirm mode, many messages in flight, one answer for each request.
 //!
 //! Owns the channel and every confirm that is outstanding on it. A message counts as published only when the broker has confirmed it
-//! and has not returned it.
+//! and has returned none of its channel by then.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -52,7 +52,8 @@ struct Pending {
 
 struct Confirmed {
     request: u64,
-    number: u64,
+    /// The number of the channel.
+    channel: u32,
     outcome: lapin::Result<Confirmation>,
 }
 
@@ -66,7 +67,10 @@ struct Publishing {
     confirms: FuturesUnordered<Confirm>,
     open: HashMap<u64, Pending>,
     next_request: u64,
-    next_number: u64,
+    /// The number of the newest channel.
+    channels: u32,
+    /// The newest channel on which a message was returned, and what the broker said.
+    returned: Option<(u32, String)>,
     failures: u32,
     /// After a failed connection: when the next one is tried, and why it failed.
     closed_until: Option<(Instant, QueueError)>,
@@ -81,7 +85,8 @@ pub(super) async fn run(broker: Arc<Broker>, mut requests: mpsc::Receiver<Reques
         confirms: FuturesUnordered::new(),
         open: HashMap::new(),
         next_request: 0,
-        next_number: 0,
+        channels: 0,
+        returned: None,
         failures: 0,
         closed_until: None,
     };
@@ -116,26 +121,23 @@ impl Publishing {
         self.next_request += 1;
         self.open.insert(id, Pending { left: messages.len(), failed: None, answer });
         for chunk in messages.chunks(CHUNK) {
-            let first = self.next_number;
-            self.next_number += chunk.len() as u64;
             let wait = self.broker.settings.confirm_timeout;
-            let sent =
-                timeout(wait, join_all(chunk.iter().zip(first..).map(|(m, n)| send(&channel, exchange, queue, m, n))));
+            let sent = timeout(wait, join_all(chunk.iter().map(|message| send(&channel, exchange, queue, message))));
             let Ok(sent) = sent.await else {
                 let shown = self.broker.address.shown();
                 let error = self.broker.unavailable(format!("{shown} takes nothing; has it a memory or disk alarm?"));
                 self.channel = None;
                 return self.fail(id, error);
             };
-            for (number, confirm) in (first..).zip(sent) {
+            for confirm in sent {
                 match confirm {
                     Ok(confirm) => {
                         // A channel that is used no longer stays open for what is outstanding on it.
-                        let until = Arc::clone(&channel);
+                        let (until, channel) = (Arc::clone(&channel), self.channels);
                         self.confirms.push(Box::pin(async move {
                             let outcome = confirm.await;
                             drop(until);
-                            Confirmed { request: id, number, outcome }
+                            Confirmed { request: id, channel, outcome }
                         }));
                     }
                     Err(error) => {
@@ -174,6 +176,7 @@ impl Publishing {
                     tracing::info!(queue = self.broker.name, "the broker takes messages again");
                 }
                 (self.failures, self.closed_until) = (0, None);
+                self.channels += 1;
                 let channel = Arc::new(channel);
                 self.channel = Some(Arc::clone(&channel));
                 Ok(channel)
@@ -215,31 +218,30 @@ impl Publishing {
         }
     }
 
-    /// The broker returns a message before it confirms it, and the library hands the returned one to the next confirm, whichever that
-    /// is. So all that is there is looked at first: the returned one tells its own number.
+    /// The broker returns a message before it confirms it, and the library (lapin 4.12) hands the returned one to the confirm that comes
+    /// next, whichever message that is of: at the latest its own. So from the first returned one on no confirm of a channel is believed. Who
+    /// is told wrongly that a message failed sends it again, with the same id; who is told wrongly that it did not has lost it.
     fn confirmed(&mut self, first: Confirmed) {
         let mut batch = vec![first];
         while let Some(Some(next)) = self.confirms.next().now_or_never() {
             batch.push(next);
         }
-        let mut returned = HashMap::new();
-        for confirmed in &mut batch {
-            if let Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) = &mut confirmed.outcome
-                && let Some(message) = message.take()
-            {
-                let number = message.properties.message_id().as_ref().and_then(|id| id.as_str().parse::<u64>().ok());
-                let (exchange, route) = (message.exchange.as_str(), message.routing_key.as_str());
-                returned.extend(number.map(|number| (number, self.nowhere(exchange, route))));
+        for confirmed in &batch {
+            if let Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) = &confirmed.outcome {
+                let reason = self.nowhere(message.exchange.as_str(), message.routing_key.as_str());
+                if confirmed.channel == self.channels {
+                    self.channel = None;
+                    self.broker.forget();
+                }
+                let newest = self.returned.as_ref().map_or(0, |(newest, _)| *newest);
+                self.returned = Some((newest.max(confirmed.channel), reason));
             }
         }
-        if !returned.is_empty() {
-            self.channel = None;
-            self.broker.forget();
-        }
-        for Confirmed { request, number, outcome } in batch {
+        for Confirmed { request, channel, outcome } in batch {
             let broker = &self.broker;
+            let returned = self.returned.as_ref().filter(|(newest, _)| channel <= *newest);
             let failed = match outcome {
-                _ if returned.contains_key(&number) => returned.remove(&number),
+                Ok(_) if returned.is_some() => returned.map(|(_, reason)| reason.clone()),
                 Ok(Confirmation::Ack(_)) => {
                     self.refused = None;
                     None
@@ -269,10 +271,8 @@ async fn send(
     exchange: &str,
     queue: Option<&str>,
     message: &Outgoing,
-    number: u64,
 ) -> lapin::Result<lapin::PublisherConfirm> {
-    let properties = message.properties.clone().with_message_id(number.to_string().into());
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let route = queue.map_or_else(|| message.route.clone(), Into::into);
-    channel.basic_publish(exchange.into(), route, options, &message.body, properties).await
+    channel.basic_publish(exchange.into(), route, options, &message.body, message.properties.clone()).await
 }
