@@ -132,6 +132,9 @@ impl Address {
             AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
                 format!("{shown}: {said}; declare the queue there, or set queue.amqp.declare = true")
             }
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("x-delivery-limit") => format!(
+                "{shown}: {said}; the queue is of a time when the broker had no limit of returns, and has one now: stop what sends to it, handle the rest with queue.amqp.declare = false, delete it, and start with queue.amqp.declare = true (docs/deploy.md, \"From RabbitMQ 3 to 4\")"
+            ),
             AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => format!(
                 "{shown}: {said}; where the queue exists in another form, set queue.amqp.declare = false to take it as it is, or delete it"
             ),

@@ -91,7 +91,7 @@ impl Broker {
         process: &str,
         max_message: usize,
     ) -> Self {
-        let queues: Vec<String> = if settings.shards > 1 {
+        let queues: Vec<String> = if settings.shards > 0 {
             (0..settings.shards).map(|shard| format!("{name}-{shard}")).collect()
         } else {
             vec![name.to_owned()]
@@ -122,9 +122,9 @@ impl Broker {
         self.unavailable(self.address.explain(error))
     }
 
-    /// Whether the queue is several.
+    /// Whether the queue has shards, be it one.
     pub(super) const fn sharded(&self) -> bool {
-        self.settings.shards > 1
+        self.settings.shards > 0
     }
 
     /// Waits for the broker no longer than is set.

@@ -1,12 +1,13 @@
-//! Limits of returns that a policy of the broker sets on our queues: looked for at the start by way of the management API, where the
-//! settings say where that is, and otherwise told by their effect.
+//! Limits of returns on our queues, of a policy of the broker or of a queue that somebody else declared: looked for at the start by way
+//! of the management API, where the settings say where that is, and otherwise told by their effect.
 //!
-//! AMQP itself shows no policy. Owns the two warnings; changes nothing on the broker.
+//! AMQP itself shows neither. Owns the warnings; changes nothing on the broker.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::broker::Broker;
+use super::topology::LIMITS_RETURNS;
 use crate::outbound::{self, Tls};
 
 /// A message that came back so often makes one think of what a limit would do to it.
@@ -18,17 +19,36 @@ struct Shown {
     policy: Option<String>,
     operator_policy: Option<String>,
     effective_policy_definition: Option<Value>,
+    arguments: Option<Value>,
+}
+
+/// What limits the returns of a queue.
+#[derive(Debug, PartialEq, Eq)]
+enum Limit {
+    Policy(i64),
+    /// The queue was declared with it.
+    Declared(i64),
+    /// Nothing was said, and the broker has one of its own.
+    Default,
 }
 
 impl Broker {
     /// Looks at all our queues. Never an error: the program works without.
     pub(super) async fn look_for_limits(&self) {
         if self.settings.management_url.is_empty() {
+            if !self.settings.declare && self.major().await.is_ok_and(|major| major >= LIMITS_RETURNS) {
+                tracing::warn!(
+                    queue = self.name,
+                    "this broker gives up a message that was given back 20 times, unless its queue was declared with x-delivery-limit = -1: see that these and {} were, or set queue.amqp.management_url and this program looks",
+                    self.dead
+                );
+            }
             return;
         }
         for name in self.queues.iter().chain([&self.dead]) {
             match self.ask(name).await {
-                Ok(shown) => self.tell_limit(name, &shown),
+                // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
+                Ok(shown) => self.tell_limit(name, &shown, self.major().await.unwrap_or(0)),
                 Err(error) => {
                     tracing::warn!(queue = name, %error, "queue.amqp.management_url does not answer: whether a policy of the broker limits returns is not known");
                     return;
@@ -60,16 +80,31 @@ impl Broker {
         serde_json::from_slice(&body).map_err(|error| format!("its answer is not understood: {error}"))
     }
 
-    fn tell_limit(&self, queue: &str, shown: &Shown) {
-        let Some(limit) = limit_in(shown) else { return };
-        let policies: Vec<_> = [&shown.policy, &shown.operator_policy].into_iter().flatten().cloned().collect();
-        let policies = policies.join(", ");
-        tracing::warn!(
-            queue,
-            limit,
-            policies,
-            "a policy of the broker sets delivery-limit on this queue: what is given back more often (a drain, an outage, a look at dead letters) the broker drops, or moves to the dead letters where the queue names them as its dead-letter exchange; take delivery-limit out of that policy, or let it not match this queue"
-        );
+    fn tell_limit(&self, queue: &str, shown: &Shown, major: u64) {
+        const LOSS: &str = "what is given back more often (a drain, an outage, a look at dead letters) the broker drops, or moves to the dead letters where the queue names them as its dead-letter exchange";
+        match limit_in(shown, major) {
+            None => {}
+            Some(Limit::Policy(limit)) => {
+                let policies: Vec<_> = [&shown.policy, &shown.operator_policy].into_iter().flatten().cloned().collect();
+                let policies = policies.join(", ");
+                tracing::warn!(
+                    queue,
+                    limit,
+                    policies,
+                    "a policy of the broker sets delivery-limit on this queue: {LOSS}; take delivery-limit out of that policy, or let it not match this queue"
+                );
+            }
+            Some(Limit::Declared(limit)) => tracing::warn!(
+                queue,
+                limit,
+                "this queue was declared with x-delivery-limit: {LOSS}; let it run empty, delete it, and let this program declare it (queue.amqp.declare = true)"
+            ),
+            Some(Limit::Default) => tracing::warn!(
+                queue,
+                limit = 20,
+                "this queue was declared without x-delivery-limit, and this release of the broker has a limit of its own: {LOSS}; let it run empty, delete it, and declare it with x-delivery-limit = -1 (queue.amqp.declare = true does)"
+            ),
+        }
     }
 
     /// A message came that was given back so often.
@@ -88,9 +123,17 @@ impl Broker {
 }
 
 /// The limit that is in force. -1 is none; from 4.0 on.
-fn limit_in(shown: &Shown) -> Option<i64> {
-    let limit = shown.effective_policy_definition.as_ref()?.get("delivery-limit")?.as_i64()?;
-    (limit >= 0).then_some(limit)
+fn limit_in(shown: &Shown, major: u64) -> Option<Limit> {
+    let number = |table: &Option<Value>, name: &str| table.as_ref()?.get(name)?.as_i64();
+    let of_policy = number(&shown.effective_policy_definition, "delivery-limit");
+    let declared = number(&shown.arguments, "x-delivery-limit");
+    match (of_policy, declared) {
+        (Some(limit), _) if limit >= 0 => Some(Limit::Policy(limit)),
+        // Before 4.0, -1 is reached at the first return.
+        (_, Some(limit)) if limit >= 0 || major < LIMITS_RETURNS => Some(Limit::Declared(limit)),
+        (None, None) if major >= LIMITS_RETURNS => Some(Limit::Default),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -99,11 +142,26 @@ mod tests {
 
     #[test]
     fn limit_is_found_where_one_is_in_force() {
-        let limit = |json: &str| limit_in(&serde_json::from_str::<Shown>(json).unwrap());
-        assert_eq!(limit(r#"{"policy":"p","effective_policy_definition":{"delivery-limit":7}}"#), Some(7));
-        assert_eq!(limit(r#"{"effective_policy_definition":{"delivery-limit":-1}}"#), None);
+        let limit = |json: &str, major| limit_in(&serde_json::from_str::<Shown>(json).unwrap(), major);
+        assert_eq!(
+            limit(r#"{"policy":"p","effective_policy_definition":{"delivery-limit":7}}"#, 3),
+            Some(Limit::Policy(7))
+        );
+        assert_eq!(limit(r#"{"effective_policy_definition":{"delivery-limit":-1}}"#, 4), None);
         // What this release shows where there is no policy at all.
-        assert_eq!(limit(r#"{"effective_policy_definition":[]}"#), None);
-        assert_eq!(limit(r#"{"policy":null,"effective_policy_definition":{"max-length":7}}"#), None);
+        assert_eq!(limit(r#"{"effective_policy_definition":[],"arguments":{}}"#, 3), None);
+        assert_eq!(limit(r#"{"policy":null,"effective_policy_definition":{"max-length":7}}"#, 3), None);
+    }
+
+    #[test]
+    fn limit_of_the_queue_itself_is_found_too() {
+        let limit = |arguments: &str, major| {
+            let json = format!(r#"{{"effective_policy_definition":[],"arguments":{arguments}}}"#);
+            limit_in(&serde_json::from_str::<Shown>(&json).unwrap(), major)
+        };
+        assert_eq!(limit(r#"{"x-queue-type":"quorum","x-delivery-limit":-1}"#, 4), None);
+        assert_eq!(limit(r#"{"x-queue-type":"quorum"}"#, 4), Some(Limit::Default));
+        assert_eq!(limit(r#"{"x-queue-type":"quorum","x-delivery-limit":-1}"#, 3), Some(Limit::Declared(-1)));
+        assert_eq!(limit(r#"{"x-delivery-limit":5}"#, 3), Some(Limit::Declared(5)));
     }
 }

@@ -11,36 +11,48 @@ use super::broker::{Broker, Failure};
 /// Keeps a routing key on one queue. A plugin of the broker.
 pub(super) const EXCHANGE_TYPE: &str = "x-consistent-hash";
 /// The first release that limits the returns of a quorum queue where nothing is said, and takes "no limit" for an answer.
-const LIMITS_RETURNS: u64 = 4;
+pub(super) const LIMITS_RETURNS: u64 = 4;
+
+/// The form of a queue of dead letters on a broker of this major version: replicated as the originals are, and however often somebody
+/// looks (takes them and gives them back), none is dropped. A stream would be read without that, but forgets nothing singly.
+fn arguments(major: u64) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    // 20 returns by default would turn an outage into dead letters, or into nothing. Before that release there is no limit where none is
+    // declared, and -1 is taken for one that is reached at the first return.
+    if major >= LIMITS_RETURNS {
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(-1));
+    }
+    arguments
+}
+
+/// The form of all other queues.
+fn queue_arguments(major: u64, dead: &str, sharded: bool) -> FieldTable {
+    let mut arguments = arguments(major);
+    // A net behind our own dead letters: what a policy of the broker has it drop (a limit of returns, an age, a length) lies there and not
+    // nowhere.
+    arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+    arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString(dead.into()));
+    if sharded {
+        // Before the last message of one process is settled, none is handed out to another.
+        arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    }
+    arguments
+}
 
 impl Broker {
     /// Makes all queues and exchanges, or looks that they are there. A channel each: a refusal closes it.
     pub(super) async fn declare(&self, connection: &Connection) -> Result<(), Failure> {
         let passive = !self.settings.declare;
-        let mut arguments = FieldTable::default();
-        if !passive {
-            arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-            // 20 returns by default would turn an outage into dead letters, or into nothing. Before that release there is no limit
-            // where none is declared, and -1 is taken for one that is reached at the first return.
-            if self.major().await? >= LIMITS_RETURNS {
-                arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(-1));
-            }
-        }
-        // The dead letters lie in a quorum queue without a limit, too: replicated as the originals are, and however often somebody
-        // looks (takes them and gives them back), none is dropped. A stream would be read without that, but forgets nothing singly.
-        self.declare_queue(connection, &self.dead, passive, arguments.clone()).await?;
-        if !passive {
-            // A net behind our own dead letters: what a policy of the broker has it drop (a limit of returns, an age, a length) lies there
-            // and not nowhere.
-            arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
-            arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString(self.dead.as_str().into()));
-        }
-        if self.sharded() && !passive {
-            // Before the last message of one process is settled, none is handed out to another.
-            arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
-        }
+        let (for_dead, for_queues) = if passive {
+            (FieldTable::default(), FieldTable::default())
+        } else {
+            let major = self.major().await?;
+            (arguments(major), queue_arguments(major, &self.dead, self.sharded()))
+        };
+        self.declare_queue(connection, &self.dead, passive, for_dead).await?;
         for name in &self.queues {
-            self.declare_queue(connection, name, passive, arguments.clone()).await?;
+            self.declare_queue(connection, name, passive, for_queues.clone()).await?;
         }
         if self.sharded() { self.declare_exchanges(connection, passive).await } else { Ok(()) }
     }
@@ -132,5 +144,37 @@ impl Broker {
 
     pub(super) async fn done(&self, channel: &Channel) {
         let _ = self.within("close", channel.close(200, "done".into())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(table: &FieldTable, name: &str) -> Option<AMQPValue> {
+        table.inner().get(name).cloned()
+    }
+
+    #[test]
+    fn no_limit_of_returns_is_said_to_a_broker_that_has_one_and_only_to_that() {
+        for (major, limit) in
+            [(0, None), (3, None), (4, Some(AMQPValue::LongInt(-1))), (5, Some(AMQPValue::LongInt(-1)))]
+        {
+            let (dead, queue) = (arguments(major), queue_arguments(major, "q.dead", false));
+            for table in [dead, queue] {
+                assert_eq!(asked(&table, "x-queue-type"), Some(AMQPValue::LongString("quorum".into())));
+                assert_eq!(asked(&table, "x-delivery-limit"), limit, "of release {major}");
+            }
+        }
+    }
+
+    #[test]
+    fn shards_have_one_active_consumer_and_the_dead_letters_as_their_net() {
+        for sharded in [false, true] {
+            let table = queue_arguments(3, "q.dead", sharded);
+            assert_eq!(asked(&table, "x-dead-letter-routing-key"), Some(AMQPValue::LongString("q.dead".into())));
+            assert_eq!(asked(&table, "x-single-active-consumer"), sharded.then_some(AMQPValue::Boolean(true)));
+        }
+        assert_eq!(asked(&arguments(3), "x-dead-letter-routing-key"), None, "a dead letter would come back to itself");
     }
 }
