@@ -207,12 +207,6 @@ impl Flights {
         self.flights.iter().filter(|flight| flight.open.is_none()).map(|flight| flight.sequence)
     }
 
-    /// How many of [`Flights::finished`] there are.
-    #[cfg(feature = "amqp")]
-    pub(super) fn finished_count(&self) -> usize {
-        self.window.span() - self.window.unfinished()
-    }
-
     /// Everything before this sequence is finished.
     #[cfg(feature = "kafka")]
     pub(super) const fn position(&self) -> u64 {

@@ -187,6 +187,10 @@ async fn refused_and_unroutable_publishes_are_errors() {
     let publisher = queue.publisher();
     let large = publisher.publish(vec![Message::new("k", vec![0; 10_001])]).await.unwrap_err();
     assert!(matches!(large, QueueError::TooLarge { size: 10_001, limit: 10_000, .. }), "{large}");
+    publisher.publish(vec![Message::new("k", vec![0; 10_000])]).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut subscription).await.token.ack();
+    end(subscription).await;
 
     let policy = format!(
         r#"{{"pattern":"^{}$","apply-to":"queues","definition":{{"max-length":3,"overflow":"reject-publish"}}}}"#,
@@ -209,9 +213,10 @@ async fn refused_and_unroutable_publishes_are_errors() {
     assert_eq!(driver.rabbit.manage("DELETE", &format!("policies/%2F/{}", driver.name), "").0, 204);
 
     assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{}", driver.name), "").0, 204);
-    let many = futures_util::future::join_all((0..50).map(|n| publisher.publish(numbered(n..n + 1)))).await;
+    // So many that the broker answers for some while others are still written.
+    let many = futures_util::future::join_all((0..3000).map(|n| publisher.publish(numbered(n..n + 1)))).await;
     let confirmed = many.iter().filter(|done| done.is_ok()).count() as u64;
-    assert!(confirmed < 50, "messages to nowhere were confirmed");
+    assert!(confirmed < 3000, "messages to nowhere were confirmed");
     let gone = format!("the queue {} is gone from the broker", driver.name);
     let said: Vec<String> = many.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
     assert!(said.iter().any(|said| said.contains(&gone)), "{said:?}");
@@ -278,26 +283,52 @@ async fn nothing_that_was_acked_before_the_end_comes_twice() {
     }
 }
 
+const SLOW: Backoff = Backoff { first: Duration::from_secs(60), most: Duration::from_secs(60) };
+const FIVE: Unsettled = Unsettled { messages: 5, bytes: 1 << 20 };
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_for_long_goes_back_to_the_broker() {
+async fn what_waits_for_long_goes_back_to_its_old_place() {
+    let Some(mut driver) = Amqp::start() else { return };
+    driver.settings.hold = Duration::from_millis(300);
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..10)).await.unwrap();
+    let mut subscription = queue.subscribe(FIVE, SLOW).unwrap();
+    let mut five = take(&mut subscription, 5).await;
+    five.pop().unwrap().token.ack();
+    let generation = five[0].token.tag().generation;
+    five.into_iter().for_each(|delivery| delivery.token.nack());
+    let again = take(&mut subscription, 5).await;
+    assert_eq!(again.iter().map(number).collect::<Vec<_>>(), [0, 1, 2, 3, 5]);
+    assert!(again[0].token.tag().generation > generation, "nothing was given back");
+    drop(again);
+    end(subscription).await;
+}
+
+/// Who works on a report waits itself for what the source is paused for: the broker would close the channel a while later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_pause_gives_back_what_is_worked_on_as_well_and_takes_nothing_until_its_end() {
     let Some(mut driver) = Amqp::start() else { return };
     driver.settings.hold = Duration::from_millis(300);
     let (queue, other) = (driver.open().await, driver.open().await);
-    queue.publisher().publish(numbered(0..2)).await.unwrap();
-    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
-    let mut both = take(&mut subscription, 2).await;
+    queue.publisher().publish(numbered(0..10)).await.unwrap();
+    let mut subscription = queue.subscribe(FIVE, SLOW).unwrap();
+    let mut five = take(&mut subscription, 5).await;
     subscription.pause.send(true).unwrap();
-    both.remove(0).token.nack();
+    five.pop().unwrap().token.ack();
+    five.pop().unwrap().token.nack();
     // The other one has nothing in hand: it sees what the broker has.
-    assert_eq!(other.depth().await.unwrap().messages, 0);
-    until_open("it was not given back", &*other, 1).await;
-    both.remove(0).token.ack();
-    until_open("the depth counts it twice, or the ack was not taken", &*queue, 1).await;
+    until_open("it was not given back", &*other, 9).await;
+    five.into_iter().for_each(|delivery| delivery.token.ack());
+    until("old tokens were not counted", async || driver.metrics.stale_settlements.get() == 3).await;
+    assert_eq!(
+        other.depth().await.unwrap().messages,
+        9,
+        "an old token finished a message, or a paused source took one"
+    );
     subscription.pause.send(false).unwrap();
-    let again = next(&mut subscription).await;
-    assert_eq!(number(&again), 0);
-    again.token.ack();
-    until_open("the last ack was not taken", &*queue, 0).await;
+    let again: Vec<u32> = take(&mut subscription, 5).await.iter().map(number).collect();
+    assert_eq!(again, [0, 1, 2, 3, 5]);
+    end(subscription).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -362,4 +393,77 @@ async fn refusals_of_the_broker_say_what_to_do_and_no_secret() {
     assert_eq!(driver.asked(&driver.name)["arguments"]["x-queue-type"], "quorum");
     // This broker is older than 4.0: a limit of -1 would drop a message at its first return.
     assert!(driver.asked(&driver.name)["arguments"]["x-delivery-limit"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_that_somebody_else_declared_are_taken_as_they_are() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let name = driver.name.clone();
+    for shards in [0, 1, 3] {
+        (driver.name, driver.settings.shards) = (format!("{name}-of-{shards}"), shards);
+        driver.settings.declare = true;
+        drop(driver.open().await);
+        driver.settings.declare = false;
+        let queue = driver.open().await;
+        queue.publisher().publish(numbered(0..20)).await.unwrap();
+        let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+        let mut numbers: Vec<u32> = take(&mut subscription, 20).await.iter().map(number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, Vec::from_iter(0..20), "{shards} shards");
+        end(subscription).await;
+    }
+    let alone = driver.asked(&format!("{name}-of-1-0"));
+    assert_eq!(
+        alone["arguments"]["x-single-active-consumer"], true,
+        "one shard is one queue for all processes: {alone}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_stays_where_it_is_while_the_dead_letters_refuse_it() {
+    let Some(driver) = Amqp::start() else { return };
+    start::keep_the_log();
+    let queue = driver.open().await;
+    let dead = format!("{}.dead", driver.name);
+    let policy = format!(
+        r#"{{"pattern":"^{dead}$","apply-to":"queues","definition":{{"max-length":1,"overflow":"reject-publish"}}}}"#
+    );
+    assert_eq!(driver.rabbit.manage("PUT", &format!("policies/%2F/{dead}"), &policy).0, 201);
+    queue.publisher().publish(numbered(0..100)).await.unwrap();
+    let mut subscription = queue.subscribe(Unsettled { messages: 1, bytes: 1 << 20 }, BACKOFF).unwrap();
+    // One by one, until one is not taken: the broker lets some more in than its bound says.
+    let mut rejected = 0;
+    until("the dead letters refuse nothing", async || {
+        if let Ok(delivery) = subscription.deliveries.try_recv() {
+            delivery.token.reject(reason(&[]));
+            rejected += 1;
+        }
+        start::logged(&[&dead, "a dead letter was not taken"])
+    })
+    .await;
+    let depth = queue.depth().await.unwrap();
+    assert!(depth.dead < rejected, "{rejected} were rejected, {} are dead letters", depth.dead);
+    assert_eq!(depth.messages + depth.dead, 100, "one is in neither");
+    assert_eq!(driver.rabbit.manage("DELETE", &format!("policies/%2F/{dead}"), "").0, 204);
+    until("it is no dead letter after all", async || {
+        let depth = queue.depth().await.unwrap();
+        depth.dead == rejected && depth.messages == 100 - rejected
+    })
+    .await;
+    end(subscription).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_to_which_nobody_gave_a_time_says_so() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..1)).await.unwrap();
+    let bare =
+        format!(r#"{{"properties":{{}},"routing_key":"{}","payload":"1","payload_encoding":"string"}}"#, driver.name);
+    let (status, routed) = driver.rabbit.manage("POST", "exchanges/%2F/amq.default/publish", &bare);
+    assert_eq!((status, &routed["routed"]), (200, &serde_json::json!(true)));
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let untimed: Vec<bool> = take(&mut subscription, 2).await.iter().map(|delivery| delivery.message.untimed).collect();
+    assert_eq!(untimed, [false, true]);
+    end(subscription).await;
 }

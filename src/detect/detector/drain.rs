@@ -17,7 +17,6 @@ const LAST_POSITION: Duration = Duration::from_secs(5);
 impl Detector {
     /// Begins a drain: what was not looked at yet goes back. Gives its end.
     pub(super) async fn take_no_more(&mut self) -> Instant {
-        // Closed first: a source that is only paused lets others have what is on its way to it, and the order of a login goes.
         self.parts.reports.deliveries.close();
         self.parts.reports.pause.send_replace(true);
         while self.parts.reports.deliveries.recv().await.is_some() {}

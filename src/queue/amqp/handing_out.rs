@@ -5,73 +5,50 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::BasicConsumeOptions;
 use lapin::types::{FieldTable, ShortString};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::super::flights::Stage;
 use super::super::{AckToken, Delivery, Message, QueueError, Tag};
 use super::form;
-use super::session::{Ahead, CLOSE, Session, prefetch};
+use super::session::{Ahead, Session};
 
 impl Session<'_> {
-    /// A paused source has no consumer, so that the broker hands out to others. A shard's stays: without it the next process would get
-    /// what follows before this one is done, and nobody else waits there. So does that of a source that nobody takes from any more: what
-    /// is on its way to a consumer that is cancelled goes behind all that the queue has, and from one that ends with its channel to where
-    /// it was.
-    pub(super) async fn pause_or_resume(&mut self) -> Result<(), QueueError> {
-        let ending = self.parts.out.is_closed();
-        let keep = self.consumer.is_some() && (ending || self.parts.sharded());
-        let wanted = keep || !*self.parts.paused.borrow() && !ending;
-        let broker = Arc::clone(&self.parts.link.broker);
-        match (wanted, self.consumer.take()) {
-            (true, None) => {
-                if self.open > 0 {
-                    // What a cancelled consumer still has does not count for the next one's prefetch, and would come on top of it.
-                    let left = self.prefetch.saturating_sub(self.open).max(1);
-                    let qos = self.channel.basic_qos(prefetch(left), BasicQosOptions::default());
-                    broker.within("prefetch", qos).await?;
-                }
-                self.consumers += 1;
-                let name = self.consumer_tag(format_args!("{:08}", self.consumers));
-                let queue = broker.queue(self.parts.queue())?;
-                let options = BasicConsumeOptions::default();
-                let consume = self.channel.basic_consume(queue, name, options, FieldTable::default());
-                self.consumer = Some(broker.within("consume", consume).await?);
-            }
-            (false, Some(mut consumer)) => {
-                let cancel = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-                self.cancelled = true;
-                broker.within("cancel", cancel).await?;
-                // What it handed out before it was cancelled is ours.
-                while let Ok(Some(next)) = timeout(CLOSE, consumer.next()).await {
-                    self.take(next.map_err(|error| broker.failed(&error))?);
-                }
-            }
-            (_, consumer) => self.consumer = consumer,
+    /// Begins to take from the queue, unless the source is paused or nobody takes from it any more. Once begun, it goes on until the
+    /// channel ends: over a pause the broker fills the prefetch and no more. A consumer that was cancelled would have what is on its way
+    /// to it in that moment put behind all that the queue has (RabbitMQ 3.10), and with a broken policy pauses come by the second.
+    pub(super) async fn consume(&mut self) -> Result<(), QueueError> {
+        if self.consumer.is_some() || *self.parts.paused.borrow() || self.parts.out.is_closed() {
+            return Ok(());
         }
+        let broker = Arc::clone(&self.parts.link.broker);
+        let (queue, tag) = (broker.queue(self.parts.queue())?, self.consumer_tag("0"));
+        let consume = self.channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
+        self.consumer = Some(broker.within("consume", consume).await?);
         Ok(())
     }
 
     /// A consumer's name on the wire. When a channel ends, a quorum queue takes back what its consumers have in the order of their names
-    /// (RabbitMQ 3.10): the earlier one's has to sort first, or a login's order is lost.
-    pub(super) fn consumer_tag(&self, place: std::fmt::Arguments<'_>) -> ShortString {
+    /// (RabbitMQ 3.10, of up to 32 of a channel): the one with the deliveries has to sort first, or a login's order is lost.
+    pub(super) fn consumer_tag(&self, place: &str) -> ShortString {
         format!("trackalert-{}-{place}", self.parts.member).into()
     }
 
-    pub(super) fn take(&mut self, delivery: lapin::message::Delivery) {
+    /// The error: a delivery before this one came to nobody. An ack for many would ack it.
+    pub(super) fn take(&mut self, delivery: lapin::message::Delivery) -> Result<(), String> {
         let lapin::message::Delivery { delivery_tag, properties, data, .. } = delivery;
+        if delivery_tag != self.last + 1 {
+            return Err(format!("after delivery {} came {delivery_tag}", self.last));
+        }
         let message = form::message(&properties, Bytes::from(data));
         self.parts.link.broker.tell_returns(self.parts.queue(), form::returns(&properties));
-        // An ack for many would ack what never came: it is a gap in the window, and goes back by itself.
-        let missed = self.last + 1..delivery_tag;
-        self.singly.extend(missed.clone());
-        self.missed.extend(missed);
         self.last = delivery_tag;
         self.open += 1;
         self.taken.push_back((Instant::now(), delivery_tag));
+        self.ahead_bytes += message.body.len();
         self.ahead.push_back(Ahead { tag: delivery_tag, message });
+        Ok(())
     }
 
     /// Hands out what is due and what is new. `true`: there is more, and no place for it.
@@ -101,6 +78,7 @@ impl Session<'_> {
             }
             let Ok(place) = out.try_reserve() else { return true };
             let Some(Ahead { tag, message }) = self.ahead.pop_front() else { break };
+            self.ahead_bytes -= message.body.len();
             let message = Arc::new(message);
             if self.flights.add(tag, 0, Arc::clone(&message), Stage::Out) {
                 place.send(self.delivery(tag, message, 0));

@@ -24,6 +24,11 @@ use crate::report::Time;
 
 /// A prefetch is a number of 16 bits.
 const MOST_PREFETCH: usize = 65_535;
+/// The broker counts messages and not bytes: how large one is taken to be, so that what lies here before it is handed out stays near the
+/// limit in bytes. A report of wforce has about 1 KiB.
+const TYPICAL: usize = 8 * 1024;
+/// Messages that may lie here however small that limit is.
+const LEAST: usize = 64;
 /// Deliveries and settlements looked at in one go.
 const BATCH: usize = 2048;
 /// How often the connection is looked at where nothing else happens.
@@ -37,7 +42,7 @@ pub(super) enum End {
     Over,
     /// The broker, or the way to it, is gone.
     Lost(QueueError),
-    /// Nothing is held, and a new channel is better.
+    /// All that is held goes back, and a new channel begins.
     Renew,
 }
 
@@ -54,19 +59,16 @@ pub(super) struct Session<'a> {
     /// Ends with the channel: until then the next process waits.
     turn: Option<Consumer>,
     pub(super) consumer: Option<Consumer>,
-    pub(super) consumers: u32,
     pub(super) generation: u32,
     /// Queue and channel, for coordinates: no two channels of any process share it.
     pub(super) place: String,
-    /// A consumer was cancelled here. A quorum queue may still hand something out after that, which the library drops without a word.
-    pub(super) cancelled: bool,
     /// The highest tag that came.
     pub(super) last: u64,
-    /// Tags that were passed over: their deliveries came to nobody.
-    pub(super) missed: Vec<u64>,
     pub(super) prefetch: usize,
     pub(super) flights: Flights,
     pub(super) ahead: VecDeque<Ahead>,
+    /// Of their bodies.
+    pub(super) ahead_bytes: usize,
     /// When a delivery was taken, oldest first, while it is not settled.
     pub(super) taken: VecDeque<(Instant, u64)>,
     /// Everything below is finished.
@@ -90,7 +92,8 @@ impl<'a> Session<'a> {
     pub(super) async fn open(parts: &'a mut Parts) -> Result<Self, QueueError> {
         let broker = Arc::clone(&parts.link.broker);
         let (connection, channel) = parts.wire.channel(&broker, false).await?;
-        let most = parts.limit().messages.clamp(1, MOST_PREFETCH);
+        let limit = parts.limit();
+        let most = limit.messages.min((limit.bytes / TYPICAL).max(LEAST)).clamp(1, MOST_PREFETCH);
         broker.within("prefetch", channel.basic_qos(prefetch(most), BasicQosOptions::default())).await?;
         let turn = match parts.turn.take(&broker, &connection, &channel).await {
             Ok(turn) => turn,
@@ -109,15 +112,13 @@ impl<'a> Session<'a> {
             channel,
             turn,
             consumer: None,
-            consumers: 0,
             generation,
-            cancelled: false,
             last: 0,
-            missed: Vec::new(),
             prefetch: most,
             // The first delivery of a channel has the tag 1.
             flights: Flights::starting_at(1),
             ahead: VecDeque::new(),
+            ahead_bytes: 0,
             taken: VecDeque::new(),
             position: 1,
             acked: 0,
@@ -130,7 +131,7 @@ impl<'a> Session<'a> {
             pause_gone: false,
             releasing: None,
         };
-        if let Err(error) = session.pause_or_resume().await {
+        if let Err(error) = session.consume().await {
             // A broker that does it all the same, after its time, would hand out to a channel from which nobody takes, and keep that back
             // from everybody else as long as the connection lasts.
             session.close(false).await;
@@ -146,20 +147,15 @@ impl<'a> Session<'a> {
             if self.parts.over() {
                 return End::Over;
             }
+            let at_rest = self.flights.out() == 0 && self.burying == 0;
+            if self.held_for_long() && (at_rest || *self.parts.paused.borrow()) {
+                return End::Renew;
+            }
             if let Err(error) = self.look().await {
                 return End::Lost(error);
             }
-            let at_rest = self.flights.out() == 0 && self.burying == 0;
-            if at_rest && self.parts.sharded() && self.held_for_long() {
-                // One by one they would come back behind what was taken after them: all go back with the channel.
-                return End::Renew;
-            }
             if self.is_released(at_rest) {
                 return End::Over;
-            }
-            if self.cancelled && self.open == 0 && self.flights.out() == 0 && self.burying == 0 {
-                // What was handed out to a cancelled consumer goes back now, and stays with nobody.
-                return End::Renew;
             }
             let full = self.hand_out();
             self.show();
@@ -194,14 +190,14 @@ impl<'a> Session<'a> {
         }
         let (broker, parts) = (Arc::clone(&self.parts.link.broker), &mut *self.parts);
         parts.turn.keep(&broker, &self.connection, &self.channel, &mut self.turn).await;
-        self.pause_or_resume().await?;
-        self.give_missed_back().await?;
-        self.give_back().await?;
+        self.consume().await?;
         self.relieve().await?;
         self.flush(false).await
     }
 
-    /// Whether the oldest delivery has waited here for as long as one may.
+    /// Whether the oldest delivery has been here for as long as one may: the broker loses its patience a while later and closes the channel
+    /// itself. All goes back with the channel, to where it was: one by one, deliveries go behind all that the queue has. What somebody still
+    /// works on would be handled twice; so this waits for that, but not where it waits itself for what the source is paused for.
     fn held_for_long(&self) -> bool {
         let hold = self.parts.link.broker.settings.hold;
         self.taken.front().is_some_and(|(at, _)| *at + hold <= Instant::now())
@@ -230,7 +226,7 @@ impl<'a> Session<'a> {
     fn show(&self) {
         let oldest = self.flights.oldest().or_else(|| self.ahead.front().map(|ahead| &ahead.message));
         let oldest = oldest.map_or(0, |message| u64::try_from(message.published.micros()).unwrap_or(0));
-        self.parts.shown().set(self.open, self.flights.held().bytes, oldest);
+        self.parts.shown().set(self.open, self.flights.held().bytes + self.ahead_bytes, oldest);
     }
 
     /// Waits for whatever comes first. `full`: there is something to hand out and no place for it. `Some`: the channel is lost.
@@ -245,9 +241,7 @@ impl<'a> Session<'a> {
         let idle = full || nobody_takes || released || *self.parts.paused.borrow();
         let due = self.flights.next_due().filter(|_| !idle);
         let hold = self.parts.link.broker.settings.hold;
-        // A shard's go back only when nothing of it is out.
-        let held =
-            self.taken.front().map(|(at, _)| *at + hold).filter(|_| !self.held_for_long() || !self.parts.sharded());
+        let held = self.taken.front().map(|(at, _)| *at + hold).filter(|_| !self.held_for_long());
         let tick = Some(Instant::now() + TICK);
         let wake = [due, held, self.flush_at, tick].into_iter().flatten().min().unwrap_or_else(Instant::now);
         let parts = &mut *self.parts;
@@ -273,7 +267,11 @@ impl<'a> Session<'a> {
         let mut left = BATCH;
         loop {
             match came {
-                Some(Ok(delivery)) => self.take(delivery),
+                Some(Ok(delivery)) => {
+                    if let Err(gap) = self.take(delivery) {
+                        return Some(gap);
+                    }
+                }
                 Some(Err(error)) => return Some(self.parts.link.broker.address.explain(&error)),
                 None => return Some("the broker ended the consumer".to_owned()),
             }

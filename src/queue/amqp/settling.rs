@@ -5,8 +5,8 @@
 
 use tokio::time::Instant;
 
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable};
 
 use super::super::flights::Stage;
 use super::super::{DeadLetter, QueueError, Settlement};
@@ -74,8 +74,7 @@ impl Session<'_> {
     /// What is finished behind something unfinished counts for the broker's prefetch. Where that leaves little of it, they are acked
     /// one by one: a single delivery that waits must not stop all others.
     pub(super) async fn relieve(&mut self) -> Result<(), QueueError> {
-        let singly = self.singly.range(self.position..).count();
-        let kept = self.flights.finished_count().saturating_sub(singly);
+        let kept = self.open.saturating_sub(self.flights.held().unfinished + self.ahead.len());
         if kept >= self.prefetch.div_ceil(2) { self.ack_singly().await } else { Ok(()) }
     }
 
@@ -103,66 +102,22 @@ impl Session<'_> {
     /// the first pair nothing is on its way, so that it sends what it kept back; after the second that is done, too.
     async fn applied(&mut self) -> Result<(), QueueError> {
         let broker = std::sync::Arc::clone(&self.parts.link.broker);
+        // For a broker that knows no credit.
         broker.within("prefetch", self.channel.basic_qos(1, BasicQosOptions::default())).await?;
+        let mut credit = FieldTable::default();
+        credit.insert("credit".into(), AMQPValue::LongLongInt(0));
+        credit.insert("drain".into(), AMQPValue::Boolean(false));
+        let mut nothing = FieldTable::default();
+        nothing.insert("x-credit".into(), AMQPValue::FieldTable(credit));
         for number in 0..ANSWERS {
-            let tag = self.consumer_tag(format_args!("~{number}"));
+            let tag = self.consumer_tag(&format!("~{number}"));
             let (queue, options) = (broker.queue(self.parts.queue())?, BasicConsumeOptions::default());
-            let consume = self.channel.basic_consume(queue, tag.clone(), options, FieldTable::default());
-            // What comes to it goes back with all the rest when the channel is closed, and after that: see the tag.
+            // Without credit nothing comes to it: that would go back behind what the other consumer takes meanwhile. Where a broker gives
+            // it some all the same, it goes back after that consumer's: see the tag.
+            let consume = self.channel.basic_consume(queue, tag.clone(), options, nothing.clone());
             let consumer = broker.within("last acks", consume).await?;
             broker.within("last acks", self.channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
             drop(consumer);
-        }
-        Ok(())
-    }
-
-    /// Gives back what the broker handed out and nobody got.
-    pub(super) async fn give_missed_back(&mut self) -> Result<(), QueueError> {
-        let missed = std::mem::take(&mut self.missed);
-        if !missed.is_empty() {
-            let broker = &self.parts.link.broker;
-            tracing::debug!(queue = broker.name, count = missed.len(), "given back what came to a cancelled consumer");
-        }
-        for tag in missed {
-            self.nack(tag).await?;
-        }
-        Ok(())
-    }
-
-    async fn nack(&mut self, tag: u64) -> Result<(), QueueError> {
-        let nacked = self.channel.basic_nack(tag, BasicNackOptions { requeue: true, ..BasicNackOptions::default() });
-        Ok(self.parts.link.broker.within("nack", nacked).await?)
-    }
-
-    /// What has waited here for `queue.amqp.hold` goes back to the broker, before that loses its patience and closes the channel. What
-    /// a role works on stays with it.
-    pub(super) async fn give_back(&mut self) -> Result<(), QueueError> {
-        if self.parts.sharded() {
-            // All of it goes back at once, in order: see `Session::run`.
-            return Ok(());
-        }
-        let hold = self.parts.link.broker.settings.hold;
-        let now = Instant::now();
-        while let Some((at, tag)) = self.taken.front().copied()
-            && at + hold <= now
-        {
-            self.taken.pop_front();
-            if let Ok(index) = self.ahead.binary_search_by_key(&tag, |ahead| ahead.tag) {
-                self.ahead.remove(index);
-            } else {
-                match self.flights.get(tag).map(|open| &open.stage) {
-                    Some(Stage::Waiting) => {}
-                    Some(_) => {
-                        self.taken.push_back((now, tag));
-                        continue;
-                    }
-                    None => continue,
-                }
-            }
-            self.nack(tag).await?;
-            self.singly.insert(tag);
-            self.open -= 1;
-            self.finish(tag);
         }
         Ok(())
     }
@@ -201,7 +156,10 @@ impl Session<'_> {
                 self.finish(tag);
             }
             Err(error) => {
-                tracing::debug!(queue = broker.name, %error, "a dead letter was not taken, trying again");
+                if let Some(kept_back) = broker.complaints.due("dead letter") {
+                    let queue = &broker.dead;
+                    tracing::warn!(queue, %error, kept_back, "a dead letter was not taken: its message stays where it is, and it is tried again");
+                }
                 let Some(open) = self.flights.get(tag) else { return };
                 open.refused += 1;
                 let wait = self.parts.backoff.wait(open.refused, rand::random());

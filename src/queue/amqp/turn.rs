@@ -192,7 +192,7 @@ impl Turn {
 async fn until_given_back(broker: &Broker, connection: &Connection) -> Result<(), Failure> {
     let channel = broker.within("channel", connection.create_channel()).await?;
     let (began, mut told, mut nobody) = (Instant::now(), false, 0);
-    while began.elapsed() < GIVEN_BACK {
+    loop {
         let asked = Instant::now();
         let seen = broker.look(&channel, &broker.name).await?;
         let unsure = seen.message_count() == 0 && asked.elapsed() > UNSURE;
@@ -204,6 +204,17 @@ async fn until_given_back(broker: &Broker, connection: &Connection) -> Result<()
             told = true;
             let queue = &broker.name;
             tracing::info!(queue, at_most = ?GIVEN_BACK, "what an earlier channel had in hand is not back yet, or another process takes from the queue, too");
+        }
+        if began.elapsed() >= GIVEN_BACK {
+            if let Some(kept_back) = broker.complaints.due("given back") {
+                let queue = &broker.name;
+                tracing::warn!(
+                    queue,
+                    kept_back,
+                    "the queue has another consumer: with several processes and without queue.amqp.shards the order of a login is best effort"
+                );
+            }
+            break;
         }
         sleep(LOOK).await;
     }
