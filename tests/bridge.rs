@@ -39,6 +39,7 @@ const SPOOLED: &str = "trackalert_spooled_reports_total";
 on_brokers!(
     broker_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing,
     started_while_the_broker_is_down_and_killed_loses_nothing,
+    broker_down_without_a_spool_is_told_to_the_sender_and_nothing_is_claimed,
 );
 
 /// A broker that was killed is started again also when the test fails: the next one needs it.
@@ -276,6 +277,9 @@ fn broker_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing(
     trial::print(&format!("bridge: {} down", driver.name()), seed, &table);
     assert_eq!(*sent.refused.lock().unwrap(), Vec::<String>::new(), "a sender that tries once was refused");
     assert!(during > 0 && most > 0.0, "nothing came while the broker was down: this proves nothing");
+    // wforce waits 2 s. In the small form all cores are shared with other tests.
+    let (longest, patience) = (sent.longest.load(Ordering::Relaxed), trial::size(4000, 2000));
+    assert!(longest < patience, "an answer took {longest} ms; a sender that waits {patience} ms had given up");
     assert_eq!(site.log_text().matches("reports go into the spool").count(), 1, "{}", site.log_text());
     assert!(site.log_text().contains("the spool is empty"));
     assert_eq!(program.terminate(), Some(0));
@@ -347,6 +351,44 @@ fn started_while_the_broker_is_down_and_killed_loses_nothing(driver: Driver) {
         ("reports in the queue twice", again.to_string()),
     ];
     trial::print(&format!("bridge: {} down at the start, kills", driver.name()), seed, &table);
+    assert_eq!(program.terminate(), Some(0));
+}
+
+/// Who has switched the spool off is told of each report that is not in the queue, and may send the same bytes again.
+fn broker_down_without_a_spool_is_told_to_the_sender_and_nothing_is_claimed(driver: Driver) {
+    let rig = Rig::new(driver);
+    let site = rig.bridge("receive.spool = false\nreceive.publish_timeout = \"5s\"\n");
+    let program = start(&site, "receive");
+    let (mut next, mut accepted) = (0, Vec::new());
+    send_batches(&site, 300, &mut next, &mut accepted);
+    let down = Down::kill(driver);
+    // So many that each partition gets some.
+    let later: Vec<(u64, String)> = (1000..1020).map(|login| (login, report(login, 0))).collect();
+    let batch = [&*later[1].1, &*later[2].1].join("\n");
+    for (path, body) in [("/command/report", later[0].1.clone()), ("/v1/reports", batch)] {
+        let refused = post(&site.address, path, "", body);
+        assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{path}: {refused:?}");
+        assert_eq!(refused.json()["status"], "failure", "{path}: {refused:?}");
+    }
+    assert!(program.metric("trackalert_refused_total{reason=\"queue_unavailable\"}") >= Some(2.0));
+    let sent = |body: &str| post(&site.address, "/command/report", "", body).status;
+    // It says so for as long as senders were told to wait, which is over soon.
+    program.wait_until("readyz to say no", PATIENCE, |program| {
+        assert_eq!(sent(&later[0].1), 503);
+        program.get("/readyz").is_none()
+    });
+    drop(down);
+    for (login, body) in &later {
+        program.wait_until("a report to be accepted again", PATIENCE, |_| sent(body) == 200);
+        accepted.push((*login, 0));
+    }
+    program.wait_until("readiness", PATIENCE, |program| program.get("/readyz").is_some());
+    let received = ["report", "batch"].map(|form| {
+        program.metric(&format!("trackalert_received_reports_total{{form=\"{form}\"}}")).unwrap_or_default()
+    });
+    assert_eq!(received.iter().sum::<f64>(), accepted.len() as f64, "what was refused is counted as received");
+    assert_eq!(program.metric(SPOOLED), Some(0.0), "there is a spool");
+    all_there_in_order(&rig.read(&Runtime::new().unwrap(), accepted.len()), &accepted);
     assert_eq!(program.terminate(), Some(0));
 }
 

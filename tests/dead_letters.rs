@@ -148,7 +148,7 @@ fn ids(letters: &[Value]) -> Vec<&str> {
     letters.iter().map(|letter| letter["id"].as_str().unwrap()).collect()
 }
 
-/// Lists, filters, shows and drops; looking changes nothing, however often.
+/// Lists, filters, shows, drops and sends again; looking changes nothing, however often.
 fn letters_are_listed_filtered_looked_at_and_dropped(driver: Driver) {
     let (of_a, of_b) = (150, 100);
     let letters = Letters::make(driver, of_a, of_b);
@@ -186,6 +186,9 @@ fn letters_are_listed_filtered_looked_at_and_dropped(driver: Driver) {
     let listed = letters.well(&["drop", "--policy", "b", "--dry-run", "--format", "json"]);
     assert_eq!(serde_json::from_str::<Vec<Value>>(&listed).unwrap().len(), of_b);
     assert_eq!(letters.list(&[]).len(), of_a + of_b, "a dry run changed something");
+    let listed = letters.well(&["resend", "--policy", "b", "--dry-run", "--format", "json"]);
+    assert_eq!(ids(&serde_json::from_str::<Vec<Value>>(&listed).unwrap()), ids(&all)[of_a..]);
+    assert_eq!(ids(&letters.list(&[])), ids(&all), "a dry run sent something again");
     let without_filter = letters.run(&["drop"]);
     assert_eq!(without_filter.status.code(), Some(2), "{without_filter:?}");
     assert_eq!(letters.well(&["drop", "--policy", "b"]), format!("{of_b} dropped\n"));
@@ -194,13 +197,24 @@ fn letters_are_listed_filtered_looked_at_and_dropped(driver: Driver) {
     let told: Value = serde_json::from_slice(&again.stdout).unwrap();
     assert_eq!(told, json!({ "done": 1, "missing": [last] }));
     letters.until_letters(of_a - 1);
+    let second = ids(&all)[1];
+    let again = letters.run(&["resend", "--format", "json", last, second]);
+    assert_eq!(again.status.code(), Some(1), "one of the two was gone: {again:?}");
+    let told: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(told, json!({ "done": 1, "missing": [last] }));
+    // Nobody has mended its policy: it fails again and is another letter, the latest one.
+    letters.program().wait_until("the letter that failed again", PATIENCE, |_| {
+        let left = letters.list(&[]);
+        left.len() == of_a - 1 && !ids(&left).contains(&second)
+    });
 
     // A new process reads anew what is there: what was dropped is gone for good.
     let mut letters = letters;
     assert_eq!(letters.program.take().unwrap().terminate(), Some(0));
     letters.program = Some(letters.site.start());
     let left = letters.list(&[]);
-    assert_eq!(ids(&left), ids(&all)[1..of_a]);
+    assert_eq!(left.len(), of_a - 1);
+    assert_eq!(ids(&left)[..of_a - 2], ids(&all)[2..of_a]);
     assert_eq!(letters.program.take().unwrap().terminate(), Some(0));
     trial::print(
         "dead letters: looks",

@@ -235,20 +235,25 @@ fn probes_ask_what_the_program_serves_on_the_port_that_it_listens_on_without_a_p
 #[test]
 fn time_is_left_for_a_start_that_waits_for_the_broker_and_for_a_drain() {
     let base = objects("base");
-    let settings = settings(&site("kafka"));
-    let drain = seconds(&settings["detect.drain_timeout"]);
-    let start = seconds(&settings["queue.kafka.start_timeout"]);
-    for set in of_kind(&base, "StatefulSet") {
-        let pod = &set["spec"]["template"]["spec"];
-        let container = container(set);
-        let before_stop =
-            container["lifecycle"]["preStop"]["exec"]["command"][1].as_str().map_or(0.0, |s| s.parse().unwrap());
-        let grace = pod["terminationGracePeriodSeconds"].as_f64().unwrap();
-        // What the last steps of a drain get where the earlier ones used up its time.
-        assert!(grace >= drain + before_stop + 5.0, "{}: {grace} s for a drain of {drain} s", name(set));
-        let probe = &container["startupProbe"];
-        let patience = probe["periodSeconds"].as_f64().unwrap() * probe["failureThreshold"].as_f64().unwrap();
-        assert!(patience > start + 30.0, "{}: killed after {patience} s of a start that may take {start} s", name(set));
+    for broker in ["kafka", "amqp"] {
+        let settings = settings(&site(broker));
+        let drain = seconds(&settings["detect.drain_timeout"]);
+        let start = seconds(&settings[&format!("queue.{broker}.start_timeout")]);
+        for set in of_kind(&base, "StatefulSet") {
+            let (pod, name) = (&set["spec"]["template"]["spec"], name(set));
+            let container = container(set);
+            let before_stop =
+                container["lifecycle"]["preStop"]["exec"]["command"][1].as_str().map_or(0.0, |s| s.parse().unwrap());
+            let grace = pod["terminationGracePeriodSeconds"].as_f64().unwrap();
+            // What the last steps of a drain get where the earlier ones used up its time.
+            assert!(grace >= drain + before_stop + 5.0, "{name}: {grace} s for a drain of {drain} s ({broker})");
+            let probe = &container["startupProbe"];
+            let patience = probe["periodSeconds"].as_f64().unwrap() * probe["failureThreshold"].as_f64().unwrap();
+            assert!(
+                patience > start + 30.0,
+                "{name}: killed after {patience} s of a start that may take {start} s ({broker})"
+            );
+        }
     }
 }
 

@@ -15,16 +15,21 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use support::driver::{Driver, on_brokers, on_each_driver};
-use support::load::{Load, PATIENCE, Rig, repeated, unsettled};
+use support::load::{Load, PATIENCE, POLICY, Rig, repeated, unsettled};
 use support::program::{Program, Site};
 use support::sender::query;
 use support::trial;
 
 on_each_driver!(
     drained_with_many_waiting_for_their_turn_exits_0_and_nothing_comes_again,
+    drain_that_can_finish_nothing_ends_with_its_time_and_loses_nothing,
     second_signal_ends_a_drain_at_once_and_loses_nothing,
 );
-on_brokers!(drained_process_hands_over_at_once, members_added_drained_and_killed_under_load_lose_nothing);
+on_brokers!(
+    drained_process_hands_over_at_once,
+    drain_while_the_broker_is_down_ends_in_time_and_loses_nothing,
+    members_added_drained_and_killed_under_load_lose_nothing,
+);
 
 fn drained_with_many_waiting_for_their_turn_exits_0_and_nothing_comes_again(driver: Driver) {
     let mut rig = Rig::new(driver);
@@ -52,6 +57,41 @@ fn drained_with_many_waiting_for_their_turn_exits_0_and_nothing_comes_again(driv
     assert!(in_hand > running, "none waited for its turn at SIGTERM: this proves nothing");
     assert!(again == 0.0, "{again} reports came again after a drain");
     assert!(drained < Duration::from_secs(25), "the drain took {drained:?}");
+    assert_eq!(program.terminate(), Some(0));
+}
+
+/// Handlers that wait for a minute: what ends the drain is its own time and nothing else.
+fn drain_that_can_finish_nothing_ends_with_its_time_and_loses_nothing(driver: Driver) {
+    const DRAIN: Duration = Duration::from_secs(2);
+    let mut rig = Rig::new(driver);
+    let site = rig.site("detect.drain_timeout = \"2s\"\npolicy.time_limit = \"5m\"");
+    let mut load = Load::new(3000, 300, 1, 60_000..=60_000, &mut rig.random);
+    let program = site.start();
+    let senders = rig.send(&site, load.shares.remove(0));
+    rig.join(senders);
+    let many = load.total as f64 / 2.0;
+    program.wait_until("many reports in hand", PATIENCE, |program| unsettled(program) > many);
+    let (in_hand, running) = (unsettled(&program), program.metric("trackalert_in_flight").unwrap_or_default());
+    let draining = Instant::now();
+    assert_eq!(program.terminate(), Some(0));
+    let drained = draining.elapsed();
+    let out_of_time = site.log_text().contains("detect.drain_timeout is over");
+    // The same policy without its wait.
+    let wait = "time.sleep(tonumber(lt.attrs.wait) / 1000)";
+    assert!(POLICY.contains(wait), "the policy waits in another way");
+    site.policy("load", &POLICY.replace(wait, ""));
+    let program = site.start();
+    rig.everything_handled(&site, &program, &load);
+    let table = [
+        ("reports in hand at SIGTERM, and running", format!("{in_hand} and {running}")),
+        ("seconds of the drain", format!("{:.1}", drained.as_secs_f64())),
+    ];
+    rig.print("drain that can finish nothing", &table);
+    assert!(running > 0.0 && in_hand > running, "none ran, or none waited for its turn: this proves nothing");
+    assert!(out_of_time, "the log does not say why reports come again");
+    assert!(drained >= DRAIN, "what runs got only {drained:?} of {DRAIN:?}");
+    // The source stores its position, and the roles end.
+    assert!(drained < DRAIN + Duration::from_secs(4), "it drained on for {drained:?}");
     assert_eq!(program.terminate(), Some(0));
 }
 
@@ -136,6 +176,49 @@ fn drained_process_hands_over_at_once(driver: Driver) {
     if driver.name() == "kafka" {
         rig.in_order();
     }
+}
+
+/// The alerts of what runs cannot be published, and the position cannot be stored: neither is waited for beyond its
+/// time, whether the program has noticed the outage already or not.
+fn drain_while_the_broker_is_down_ends_in_time_and_loses_nothing(driver: Driver) {
+    const DRAIN: Duration = Duration::from_secs(5);
+    // Each of what follows gives the broker up by itself: the source's last position after 5 s, what looks at the
+    // queues after 2, and the end of the threads after 1; the rest is for a slow machine.
+    const AFTER: Duration = Duration::from_secs(12);
+    let mut rig = Rig::new(driver);
+    // Who could not say that it leaves keeps its partitions for so long.
+    let session = driver.short_session();
+    let site = rig.site(&format!("detect.drain_timeout = \"5s\"\n{session}"));
+    // Ten rounds of a second: some runs, and more waits, until long after the broker is gone.
+    let mut load = Load::new(3000, 300, 1, 500..=1500, &mut rig.random);
+    let mut command = site.command();
+    command.args(["--roles", "receive,detect"]);
+    let program = site.start_command(command);
+    let senders = rig.send(&site, load.shares.remove(0));
+    rig.join(senders);
+    rig.wait_for_work(&program);
+    rig.pause(0..=400);
+    let server = driver.server().unwrap();
+    server.kill();
+    rig.pause(0..=2000);
+    let in_hand = unsettled(&program);
+    let draining = Instant::now();
+    let code = program.terminate();
+    let drained = draining.elapsed();
+    // Before anything can fail: the next case needs it.
+    server.start_again();
+    let program = site.start();
+    rig.everything_handled(&site, &program, &load);
+    let table = [
+        ("reports in hand at SIGTERM", in_hand.to_string()),
+        ("seconds of the drain", format!("{:.1}", drained.as_secs_f64())),
+        ("reports that came again after they were handled", repeated(&program).to_string()),
+    ];
+    rig.print("drain while the broker is down", &table);
+    assert_eq!(code, Some(0), "{}", site.log_text());
+    assert!(in_hand > 0.0, "nothing was in hand: this proves nothing");
+    assert!(drained < DRAIN + AFTER, "the drain took {drained:?}");
+    assert_eq!(program.terminate(), Some(0));
 }
 
 /// On RabbitMQ the order of a login is not held here: several consumers take from one queue side by side.

@@ -54,6 +54,13 @@ fn nothing_given_gives_the_defaults() {
     assert_eq!(config.detect.in_flight, 10_000);
     assert_eq!(config.detect.unsettled_bytes.as_u64(), 256 << 20);
     assert_eq!(config.policy.time_limit, std::time::Duration::from_secs(30));
+    // What waits for this program reckons with it: an orchestrator's grace period, and wforce, which gives up after 2 s.
+    assert_eq!(config.detect.drain_timeout, std::time::Duration::from_secs(25));
+    assert!(config.receive.spool);
+    assert_eq!(config.receive.spool_after, std::time::Duration::from_millis(1500));
+    // With others, a new version would look for its queues in another place and leave behind what is in the old ones.
+    assert_eq!((&*config.queue.reports, &*config.queue.alerts), ("trackalert-reports", "trackalert-alerts"));
+    assert_eq!(config.queue.amqp.shards, 0);
     assert!(config.warnings.is_empty());
     assert!(config.explain().iter().all(|one| one.source == "default"), "{:#?}", config.explain());
 }
