@@ -53,7 +53,9 @@ impl Session<'_> {
 
     /// Hands out what is due and what is new. `true`: there is more, and no place for it.
     pub(super) fn hand_out(&mut self) -> bool {
-        if *self.parts.paused.borrow() || self.parts.released.is_cancelled() {
+        // With nothing more, what is worked on comes to an end, and all the rest goes back.
+        let goes_back = self.held_for_long() && self.oldest_waits();
+        if goes_back || *self.parts.paused.borrow() || self.parts.released.is_cancelled() {
             return false;
         }
         let now = Instant::now();
@@ -85,6 +87,13 @@ impl Session<'_> {
             }
         }
         false
+    }
+
+    /// Whether nobody works on the oldest delivery that is not done.
+    fn oldest_waits(&mut self) -> bool {
+        let Some((_, oldest)) = self.taken.front().copied() else { return false };
+        self.ahead.front().is_some_and(|ahead| ahead.tag <= oldest)
+            || matches!(self.flights.get(oldest).map(|open| &open.stage), Some(Stage::Waiting))
     }
 
     fn delivery(&self, tag: u64, message: Arc<Message>, redelivered: u32) -> Delivery {

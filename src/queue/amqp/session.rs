@@ -148,7 +148,8 @@ impl<'a> Session<'a> {
                 return End::Over;
             }
             let at_rest = self.flights.out() == 0 && self.burying == 0;
-            if self.held_for_long() && (at_rest || *self.parts.paused.borrow()) {
+            let pausing = *self.parts.paused.borrow() && !self.parts.out.is_closed();
+            if self.held_for_long() && (at_rest || pausing) {
                 return End::Renew;
             }
             if let Err(error) = self.look().await {
@@ -198,7 +199,7 @@ impl<'a> Session<'a> {
     /// Whether the oldest delivery has been here for as long as one may: the broker loses its patience a while later and closes the channel
     /// itself. All goes back with the channel, to where it was: one by one, deliveries go behind all that the queue has. What somebody still
     /// works on would be handled twice; so this waits for that, but not where it waits itself for what the source is paused for.
-    fn held_for_long(&self) -> bool {
+    pub(super) fn held_for_long(&self) -> bool {
         let hold = self.parts.link.broker.settings.hold;
         self.taken.front().is_some_and(|(at, _)| *at + hold <= Instant::now())
     }

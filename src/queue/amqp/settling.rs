@@ -71,11 +71,15 @@ impl Session<'_> {
         Ok(self.parts.link.broker.within("ack", acked).await?)
     }
 
-    /// What is finished behind something unfinished counts for the broker's prefetch. Where that leaves little of it, they are acked
-    /// one by one: a single delivery that waits must not stop all others.
+    /// What is finished and not acked counts for the broker's prefetch. Where that leaves little of it, it is acked at once, and one by one
+    /// behind something unfinished: a single delivery that waits must not stop all others.
     pub(super) async fn relieve(&mut self) -> Result<(), QueueError> {
         let kept = self.open.saturating_sub(self.flights.held().unfinished + self.ahead.len());
-        if kept >= self.prefetch.div_ceil(2) { self.ack_singly().await } else { Ok(()) }
+        if kept < self.prefetch.div_ceil(2) {
+            return Ok(());
+        }
+        self.flush(true).await?;
+        self.ack_singly().await
     }
 
     /// Acks what is finished behind something unfinished.
