@@ -170,14 +170,14 @@ pub(super) fn letter(queue: &str, properties: &BasicProperties, body: Bytes) -> 
     let Burial { id, reason, rejected_micros, coordinates } = burial.unwrap_or_else(|| {
         let hash = Sha256::new().chain_update(message.key.as_bytes()).chain_update(&message.body).finalize();
         let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        // The same at each look.
-        let micros = if message.untimed { 0 } else { message.published.micros() };
+        let micros = message.published.micros();
         let text = match table.and_then(|table| text_of(table, FIRST_DEATH)) {
             Some(why) => format!("the broker put it here and not we: {why}; a policy of the broker limits the queue"),
             None => "it was put here by somebody else".to_owned(),
         };
         Burial {
-            id: letter_id(micros, &hash),
+            // The same at each look.
+            id: letter_id(if message.untimed { 0 } else { micros }, &hash),
             reason: Reason { kind: ReasonKind::Internal, text, only: Vec::new(), attempts: 0 },
             rejected_micros: micros,
             coordinates: format!("{queue}/unknown"),

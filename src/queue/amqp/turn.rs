@@ -206,7 +206,9 @@ async fn until_given_back(broker: &Broker, connection: &Connection) -> Result<()
             tracing::info!(queue, at_most = ?GIVEN_BACK, "what an earlier channel had in hand is not back yet, or another process takes from the queue, too");
         }
         if began.elapsed() >= GIVEN_BACK {
-            if let Some(kept_back) = broker.complaints.due("given back") {
+            if seen.consumer_count() > 0
+                && let Some(kept_back) = broker.complaints.due("given back")
+            {
                 let queue = &broker.name;
                 tracing::warn!(
                     queue,

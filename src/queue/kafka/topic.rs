@@ -194,20 +194,26 @@ fn create(settings: &Settings, shape: &Shape<'_>, to_log: &ToLog) -> Result<(), 
 fn warn_of_retention(settings: &Settings, topic: &str, listener: &Listener, most: Duration) {
     match kept(settings, topic, listener, most) {
         // `compact,delete` lets go of them, too.
-        Ok((policy, retention_ms)) if policy.split(',').any(|one| one.trim() == "delete") => tracing::warn!(
-            topic,
-            cleanup_policy = policy,
-            retention_ms,
-            "kafka: dead letters vanish from this topic when its retention is over; to keep them: kafka-configs --bootstrap-server {} --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy=compact",
-            settings.brokers.join(",")
-        ),
+        Ok([policy, retention_ms, retention_bytes])
+            if policy.split(',').any(|one| one.trim() == "delete")
+                && [&retention_ms, &retention_bytes].into_iter().any(|bound| bound != "-1") =>
+        {
+            tracing::warn!(
+                topic,
+                cleanup_policy = policy,
+                retention_ms,
+                retention_bytes,
+                "kafka: dead letters vanish from this topic when its retention is over; to keep them: kafka-configs --bootstrap-server {} --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy=compact",
+                settings.brokers.join(",")
+            )
+        }
         Ok(_) => {}
         Err(reason) => tracing::debug!(topic, reason, "kafka: not told whether dead letters are kept"),
     }
 }
 
-/// A topic's `cleanup.policy` and `retention.ms`.
-fn kept(settings: &Settings, topic: &str, listener: &Listener, most: Duration) -> Result<(String, String), String> {
+/// A topic's `cleanup.policy`, `retention.ms` and `retention.bytes`.
+fn kept(settings: &Settings, topic: &str, listener: &Listener, most: Duration) -> Result<[String; 3], String> {
     let admin: AdminClient<Listener> =
         client::base(settings).create_with_context(listener.clone()).map_err(|error| client_error(&error))?;
     let options = AdminOptions::new().request_timeout(Some(most));
@@ -218,5 +224,5 @@ fn kept(settings: &Settings, topic: &str, listener: &Listener, most: Duration) -
     let answer = answers.into_iter().next().ok_or_else(|| "no answer".to_owned())?;
     let found = answer.map_err(|code| code.to_string())?;
     let value = |name: &str| found.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
-    Ok((value("cleanup.policy"), value("retention.ms")))
+    Ok(["cleanup.policy", "retention.ms", "retention.bytes"].map(value))
 }
