@@ -55,6 +55,31 @@ fn reload_that_never_ends_does_not_keep_the_program_from_ending() {
     assert_eq!(program.terminate(), Some(0));
 }
 
+/// systemd and the kubelet send one signal, and kill after a while.
+#[test]
+fn start_that_waits_for_a_file_for_ever_ends_at_one_signal() {
+    let site = Site::new("detect.drain_timeout = \"1s\"\n");
+    let [old, pipe, begun] = ["old.conf", "pipe", "begun"].map(|name| site.folder.path().join(name));
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), format!("policy.legacy_config = {old:?}\n{config}")).unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // It is well when it is looked at, before anything is opened. Nobody will ever write to what it reads after that.
+    let history = site.folder.path().join("data/history");
+    let text = format!(
+        "if os.rename({history:?}, {history:?}) then\n\
+         io.open({begun:?}, 'w'):close()\n\
+         io.open({pipe:?})\n\
+         end\n\
+         setReport(function(lt) end)"
+    );
+    std::fs::write(&old, text).unwrap();
+    let program = site.start_unasked(site.command());
+    program.wait_until("the start to hang", PATIENCE, |_| begun.exists());
+    assert_eq!(program.terminate(), Some(0));
+    let log = site.log_text();
+    assert!(log.contains("asked to end while it starts") && log.contains("a file does not come"), "{log}");
+}
+
 #[test]
 fn reloads_under_load_lose_nothing_and_leak_nothing() {
     let (total, times) = trial::size((20_000, 20), (600_000, 200));

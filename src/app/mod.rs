@@ -262,7 +262,7 @@ impl App {
         let failed = |error: tokio::task::JoinError| StartError::Settings(error.to_string());
         tokio::select! {
             assembled = &mut assembling => return assembled.map_err(failed)??.run_until_signal(signals).await,
-            () = signals.end() => tracing::info!(at_most = ?drain_timeout, "asked to end while it starts: what has begun is drained"),
+            () = signals.end() => tracing::info!(at_most = ?drain_timeout, "asked to end while it starts: it ends when the start is over, or gives that up"),
         }
         tokio::select! {
             assembled = &mut assembling => assembled.map_err(failed)??.drain_until_signal(signals).await,
