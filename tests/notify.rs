@@ -7,6 +7,7 @@ mod memory_state;
 #[path = "support/receiver.rs"]
 mod receiver;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +44,7 @@ fn settings(urls: &[&str]) -> Settings {
         channel_in_flight: 8,
         custom_in_flight: 0,
         max_attempts: 3,
+        give_up_after: LIMIT,
         retry_first: Duration::from_millis(5),
         retry_most: Duration::from_millis(50),
         timeout: Duration::from_secs(10),
@@ -379,6 +381,38 @@ async fn busy_receiver_is_left_alone_as_long_as_it_asks() {
 }
 
 #[tokio::test]
+async fn receiver_that_asks_for_more_than_an_alert_may_wait_makes_a_dead_letter_of_it() {
+    let receiver = Receiver::start().await;
+    receiver.answers(Answer { headers: vec![("retry-after", "20".to_owned())], ..Answer::status(503) });
+    let mut settings = settings(&[&receiver.url()]);
+    (settings.retry_most, settings.give_up_after) = (Duration::from_secs(20), Duration::from_secs(15));
+    let mut rig = Rig::start(settings);
+    let Settlement::Reject(reason) = rig.settle(raised("late", 0)).await else { panic!("it is no dead letter") };
+    assert!(reason.kind == ReasonKind::Channel && reason.attempts == 1, "{reason:?}");
+    assert!(reason.text.contains("503") && reason.text.contains("notify.give_up_after"), "{reason:?}");
+    assert_eq!(receiver.ids(), ["late"]);
+}
+
+#[tokio::test]
+async fn alert_that_waits_for_its_next_turn_at_a_receiver_that_hangs_is_given_up_in_time() {
+    let receiver = Receiver::start().await;
+    receiver.answers(Answer { after: Duration::from_secs(3600), ..Answer::status(200) });
+    let mut settings = settings(&[&receiver.url()]);
+    (settings.channel_in_flight, settings.max_attempts) = (1, 1000);
+    (settings.timeout, settings.give_up_after) = (Duration::from_millis(300), Duration::from_millis(500));
+    let mut rig = Rig::start(settings);
+    for n in 0..6 {
+        rig.hand_out(message(&alert(&format!("a{n}"), "new_country", &format!("login{n}"), 0))).await;
+    }
+    for _ in 0..6 {
+        let Settlement::Reject(reason) = rig.settlement().await.1 else { panic!("it is no dead letter") };
+        assert!(reason.attempts <= 2 && reason.text.contains("notify.give_up_after"), "{reason:?}");
+    }
+    let told: BTreeSet<String> = receiver.ids().into_iter().collect();
+    assert_eq!(told.len(), 6, "one was given up before its first try");
+}
+
+#[tokio::test]
 async fn state_that_is_away_delays_an_alert_and_loses_none() {
     let receiver = Receiver::start().await;
     let mut rig = Rig::start(settings(&[&receiver.url()]));
@@ -410,6 +444,7 @@ async fn drain_finishes_what_is_being_sent_and_hands_back_what_waits() {
     down.answers(Answer::status(500));
     let mut patient = settings(&[&down.url()]);
     (patient.retry_first, patient.retry_most) = (Duration::from_secs(3600), Duration::from_secs(3600));
+    patient.give_up_after = Duration::from_secs(7200);
     let mut rig = Rig::start(patient);
     rig.hand_out(raised("waits-an-hour", 0)).await;
     until("the first try", || rig.metrics.retries.with_label_values(&["channel"]).get() == 1).await;

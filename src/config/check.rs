@@ -97,6 +97,8 @@ const ORDERED: [(&str, &str); 12] = [
     ("detect.in_flight", "detect.unsettled"),
 ];
 
+const OF_AMQP: (&str, &str) = ("notify.give_up_after", "queue.amqp.hold");
+
 /// Checks everything; mistakes are noted in `merged`.
 pub(super) fn all(merged: &mut Merged) {
     kinds(merged);
@@ -211,7 +213,8 @@ fn bytes(size: u64) -> String {
 }
 
 fn order(merged: &mut Merged) {
-    for (low, high) in ORDERED {
+    let amqp = merged.text("queue.kind").is_some_and(|kind| kind == "amqp");
+    for (low, high) in ORDERED.into_iter().chain(amqp.then_some(OF_AMQP)) {
         let larger = match (merged.duration(low), merged.duration(high)) {
             (Some(a), Some(b)) => a > b,
             _ => match (merged.size(low), merged.size(high)) {

@@ -308,6 +308,9 @@ fn values_that_do_not_fit_together_are_told() {
     }
     let text = load(None, &[], &["queue.kind=kafka", "receive.rekey_from=trackalert-reports"]).unwrap_err().to_string();
     assert!(text.contains("is the same as queue.reports"), "{text}");
+    assert!(load(None, &[], &["queue.amqp.hold=10m"]).is_ok());
+    let text = load(None, &[], &["queue.kind=amqp", "queue.amqp.hold=10m"]).unwrap_err().to_string();
+    assert!(text.contains("notify.give_up_after (15m) must not be larger than queue.amqp.hold (10m)"), "{text}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
@@ -133,7 +134,8 @@ impl Channel {
         health.set_waiting(self.name(), said);
     }
 
-    /// Tries until it is sent, until no further try would help or is left, or until `stop` while it waits.
+    /// Tries until it is sent, until no further try would help or is left in number or time, or until `stop` while it waits. The first try
+    /// is made however long it waits for its place.
     pub(super) async fn deliver(
         &self,
         post: &Post,
@@ -143,12 +145,18 @@ impl Channel {
         stop: &CancellationToken,
     ) -> Outcome {
         let backoff = Backoff { first: settings.retry_first, most: settings.retry_most };
+        let last_try = Instant::now() + settings.give_up_after;
+        let in_time = |said: &str| format!("{said} (no further try within notify.give_up_after)");
         let mut attempt = 1;
+        let mut last_said = String::new();
         loop {
             let place = tokio::select! {
                 biased;
                 place = self.places.acquire() => place,
                 () = stop.cancelled() => return Outcome::Stopped,
+                () = tokio::time::sleep_until(last_try), if attempt > 1 => {
+                    return Outcome::Failed { said: in_time(&last_said), attempts: attempt - 1 };
+                }
             };
             let sent = self.send(post).await;
             drop(place);
@@ -167,12 +175,16 @@ impl Channel {
                 }
                 return Outcome::Failed { said: error.said, attempts: attempt };
             }
-            tracing::debug!(channel = self.name(), alert = post.id, attempt, said = error.said, "alert not sent yet");
-            self.note(metrics, health, Some(error.said));
-            metrics.retries.with_label_values(&["channel"]).inc();
             let wait = backoff.wait(attempt, rand::random());
             // A receiver's wish counts up to our own longest wait: it must not hold an alert for a day.
             let wait = error.wait.map_or(wait, |asked| asked.max(wait).min(settings.retry_most.max(wait)));
+            tracing::debug!(channel = self.name(), alert = post.id, attempt, said = error.said, "alert not sent yet");
+            self.note(metrics, health, Some(error.said.clone()));
+            if Instant::now() + wait >= last_try {
+                return Outcome::Failed { said: in_time(&error.said), attempts: attempt };
+            }
+            metrics.retries.with_label_values(&["channel"]).inc();
+            last_said = error.said;
             tokio::select! {
                 () = stop.cancelled() => return Outcome::Stopped,
                 () = tokio::time::sleep(wait) => {}

@@ -56,6 +56,8 @@ pub struct Settings {
     pub custom_in_flight: usize,
     pub max_attempts: u32,
     #[serde(with = "humantime_serde")]
+    pub give_up_after: Duration,
+    #[serde(with = "humantime_serde")]
     pub retry_first: Duration,
     #[serde(with = "humantime_serde")]
     pub retry_most: Duration,
@@ -177,9 +179,10 @@ async fn run(
         // Its silence is a fault, and livez says so where nobody acts on it.
         Some(error) => tracing::error!(%error, "notify has ended"),
     }
+    // Closed before it is paused: see detect's drain. What waits in the channel goes back at once, with its tokens.
+    deliveries.close();
     let _ = pause.send(true);
-    // What waits in the channel goes back at once: its tokens are dropped with it.
-    drop(deliveries);
+    while deliveries.recv().await.is_some() {}
     let finish = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(within.get().copied().unwrap_or(SOURCE_END), finish).await.is_err() {
         tracing::warn!(alerts = tasks.len(), "not all alerts were sent in time; they go back to the queue");
