@@ -286,14 +286,20 @@ async fn nothing_that_was_acked_before_the_end_comes_twice() {
 const SLOW: Backoff = Backoff { first: Duration::from_secs(60), most: Duration::from_secs(60) };
 const FIVE: Unsettled = Unsettled { messages: 5, bytes: 1 << 20 };
 
+/// Five of the ten messages of a queue are in hand, and may be for 300 ms. With the queue, and with another process's view of it.
+async fn five_of_ten(driver: &mut Amqp) -> (Subscription, Vec<Delivery>, [Arc<dyn Queue>; 2]) {
+    driver.settings.hold = Duration::from_millis(300);
+    let queues = [driver.open().await, driver.open().await];
+    queues[0].publisher().publish(numbered(0..10)).await.unwrap();
+    let mut subscription = queues[0].subscribe(FIVE, SLOW).unwrap();
+    let five = take(&mut subscription, 5).await;
+    (subscription, five, queues)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_long_goes_back_to_its_old_place() {
     let Some(mut driver) = Amqp::start() else { return };
-    driver.settings.hold = Duration::from_millis(300);
-    let queue = driver.open().await;
-    queue.publisher().publish(numbered(0..10)).await.unwrap();
-    let mut subscription = queue.subscribe(FIVE, SLOW).unwrap();
-    let mut five = take(&mut subscription, 5).await;
+    let (mut subscription, mut five, _queues) = five_of_ten(&mut driver).await;
     five.pop().unwrap().token.ack();
     let generation = five[0].token.tag().generation;
     five.into_iter().for_each(|delivery| delivery.token.nack());
@@ -308,11 +314,7 @@ async fn what_waits_for_long_goes_back_to_its_old_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_pause_gives_back_what_is_worked_on_as_well_and_takes_nothing_until_its_end() {
     let Some(mut driver) = Amqp::start() else { return };
-    driver.settings.hold = Duration::from_millis(300);
-    let (queue, other) = (driver.open().await, driver.open().await);
-    queue.publisher().publish(numbered(0..10)).await.unwrap();
-    let mut subscription = queue.subscribe(FIVE, SLOW).unwrap();
-    let mut five = take(&mut subscription, 5).await;
+    let (mut subscription, mut five, [_queue, other]) = five_of_ten(&mut driver).await;
     five.remove(0).token.ack();
     five.push(next(&mut subscription).await);
     // The other one has nothing in hand: it sees what the broker has.
@@ -332,23 +334,30 @@ async fn long_pause_gives_back_what_is_worked_on_as_well_and_takes_nothing_until
 /// The broker would close the channel a while later, because there is always something that somebody works on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_long_while_others_are_worked_on_goes_back_before_more_is_handed_out() {
-    let Some(mut driver) = Amqp::start() else { return };
-    driver.settings.hold = Duration::from_millis(300);
-    let (queue, other) = (driver.open().await, driver.open().await);
-    queue.publisher().publish(numbered(0..10)).await.unwrap();
-    let mut subscription = queue.subscribe(FIVE, SLOW).unwrap();
-    let mut five = take(&mut subscription, 5).await;
-    let taken = Instant::now();
-    five.remove(0).token.nack();
-    let last = five.pop().unwrap();
-    until("it is not here for so long", async || taken.elapsed() > driver.settings.hold).await;
-    five.into_iter().for_each(|delivery| delivery.token.ack());
-    // The other one has nothing in hand: it sees what the broker has.
-    until_open("three more did not come", &*other, 2).await;
-    last.token.ack();
-    let again: Vec<u32> = take(&mut subscription, 5).await.iter().map(number).collect();
-    assert_eq!(again, [0, 5, 6, 7, 8]);
-    end(subscription).await;
+    for rejected in [false, true] {
+        let Some(mut driver) = Amqp::start() else { return };
+        let (mut subscription, mut five, _queues) = five_of_ten(&mut driver).await;
+        if rejected {
+            // It waits for its dead letter, then.
+            assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{}.dead", driver.name), "").0, 204);
+        }
+        let taken = Instant::now();
+        let first = five.remove(0).token;
+        if rejected {
+            first.reject(reason(&[]))
+        } else {
+            first.nack()
+        }
+        let last = five.pop().unwrap();
+        until("it is not here for so long", async || taken.elapsed() > driver.settings.hold).await;
+        five.into_iter().for_each(|delivery| delivery.token.ack());
+        // Without its dead letters no queue says how much it has.
+        until("three more did not come", async || driver.asked(&driver.name)["messages_ready"] == 2).await;
+        last.token.ack();
+        let again: Vec<u32> = take(&mut subscription, 5).await.iter().map(number).collect();
+        assert_eq!(again, [0, 5, 6, 7, 8], "rejected: {rejected}");
+        end(subscription).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

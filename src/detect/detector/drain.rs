@@ -17,6 +17,8 @@ const LAST_POSITION: Duration = Duration::from_secs(5);
 impl Detector {
     /// Begins a drain: what was not looked at yet goes back. Gives its end.
     pub(super) async fn take_no_more(&mut self) -> Instant {
+        // Closed first: a source that is paused while somebody takes from it gives back what it has held for long, and what is still
+        // finished of that would not count.
         self.parts.reports.deliveries.close();
         self.parts.reports.pause.send_replace(true);
         while self.parts.reports.deliveries.recv().await.is_some() {}

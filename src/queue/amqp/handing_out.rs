@@ -17,7 +17,8 @@ use super::session::{Ahead, Session};
 impl Session<'_> {
     /// Begins to take from the queue, unless the source is paused or nobody takes from it any more. Once begun, it goes on until the
     /// channel ends: over a pause the broker fills the prefetch and no more. A consumer that was cancelled would have what is on its way
-    /// to it in that moment put behind all that the queue has (RabbitMQ 3.10), and with a broken policy pauses come by the second.
+    /// to it in that moment put behind all that the queue has (RabbitMQ 3.10), and with a broken policy pauses come by the second. And
+    /// where a queue has a single active consumer, another process would become that one while this one still has the queue's reports.
     pub(super) async fn consume(&mut self) -> Result<(), QueueError> {
         if self.consumer.is_some() || *self.parts.paused.borrow() || self.parts.out.is_closed() {
             return Ok(());
@@ -31,8 +32,8 @@ impl Session<'_> {
 
     /// A consumer's name on the wire. When a channel ends, a quorum queue takes back what its consumers have in the order of their names
     /// (RabbitMQ 3.10, of up to 32 of a channel): the one with the deliveries has to sort first, or a login's order is lost.
-    pub(super) fn consumer_tag(&self, place: &str) -> ShortString {
-        format!("trackalert-{}-{place}", self.parts.member).into()
+    pub(super) fn consumer_tag(&self, suffix: &str) -> ShortString {
+        format!("trackalert-{}-{suffix}", self.parts.member).into()
     }
 
     /// The error: a delivery before this one came to nobody. An ack for many would ack it.
@@ -53,9 +54,7 @@ impl Session<'_> {
 
     /// Hands out what is due and what is new. `true`: there is more, and no place for it.
     pub(super) fn hand_out(&mut self) -> bool {
-        // With nothing more, what is worked on comes to an end, and all the rest goes back.
-        let goes_back = self.held_for_long() && self.oldest_waits();
-        if goes_back || *self.parts.paused.borrow() || self.parts.released.is_cancelled() {
+        if self.goes_back() || *self.parts.paused.borrow() || self.parts.released.is_cancelled() {
             return false;
         }
         let now = Instant::now();
@@ -87,13 +86,6 @@ impl Session<'_> {
             }
         }
         false
-    }
-
-    /// Whether nobody works on the oldest delivery that is not done.
-    fn oldest_waits(&mut self) -> bool {
-        let Some((_, oldest)) = self.taken.front().copied() else { return false };
-        self.ahead.front().is_some_and(|ahead| ahead.tag <= oldest)
-            || matches!(self.flights.get(oldest).map(|open| &open.stage), Some(Stage::Waiting))
     }
 
     fn delivery(&self, tag: u64, message: Arc<Message>, redelivered: u32) -> Delivery {

@@ -1,7 +1,7 @@
 //! One channel of a source: opens it, waits for what comes first, closes it.
 //!
-//! Owns what the broker has handed out on this channel and has not got back. Never has more than the prefetch of it, which is the
-//! limit of unsettled deliveries.
+//! Owns what the broker has handed out on this channel and has not got back. Never has more than the prefetch of it, which follows the
+//! limits of what is unsettled as they are when the channel opens.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use lapin::{Channel, Connection, Consumer};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::flights::Flights;
+use super::super::flights::{Flights, Stage};
 use super::super::patience::Patience;
 use super::super::way::Settled;
 use super::super::{Delivery, Message, QueueError};
@@ -26,7 +26,7 @@ use crate::report::Time;
 const MOST_PREFETCH: usize = 65_535;
 /// The broker counts messages and not bytes: how large one is taken to be, so that what lies here before it is handed out stays near the
 /// limit in bytes. A report of wforce has about 1 KiB.
-const TYPICAL: usize = 8 * 1024;
+const RECKONED_SIZE: usize = 8 * 1024;
 /// Messages that may lie here however small that limit is.
 const LEAST: usize = 64;
 /// Deliveries and settlements looked at in one go.
@@ -34,7 +34,7 @@ const BATCH: usize = 2048;
 /// How often the connection is looked at where nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
 /// How long the end of a channel may take.
-pub(super) const CLOSE: Duration = Duration::from_secs(5);
+const CLOSE: Duration = Duration::from_secs(5);
 
 /// Why a channel is used no longer.
 pub(super) enum End {
@@ -93,7 +93,7 @@ impl<'a> Session<'a> {
         let broker = Arc::clone(&parts.link.broker);
         let (connection, channel) = parts.wire.channel(&broker, false).await?;
         let limit = parts.limit();
-        let most = limit.messages.min((limit.bytes / TYPICAL).max(LEAST)).clamp(1, MOST_PREFETCH);
+        let most = limit.messages.min((limit.bytes / RECKONED_SIZE).max(LEAST)).clamp(1, MOST_PREFETCH);
         broker.within("prefetch", channel.basic_qos(prefetch(most), BasicQosOptions::default())).await?;
         let turn = match parts.turn.take(&broker, &connection, &channel).await {
             Ok(turn) => turn,
@@ -147,15 +147,15 @@ impl<'a> Session<'a> {
             if self.parts.over() {
                 return End::Over;
             }
-            let at_rest = self.flights.out() == 0 && self.burying == 0;
             let pausing = *self.parts.paused.borrow() && !self.parts.out.is_closed();
-            if self.held_for_long() && (at_rest || pausing) {
+            // What is on its way to the dead letters would be one twice; a paused source sends nothing more there.
+            if self.held_for_long() && self.burying == 0 && (self.flights.out() == 0 || pausing) {
                 return End::Renew;
             }
             if let Err(error) = self.look().await {
                 return End::Lost(error);
             }
-            if self.is_released(at_rest) {
+            if self.is_released() {
                 return End::Over;
             }
             let full = self.hand_out();
@@ -165,7 +165,7 @@ impl<'a> Session<'a> {
                 // What was sent while the other end went lies in the channel until that goes: its tokens would never come back.
                 self.parts.out = mpsc::channel(1).0;
             }
-            if nobody_takes && self.flights.out() == 0 && self.burying == 0 {
+            if nobody_takes && self.at_rest() {
                 return End::Over;
             }
             if let Some(lost) = self.wait(settlements, &mut settled, full && !nobody_takes, nobody_takes).await {
@@ -196,22 +196,36 @@ impl<'a> Session<'a> {
         self.flush(false).await
     }
 
+    /// Nobody works on anything.
+    fn at_rest(&self) -> bool {
+        self.flights.out() == 0 && self.burying == 0
+    }
+
     /// Whether the oldest delivery has been here for as long as one may: the broker loses its patience a while later and closes the channel
     /// itself. All goes back with the channel, to where it was: one by one, deliveries go behind all that the queue has. What somebody still
-    /// works on would be handled twice; so this waits for that, but not where it waits itself for what the source is paused for.
-    pub(super) fn held_for_long(&self) -> bool {
+    /// works on comes a second time then; so this waits for that, but not where it waits itself for what the source is paused for.
+    fn held_for_long(&self) -> bool {
         let hold = self.parts.link.broker.settings.hold;
         self.taken.front().is_some_and(|(at, _)| *at + hold <= Instant::now())
     }
 
+    /// Whether nothing more is handed out, so that what is worked on comes to an end and all the rest goes back: nobody works on what has
+    /// been here for as long as one may.
+    pub(super) fn goes_back(&mut self) -> bool {
+        let Some((_, oldest)) = self.taken.front().copied().filter(|_| self.held_for_long()) else { return false };
+        self.ahead.front().is_some_and(|ahead| ahead.tag <= oldest)
+            || matches!(self.flights.get(oldest).map(|open| &open.stage), Some(Stage::Waiting | Stage::Rejected(_)))
+    }
+
     /// Whether the shard is to go to another process, and what was handed out of it is done, or has had its time.
-    fn is_released(&mut self, at_rest: bool) -> bool {
+    fn is_released(&mut self) -> bool {
         if !self.parts.released.is_cancelled() {
             return false;
         }
         let (wait, out) = (self.parts.link.broker.settings.release_timeout, self.flights.out());
         let now = Instant::now().into_std();
         let late = self.releasing.get_or_insert_with(|| Patience::new(wait, out, now)).is_over(out, now);
+        let at_rest = self.at_rest();
         if late && !at_rest {
             let queue = self.parts.queue();
             tracing::warn!(
@@ -239,7 +253,7 @@ impl<'a> Session<'a> {
         nobody_takes: bool,
     ) -> Option<String> {
         let released = self.parts.released.is_cancelled();
-        let idle = full || nobody_takes || released || *self.parts.paused.borrow();
+        let idle = full || nobody_takes || released || self.goes_back() || *self.parts.paused.borrow();
         let due = self.flights.next_due().filter(|_| !idle);
         let hold = self.parts.link.broker.settings.hold;
         let held = self.taken.front().map(|(at, _)| *at + hold).filter(|_| !self.held_for_long());
@@ -253,7 +267,7 @@ impl<'a> Session<'a> {
                 return None;
             }
             came = next(&mut self.consumer) => Some(came),
-            () = place(&parts.out), if full => None,
+            () = room(&parts.out), if full => None,
             () = parts.out.closed(), if !nobody_takes => None,
             () = parts.stop.cancelled() => None,
             () = parts.released.cancelled(), if !released => None,
@@ -309,7 +323,7 @@ impl<'a> Session<'a> {
 }
 
 /// As the wire has it.
-pub(super) fn prefetch(count: usize) -> u16 {
+fn prefetch(count: usize) -> u16 {
     u16::try_from(count).unwrap_or(u16::MAX)
 }
 
@@ -320,6 +334,6 @@ async fn next(consumer: &mut Option<Consumer>) -> Option<lapin::Result<lapin::me
     }
 }
 
-async fn place(out: &mpsc::Sender<Delivery>) {
+async fn room(out: &mpsc::Sender<Delivery>) {
     let _ = out.reserve().await;
 }

@@ -1,4 +1,4 @@
-//! What a channel does with settlements: acks in batches, again later, to the dead letters, or back to the broker.
+//! What a channel does with settlements: acks in batches, again later, or to the dead letters.
 //!
 //! Owns the rule that an ack for many never passes an unfinished delivery, and that a rejected one is done only when its dead letter
 //! is confirmed.
@@ -83,7 +83,7 @@ impl Session<'_> {
     }
 
     /// Acks what is finished behind something unfinished.
-    pub(super) async fn ack_singly(&mut self) -> Result<(), QueueError> {
+    async fn ack_singly(&mut self) -> Result<(), QueueError> {
         let finished: Vec<u64> = self.flights.finished().filter(|tag| !self.singly.contains(tag)).collect();
         for tag in finished {
             self.ack(tag, false).await?;
