@@ -14,12 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+#[cfg(feature = "amqp")]
+use support::driver::Driver;
 use support::layers::{Watch, watched};
 use support::program::Site;
 use support::sender::{Progress, query, send_all};
 use trackalert::app::{App, Stores};
 use trackalert::config::{Config, Roles};
-use trackalert::queue::{DeadLetter, Filter, ReasonKind};
+use trackalert::queue::{DeadLetter, Filter, Message, ReasonKind};
 use trackalert::report::LoginReport;
 use trackalert::state::{Batch, StateError, Write};
 use trackalert::telemetry::Metrics;
@@ -352,5 +354,40 @@ async fn changed_file_of_networks_is_taken_while_running_and_a_broken_one_is_not
     running.send(["d".to_owned()]).await;
     running.until_handled(4).await;
     assert_eq!(alerts(&running.metrics), 2);
+    running.app.drain().await.unwrap();
+}
+
+/// A pause that is longer than `queue.amqp.hold` gives all back, and detect still has it in hand when it comes again.
+#[cfg(feature = "amqp")]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_again_while_it_waits_for_its_turn_takes_no_second_one() {
+    let Some(driver) = Driver::amqp() else { return };
+    let Driver::Amqp(rabbit) = driver else { return };
+    let settings = driver.settings(1, driver.port());
+    let settings = format!("{settings}queue.amqp.hold = \"1s\"\nnotify.give_up_after = \"500ms\"\n");
+    let policy = "function report(lt)
+        local n = tonumber(lt.attrs.n)
+        if n < (state.get('last') or 0) then alert{kind='backwards', severity='high', title='t'} end
+        state.set('last', n)
+    end";
+    let running = Running::start(&settings, policy).await;
+    running.faults.state_is_down.store(true, Ordering::SeqCst);
+    // Nearly as many as detect.login_backlog lets wait in order.
+    let reports = (1..=60).map(|n| {
+        let report =
+            json!({ "login": "ann", "remote": "192.0.2.1", "t": support::trial::now(), "attrs": { "n": n.to_string() } });
+        Message::new("ann", report.to_string())
+    });
+    running.stores.reports.publisher().publish(reports.collect()).await.unwrap();
+    running.until("all in hand", |metrics| metrics.unsettled.get() == 60).await;
+    let given_back = || rabbit.manage("GET", "queues/%2F/reports-1", "").1["messages_ready"] == 60;
+    running.until("all to be given back", |_| given_back()).await;
+    running.faults.state_is_down.store(false, Ordering::SeqCst);
+    running.until_handled(60).await;
+    running.until("the old tokens", |metrics| metrics.stale_settlements.get() >= 60).await;
+    running.until("nothing in hand", |metrics| metrics.unsettled.get() == 0).await;
+    assert_eq!(running.metrics.unordered.get(), 0, "the order of the login was given up");
+    assert_eq!(running.metrics.alerts.with_label_values(&["high"]).get(), 0, "a report ran before an earlier one");
+    assert_eq!(running.stored().await, 60);
     running.app.drain().await.unwrap();
 }

@@ -16,6 +16,7 @@ mod errands;
 mod hung;
 mod intake;
 mod machines;
+mod outdated;
 mod pool;
 mod retry;
 mod settings;

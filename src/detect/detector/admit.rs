@@ -1,4 +1,5 @@
-//! The beginning: a delivery is decoded, enriched and given its place behind its login's earlier reports, or rejected at once.
+//! The beginning: a delivery is decoded, enriched and given its place behind its login's earlier reports, or that of its first copy where
+//! that is still in hand, or rejected at once.
 //!
 //! A part of [`Detector`]. It runs nothing.
 
@@ -47,6 +48,18 @@ impl Detector {
     fn admit(&mut self, token: AckToken, report: LoginReport, message: &Message) {
         let only: Option<Vec<String>> =
             message.header(headers::ONLY).map(|names| names.split(',').map(str::to_owned).collect());
+        let tag = token.tag();
+        if self.outdated.begins(tag) {
+            let of_lane = self.slots.iter().filter(|(_, slot)| slot.token.tag().lane == tag.lane);
+            self.outdated.extend(of_lane.map(|(number, slot)| (slot.report.id, *number)));
+        }
+        if let Some(number) = self.outdated.take(report.id)
+            && let Some(slot) = self.slots.get_mut(&number)
+            && slot.only == only
+        {
+            slot.token = token;
+            return self.parts.services.metrics.unsettled.dec();
+        }
         let number = self.next_number;
         self.next_number += 1;
         let place = self.dispatch.admit(number, &report.login);

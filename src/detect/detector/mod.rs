@@ -25,6 +25,7 @@ use super::dispatch::Dispatch;
 use super::errands::{Errands, Limits, Running};
 use super::hung::HungList;
 use super::intake::Intake;
+use super::outdated::Outdated;
 use super::pool::Pool;
 use super::retry::Breaker;
 use super::settle::{Collected, Settler};
@@ -62,6 +63,7 @@ pub(super) struct Detector {
     /// Boxed: a table that grows has room for twice as many, and the old one beside it.
     slots: HashMap<u64, Box<Slot>>,
     next_number: u64,
+    outdated: Outdated,
     running: usize,
     suspects: Suspects,
     retries: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -119,6 +121,7 @@ impl Detector {
             pool: Pool::start(plan, parts.settings.worker_count(), parts.policy.in_flight)?,
             slots: HashMap::new(),
             next_number: 0,
+            outdated: Outdated::default(),
             running: 0,
             suspects: Suspects::default(),
             retries: BinaryHeap::new(),

@@ -181,6 +181,7 @@ impl Detector {
     /// Every policy is decided: the report settles by itself from here on.
     pub(super) fn finish(&mut self, number: u64, collected: Collected) {
         let Some(mut slot) = self.slots.remove(&number) else { return };
+        self.outdated.forget(slot.report.id, number);
         self.intake.decided();
         slot.give_up_missing(|policy| self.pool.has_policy(policy));
         let mut ending = slot.reason().map_or(Ending::Handled, Ending::Dead);
