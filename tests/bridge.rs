@@ -26,6 +26,7 @@ use support::driver::{Driver, on_brokers};
 use support::program::{Program, Site};
 use support::sender::{client, query};
 use support::server::Server;
+use support::stall::Clock;
 use support::trial;
 use support::wire::{self, post};
 use trackalert::config::Config;
@@ -197,7 +198,7 @@ impl Sent {
             let (login, n) = (number % logins, number / logins);
             let (this, request) = (Arc::clone(&self), client.post(&url).body(report(login, n)).send());
             requests.spawn(async move {
-                let began = Instant::now();
+                let began = Clock::start();
                 match request.await {
                     Ok(answer) if answer.status().is_success() => this.accepted.lock().unwrap().push((login, n)),
                     Ok(answer) => this.refused.lock().unwrap().push(answer.status().to_string()),
@@ -208,6 +209,12 @@ impl Sent {
         }
         while requests.join_next().await.is_some() {}
     }
+}
+
+/// How often the log says that reports go into the spool, and how often that it is empty again.
+fn begun_and_ended(site: &Site) -> (usize, usize) {
+    let log = site.log_text();
+    (log.matches("reports go into the spool").count(), log.matches("the spool is empty").count())
 }
 
 /// Holds that all of these are there, in order for each login but for whole repetitions, and gives how many came again.
@@ -244,6 +251,7 @@ fn broker_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing(
     let sending = runtime.spawn(Arc::clone(&sent).run(site.address.clone(), rate, logins));
     let accepted = || sent.accepted.lock().unwrap().len();
     program.wait_until("reports to be accepted", PATIENCE, |_| accepted() > 500);
+    let (begun_before, _) = begun_and_ended(&site);
     let began = Instant::now();
     let killed = Down::kill(driver);
     let before = accepted();
@@ -253,6 +261,8 @@ fn broker_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing(
     let most = program.metric(IN_SPOOL).unwrap();
     assert_eq!(status(&site)["ready"], true, "a bridge that spools is ready");
     assert!(status(&site)["waiting_for"]["reports"].is_string(), "it does not name what it waits for");
+    // A broker that is slow for a moment before or after, on a machine that is, is one more outage, and told rightly.
+    let begun = begun_and_ended(&site).0 - begun_before;
     drop(killed);
     let seconds_down = began.elapsed().as_secs_f64();
     let back = Instant::now();
@@ -262,7 +272,11 @@ fn broker_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing(
     program.wait_until("reports to be accepted afterwards", PATIENCE, |_| accepted() > after + 300);
     sent.stop.store(true, Ordering::Relaxed);
     runtime.block_on(sending).unwrap();
-    program.wait_until("the spool to be empty at the end", PATIENCE, |p| p.metric(IN_SPOOL) == Some(0.0));
+    // It looks into the spool once a second, and may have done so last before the last ones went in.
+    program.wait_until("the spool to be empty at the end", PATIENCE, |p| {
+        let (begun, ended) = begun_and_ended(&site);
+        begun == ended && p.metric(IN_SPOOL) == Some(0.0)
+    });
     let spooled = program.metric(SPOOLED).unwrap();
     let sent_before = sent.accepted.lock().unwrap().clone();
     let read = rig.read(&runtime, sent_before.len());
@@ -284,9 +298,10 @@ fn broker_down_under_a_sender_that_tries_once_loses_nothing_and_refuses_nothing(
     // wforce waits 2 s. In the small form all cores are shared with other tests.
     let (longest, patience) = (sent.longest.load(Ordering::Relaxed), trial::size(4000, 2000));
     assert!(longest < patience, "an answer took {longest} ms; a sender that waits {patience} ms had given up");
-    assert_eq!(site.log_text().matches("reports go into the spool").count(), 1, "{}", site.log_text());
-    assert!(site.log_text().contains("the spool is empty"));
+    assert!(begun <= 1, "one outage is told {begun} times: {}", site.log_text());
     assert_eq!(program.terminate(), Some(0));
+    let (begun, ended) = begun_and_ended(&site);
+    assert!(begun > 0 && begun == ended, "told {begun} times, and {ended} times its end: {}", site.log_text());
 }
 
 /// Sends `count` reports, a hundred in a batch; all must be accepted. `next` is the number of the next one.

@@ -13,5 +13,6 @@ pub(crate) mod proxy;
 pub(crate) mod rabbitmq;
 pub(crate) mod sender;
 pub(crate) mod server;
+pub(crate) mod stall;
 pub(crate) mod trial;
 pub(crate) mod wire;
