@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use support::driver::{Driver, on_brokers, on_each_driver};
-use support::load::{Load, PATIENCE, Rig, repeated, unsettled};
+use support::load::{Load, PATIENCE, Rig, last_of, repeated, unsettled};
 use support::trial;
 
 on_each_driver!(process_killed_again_and_again_under_load_loses_nothing);
@@ -66,14 +66,17 @@ fn broker_killed_under_load_and_started_again_loses_nothing(driver: Driver) {
     let first = rig.send(&site, load.shares.remove(0));
     rig.join(first);
     rig.wait_for_work(&program);
-    let senders = rig.send(&site, load.shares.remove(0));
+    let mut share = load.shares.remove(0);
+    let last = last_of(&mut share);
+    let senders = rig.send(&site, share);
     let accepted = || rig.progress.accepted.load(Ordering::Relaxed);
     program.wait_until("more reports accepted", PATIENCE, |_| accepted() > total / 2);
-    let in_flight = unsettled(&program);
+    let in_flight = rig.wait_for_work(&program);
     let server = driver.server().unwrap();
     // The senders go on while it is down: each batch is sent until it is answered 2xx.
     server.kill();
     let accepted = accepted();
+    let senders = rig.send_after(senders, &site, last);
     std::thread::park_timeout(down);
     assert!(program.get("/livez").is_some(), "it does not live without its broker");
     server.start_again();

@@ -172,6 +172,19 @@ impl Rig {
         share.into_iter().map(one).collect()
     }
 
+    /// The same, each sender behind what it sends still: a login's order is the order of sending.
+    pub(crate) fn send_after(&self, before: Senders, site: &Site, share: Vec<Vec<String>>) -> Senders {
+        assert_eq!(before.len(), share.len(), "a sender has nobody to go behind");
+        let one = |(before, lane): (tokio::task::JoinHandle<()>, Vec<String>)| {
+            let (address, progress) = (site.address.clone(), Arc::clone(&self.progress));
+            self.runtime.spawn(async move {
+                before.await.unwrap();
+                send_all(&address, lane, 50, progress).await;
+            })
+        };
+        before.into_iter().zip(share).map(one).collect()
+    }
+
     /// Until all of it was accepted.
     pub(crate) fn join(&self, senders: Senders) {
         senders.into_iter().for_each(|sender| self.runtime.block_on(sender).unwrap());
@@ -183,9 +196,14 @@ impl Rig {
         std::thread::park_timeout(Duration::from_micros(micros));
     }
 
-    /// Until some reports are in hand.
-    pub(crate) fn wait_for_work(&self, program: &Program) {
-        program.wait_until("reports in hand", PATIENCE, |program| unsettled(program) > 0.0);
+    /// Until some reports are in hand, and how many.
+    pub(crate) fn wait_for_work(&self, program: &Program) -> f64 {
+        let mut in_hand = 0.0;
+        program.wait_until("reports in hand", PATIENCE, |program| {
+            in_hand = unsettled(program);
+            in_hand > 0.0
+        });
+        in_hand
     }
 
     /// Waits until every report is in the history and the queues are empty, then holds that each stands there once, has counted once and
@@ -248,6 +266,12 @@ impl Rig {
         all.push(("seconds", format!("{:.0}", self.began.elapsed().as_secs_f64())));
         trial::print(&format!("{} on {}", name, self.driver.name()), self.seed, &all);
     }
+}
+
+/// Takes the last tenth of what each sender has off a share, to be sent when a fault has begun: however fast the program is, the fault
+/// does not come too late then.
+pub(crate) fn last_of(share: &mut [Vec<String>]) -> Vec<Vec<String>> {
+    share.iter_mut().map(|lane| lane.split_off(lane.len() / 10 * 9)).collect()
 }
 
 /// Reports taken and not yet acknowledged.
