@@ -216,6 +216,11 @@ pub(crate) struct Slow {
 
 impl Slow {
     pub(crate) async fn start(wait: Duration, json: &'static str) -> Self {
+        Self::held(0, wait, json).await
+    }
+
+    /// One that answers nobody before so many have waited at once, however slowly they come.
+    pub(crate) async fn held(until: usize, wait: Duration, json: &'static str) -> Self {
         use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
         // A connection each, for ten thousand at once.
         let (_, most) = getrlimit(RLIMIT_NOFILE).unwrap();
@@ -223,16 +228,20 @@ impl Slow {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (now, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-        let counts = (Arc::clone(&now), Arc::clone(&most));
+        let counts = (Arc::clone(&now), Arc::clone(&most), Arc::new(watch::Sender::new(until == 0)));
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let counts = counts.clone();
                 let service = service_fn(move |request: hyper::Request<Incoming>| {
-                    let (now, most) = counts.clone();
+                    let (now, most, open) = counts.clone();
                     async move {
                         let waits = Waits::begin(now, &most);
                         let _ = request.into_body().collect().await;
+                        if waits.0.load(Ordering::Relaxed) >= until {
+                            open.send_if_modified(|open| !std::mem::replace(open, true));
+                        }
+                        let _ = open.subscribe().wait_for(|open| *open).await;
                         tokio::time::sleep(wait).await;
                         drop(waits);
                         let answer = hyper::Response::builder().header("content-type", "application/json");
