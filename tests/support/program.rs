@@ -2,10 +2,8 @@
 //!
 //! Whatever it starts it ends, also when a test fails.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -32,13 +30,7 @@ pub(crate) struct Site {
 
 /// A port that was free a moment ago, and that no other test of this process was given.
 pub(crate) fn free_address() -> String {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    loop {
-        let port = free_ports(1);
-        if GIVEN.lock().unwrap().insert(port) {
-            return format!("127.0.0.1:{port}");
-        }
-    }
+    format!("127.0.0.1:{}", free_ports(1))
 }
 
 impl Site {

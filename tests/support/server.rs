@@ -2,11 +2,12 @@
 //!
 //! With `CI=true` a server that cannot run fails the test; elsewhere the test says that it was skipped, and why.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A running server.
 pub(crate) struct Server {
@@ -118,13 +119,17 @@ impl Server {
     }
 }
 
-/// The first of so many ports in a row that were free a moment ago. Below the range from which the kernel takes the ports of outgoing
-/// connections.
+/// The first of so many ports in a row that were free a moment ago, and that nobody else in this process was given: whoever is given one
+/// may use it seconds later, or not for a while, as a broker that was killed. Below the range from which the kernel takes the ports of
+/// outgoing connections.
 pub(crate) fn free_ports(count: u16) -> u16 {
-    let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         let first = rand::random_range(20_000..31_990_u16);
-        if (first..first + count).all(free) {
+        let ports = first..first + count;
+        if ports.clone().all(|port| !given.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            given.extend(ports);
             return first;
         }
     }
