@@ -18,6 +18,7 @@ use support::driver::{Driver, on_brokers, on_each_driver};
 use support::load::{Load, PATIENCE, POLICY, Rig, repeated, unsettled};
 use support::program::{Program, Site};
 use support::sender::query;
+use support::stall::Clock;
 use support::trial;
 
 on_each_driver!(
@@ -72,14 +73,11 @@ fn drain_that_can_finish_nothing_ends_with_its_time_and_loses_nothing(driver: Dr
     let many = load.total as f64 / 2.0;
     program.wait_until("many reports in hand", PATIENCE, |program| unsettled(program) > many);
     let (in_hand, running) = (unsettled(&program), program.metric("trackalert_in_flight").unwrap_or_default());
-    let draining = Instant::now();
+    let (draining, clock) = (Instant::now(), Clock::start());
     assert_eq!(program.terminate(), Some(0));
-    let drained = draining.elapsed();
+    let (drained, at_work) = (draining.elapsed(), clock.elapsed());
     let out_of_time = site.log_text().contains("detect.drain_timeout is over");
-    // The same policy without its wait.
-    let wait = "time.sleep(tonumber(lt.attrs.wait) / 1000)";
-    assert!(POLICY.contains(wait), "the policy waits in another way");
-    site.policy("load", &POLICY.replace(wait, ""));
+    without_wait(&site);
     let program = site.start();
     rig.everything_handled(&site, &program, &load);
     let table = [
@@ -91,15 +89,23 @@ fn drain_that_can_finish_nothing_ends_with_its_time_and_loses_nothing(driver: Dr
     assert!(out_of_time, "the log does not say why reports come again");
     assert!(drained >= DRAIN, "what runs got only {drained:?} of {DRAIN:?}");
     // The source stores its position, and the roles end.
-    assert!(drained < DRAIN + Duration::from_secs(4), "it drained on for {drained:?}");
+    assert!(at_work < DRAIN + Duration::from_secs(4), "it drained on for {at_work:?}");
     assert_eq!(program.terminate(), Some(0));
+}
+
+/// The same policy without its wait, for the next start.
+fn without_wait(site: &Site) {
+    let wait = "time.sleep(tonumber(lt.attrs.wait) / 1000)";
+    assert!(POLICY.contains(wait), "the policy waits in another way");
+    site.policy("load", &POLICY.replace(wait, ""));
 }
 
 fn second_signal_ends_a_drain_at_once_and_loses_nothing(driver: Driver) {
     let mut rig = Rig::new(driver);
-    let site = rig.site(driver.short_session());
-    // The drain would take some seconds.
-    let mut load = Load::new(3000, 1000, 1, 2000..=3000, &mut rig.random);
+    let session = driver.short_session();
+    let site = rig.site(&format!("detect.drain_timeout = \"2m\"\npolicy.time_limit = \"5m\"\n{session}"));
+    // The drain would take two minutes.
+    let mut load = Load::new(3000, 1000, 1, 60_000..=60_000, &mut rig.random);
     let program = site.start();
     let senders = rig.send(&site, load.shares.remove(0));
     rig.join(senders);
@@ -111,6 +117,7 @@ fn second_signal_ends_a_drain_at_once_and_loses_nothing(driver: Driver) {
     let second = Instant::now();
     assert_eq!(program.terminate(), Some(0));
     let took = second.elapsed();
+    without_wait(&site);
     let program = site.start();
     rig.everything_handled(&site, &program, &load);
     let table = [
@@ -120,15 +127,17 @@ fn second_signal_ends_a_drain_at_once_and_loses_nothing(driver: Driver) {
     ];
     rig.print("second signal", &table);
     assert!(in_hand > 0.0, "nothing was in hand: this proves nothing");
-    assert!(took < Duration::from_secs(1), "it drained on for {took:?}");
+    // What runs would take a minute.
+    assert!(took < Duration::from_secs(10), "it drained on for {took:?}");
     assert_eq!(program.terminate(), Some(0));
 }
 
-/// The process that a trial ends by a drain hands its partitions over at once: after `queue.kafka.session_timeout`, which is at its
-/// default of 45 s here, would be too late.
+/// The process that a trial ends by a drain hands its partitions over at once: after `queue.kafka.session_timeout`, which is five minutes
+/// here, would be too late by far.
 fn drained_process_hands_over_at_once(driver: Driver) {
     let mut rig = Rig::new(driver);
-    let (site_a, site_b) = (rig.site(""), rig.site(""));
+    let session = "queue.kafka.session_timeout = \"5m\"";
+    let (site_a, site_b) = (rig.site(session), rig.site(session));
     let mut load = Load::new(8000, 40, 100, 0..=50, &mut rig.random);
     let (a, b) = (site_a.start(), site_b.start());
     let mut shares = load.shares.drain(..);
@@ -171,7 +180,7 @@ fn drained_process_hands_over_at_once(driver: Driver) {
     rig.print("handed over by a drain", &table);
     assert!(in_hand.0 > in_hand.1, "none waited for its turn at SIGTERM: this proves nothing");
     assert!(drained < Duration::from_secs(25), "the drain took {drained:?}");
-    assert!(took < Duration::from_secs(30), "it was handed over after {took:?}");
+    assert!(took < Duration::from_secs(60), "it was handed over after {took:?}");
     assert_eq!((twice, again), (0, 0.0), "handled twice after a drain, TRACKALERT_SEED={}", rig.seed);
     if driver.name() == "kafka" {
         rig.in_order();
@@ -202,7 +211,7 @@ fn drain_while_the_broker_is_down_ends_in_time_and_loses_nothing(driver: Driver)
     server.kill();
     rig.pause(0..=2000);
     let in_hand = unsettled(&program);
-    let draining = Instant::now();
+    let draining = Clock::start();
     let code = program.terminate();
     let drained = draining.elapsed();
     // Before anything can fail: the next case needs it.
