@@ -57,7 +57,7 @@ fn watch(program: &Program, lasts: Duration) -> Seen {
     let (began, mut seen) = (Instant::now(), Seen::default());
     while began.elapsed() < lasts {
         seen.asked += 1;
-        seen.dead += u32::from(program.get("/livez").is_none());
+        seen.dead += u32::from(!program.lives());
         let body = program.get("/readyz").unwrap_or_default();
         let body: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
         for name in body["waiting_for"].as_array().into_iter().flatten().filter_map(|name| name.as_str()) {

@@ -9,9 +9,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::server::free_ports;
+use super::stall::Clock;
+use super::wire;
 
 /// How long a start or a drain may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long livez may take before whoever asks takes the program for dead.
+const LIVES_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a program must have been idle to be taken for idle.
 pub(crate) const IDLE_FOR: Duration = Duration::from_millis(1500);
@@ -112,13 +117,19 @@ impl Program {
     pub(crate) fn get(&self, path: &str) -> Option<String> {
         use std::io::{Read, Write};
         let mut stream = std::net::TcpStream::connect(&self.address).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        stream.set_read_timeout(Some(wire::PATIENCE)).ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
         head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+    }
+
+    /// Whether livez answers as long as somebody waits for it.
+    pub(crate) fn lives(&self) -> bool {
+        let asked = Clock::start();
+        self.get("/livez").is_some() && asked.elapsed() < LIVES_WITHIN
     }
 
     /// The value of a metric line, by its name with labels.
