@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -241,10 +242,17 @@ fn letters_survive_a_kill_while_they_are_sent_again(driver: Driver) {
         }
         let in_peace = kills == trial::size(3, 10);
         let mut command = letters.command(&["resend", "--all", "--format", "ndjson"]);
-        let mut resend = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         if !in_peace {
+            let (out, into) = std::io::pipe().unwrap();
+            if kills == 0 {
+                // So little that it waits for us long before its last page: it cannot be done when it is killed.
+                fcntl(&into, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+            }
+            let mut resend = command.stdout(into).stderr(Stdio::piped()).spawn().unwrap();
+            // It has an end of the pipe as well, which would never be closed.
+            drop(command);
             // A little after its first page was sent, or somewhere within that: but the first time in the middle for certain.
-            let mut said = BufReader::new(resend.stdout.take().unwrap());
+            let mut said = BufReader::new(out);
             let mut lines = String::new();
             let pause = if kills == 0 || random.random_bool(0.5) {
                 said.read_line(&mut lines).unwrap();
@@ -264,7 +272,7 @@ fn letters_survive_a_kill_while_they_are_sent_again(driver: Driver) {
                 assert_eq!(output.status.code(), Some(1), "it must not say that all is well: {output:?}");
             }
         } else {
-            let output = resend.wait_with_output().unwrap();
+            let output = command.output().unwrap();
             assert!(output.status.success(), "{output:?}");
             let lines = String::from_utf8(output.stdout).unwrap();
             assert!(lines.lines().all(|line| line.contains("\"found\":true")), "{lines}");
