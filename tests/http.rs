@@ -387,8 +387,11 @@ fn metrics_and_stats_have_the_names_that_clients_of_the_old_program_know() {
         let first = text.lines().find(|line| line.starts_with(&format!("trackalert_{name}_bucket")));
         assert!(first.unwrap().contains("{le=\"0.001\"}"), "{first:?}");
     }
-    // The connection that asks is one.
-    assert!(text.lines().any(|line| line == "trackalert_active_http_connections 1"), "{text}");
+    // The connection that asks is one. Those of before are gone a moment after their answers.
+    program.wait_until("the one connection", PATIENCE, |program| {
+        let text = program.get("/metrics").unwrap_or_default();
+        text.lines().any(|line| line == "trackalert_active_http_connections 1")
+    });
     let labelled = text.lines().filter(|line| line.starts_with("trackalert_commands_total"));
     assert_eq!(labelled.count(), 3, "no further labels");
 

@@ -176,6 +176,8 @@ async fn queue_without_a_leader_is_told_from_a_broker_that_is_away_and_resumes_w
     let Some(mut driver) = Amqp::start() else { return };
     keep_the_log();
     driver.settings.connect_timeout = Duration::from_secs(1);
+    // So little time for an answer, and a slow machine, may take more than one try.
+    driver.settings.start_timeout = Duration::from_secs(60);
     let queue = driver.open().await;
     queue.publisher().publish(numbered(0..1)).await.unwrap();
     let server = &driver.rabbit.server;
