@@ -114,7 +114,7 @@ fn second_signal_ends_a_drain_at_once_and_loses_nothing(driver: Driver) {
     program.wait_until("the drain", PATIENCE, |_| site.log_text().contains("\"draining\""));
     rig.pause(0..=300);
     let in_hand = unsettled(&program);
-    let second = Instant::now();
+    let second = Clock::start();
     assert_eq!(program.terminate(), Some(0));
     let took = second.elapsed();
     without_wait(&site);
@@ -127,8 +127,7 @@ fn second_signal_ends_a_drain_at_once_and_loses_nothing(driver: Driver) {
     ];
     rig.print("second signal", &table);
     assert!(in_hand > 0.0, "nothing was in hand: this proves nothing");
-    // What runs would take a minute.
-    assert!(took < Duration::from_secs(10), "it drained on for {took:?}");
+    assert!(took < Duration::from_secs(1), "it drained on for {took:?}");
     assert_eq!(program.terminate(), Some(0));
 }
 
