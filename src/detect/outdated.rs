@@ -30,14 +30,12 @@ impl Outdated {
         self.reports.extend(reports);
     }
 
-    /// The report in hand to which the token of a delivery goes: the earliest with its id.
-    pub(super) fn take(&mut self, id: ReportId) -> Option<u64> {
-        let first = *self.reports.range((id, 0)..=(id, u64::MAX)).next()?;
-        self.reports.remove(&first);
-        Some(first.1)
+    /// Those with an id, in the order in which they were taken.
+    pub(super) fn of(&self, id: ReportId) -> impl Iterator<Item = u64> {
+        self.reports.range((id, 0)..=(id, u64::MAX)).map(|(_, number)| *number)
     }
 
-    /// A report is not in hand any more.
+    /// A report has got a token that counts, or is not in hand any more.
     pub(super) fn forget(&mut self, id: ReportId, number: u64) {
         self.reports.remove(&(id, number));
     }
@@ -61,10 +59,10 @@ mod tests {
     }
 
     #[test]
-    fn report_that_is_there_twice_takes_two_tokens_in_its_order() {
+    fn report_that_is_there_twice_is_known_twice_in_its_order() {
         let (mut outdated, id) = (Outdated::default(), ReportId::default());
         outdated.extend([(id, 9), (id, 7), (id, 8)].into_iter());
         outdated.forget(id, 8);
-        assert_eq!((outdated.take(id), outdated.take(id), outdated.take(id)), (Some(7), Some(9), None));
+        assert_eq!(outdated.of(id).collect::<Vec<_>>(), [7, 9]);
     }
 }

@@ -14,7 +14,7 @@ use super::Message;
 /// Where a delivery stands in its source. The same plain type for every broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag {
-    /// The partition, the channel, or 0.
+    /// The partition, the shard, or 0.
     pub lane: u32,
     /// Raised when the lane was lost and taken again: a settlement of an older generation is ignored and counted.
     pub generation: u32,

@@ -53,10 +53,10 @@ impl Detector {
             let of_lane = self.slots.iter().filter(|(_, slot)| slot.token.tag().lane == tag.lane);
             self.outdated.extend(of_lane.map(|(number, slot)| (slot.report.id, *number)));
         }
-        if let Some(number) = self.outdated.take(report.id)
-            && let Some(slot) = self.slots.get_mut(&number)
-            && slot.only == only
-        {
+        let same = |number: &u64| self.slots.get(number).is_some_and(|slot| slot.only == only);
+        let first_copy = self.outdated.of(report.id).find(same);
+        if let Some((number, slot)) = first_copy.and_then(|number| Some((number, self.slots.get_mut(&number)?))) {
+            self.outdated.forget(report.id, number);
             slot.token = token;
             return self.parts.services.metrics.unsettled.dec();
         }
