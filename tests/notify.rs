@@ -7,7 +7,6 @@ mod memory_state;
 #[path = "support/receiver.rs"]
 mod receiver;
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -394,7 +393,7 @@ async fn receiver_that_asks_for_more_than_an_alert_may_wait_makes_a_dead_letter_
 }
 
 #[tokio::test]
-async fn alert_that_waits_for_its_next_turn_at_a_receiver_that_hangs_is_given_up_in_time() {
+async fn alerts_that_wait_for_a_receiver_that_hangs_are_given_up_in_time() {
     let receiver = Receiver::start().await;
     receiver.answers(Answer { after: Duration::from_secs(3600), ..Answer::status(200) });
     let mut settings = settings(&[&receiver.url()]);
@@ -404,12 +403,14 @@ async fn alert_that_waits_for_its_next_turn_at_a_receiver_that_hangs_is_given_up
     for n in 0..6 {
         rig.hand_out(message(&alert(&format!("a{n}"), "new_country", &format!("login{n}"), 0))).await;
     }
+    let mut tried = 0;
     for _ in 0..6 {
         let Settlement::Reject(reason) = rig.settlement().await.1 else { panic!("it is no dead letter") };
-        assert!(reason.attempts <= 2 && reason.text.contains("notify.give_up_after"), "{reason:?}");
+        assert!(reason.text.contains("notify.give_up_after"), "{reason:?}");
+        tried += reason.attempts as usize;
     }
-    let told: BTreeSet<String> = receiver.ids().into_iter().collect();
-    assert_eq!(told.len(), 6, "one was given up before its first try");
+    assert!(tried < 6, "each had its try: this proves nothing");
+    assert_eq!(receiver.ids().len(), tried, "the letters tell of other tries than there were");
 }
 
 #[tokio::test]

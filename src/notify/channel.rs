@@ -134,8 +134,7 @@ impl Channel {
         health.set_waiting(self.name(), said);
     }
 
-    /// Tries until it is sent, until no further try would help or is left in number or time, or until `stop` while it waits. The first try
-    /// is made however long it waits for its place.
+    /// Tries until it is sent, until no further try would help or is left in number or time, or until `stop` while it waits.
     pub(super) async fn deliver(
         &self,
         post: &Post,
@@ -148,13 +147,13 @@ impl Channel {
         let last_try = Instant::now() + settings.give_up_after;
         let in_time = |said: &str| format!("{said} (no further try within notify.give_up_after)");
         let mut attempt = 1;
-        let mut last_said = String::new();
+        let mut last_said = "all of notify.channel_in_flight were taken".to_owned();
         loop {
             let place = tokio::select! {
                 biased;
                 place = self.places.acquire() => place,
                 () = stop.cancelled() => return Outcome::Stopped,
-                () = tokio::time::sleep_until(last_try), if attempt > 1 => {
+                () = tokio::time::sleep_until(last_try) => {
                     return Outcome::Failed { said: in_time(&last_said), attempts: attempt - 1 };
                 }
             };
