@@ -97,7 +97,8 @@ const ORDERED: [(&str, &str); 12] = [
     ("detect.in_flight", "detect.unsettled"),
 ];
 
-const OF_AMQP: (&str, &str) = ("notify.give_up_after", "queue.amqp.hold");
+const OF_AMQP: [(&str, &str); 2] =
+    [("notify.give_up_after", "queue.amqp.hold"), ("queue.amqp.hold", "queue.amqp.longest_hold")];
 
 /// Checks everything; mistakes are noted in `merged`.
 pub(super) fn all(merged: &mut Merged) {
@@ -214,7 +215,7 @@ fn bytes(size: u64) -> String {
 
 fn order(merged: &mut Merged) {
     let amqp = merged.text("queue.kind").is_some_and(|kind| kind == "amqp");
-    for (low, high) in ORDERED.into_iter().chain(amqp.then_some(OF_AMQP)) {
+    for (low, high) in ORDERED.into_iter().chain(OF_AMQP.into_iter().filter(|_| amqp)) {
         let larger = match (merged.duration(low), merged.duration(high)) {
             (Some(a), Some(b)) => a > b,
             _ => match (merged.size(low), merged.size(high)) {

@@ -310,6 +310,7 @@ fn values_that_do_not_fit_together_are_told() {
     assert!(text.contains("is the same as queue.reports"), "{text}");
     assert!(load(None, &[], &["queue.amqp.hold=10m"]).is_ok());
     let text = load(None, &[], &["queue.kind=amqp", "queue.amqp.hold=10m"]).unwrap_err().to_string();
+    assert!(load(None, &[], &["queue.kind=amqp", "queue.amqp.hold=30m"]).is_err());
     assert!(text.contains("notify.give_up_after (15m) must not be larger than queue.amqp.hold (10m)"), "{text}");
 }
 

@@ -47,6 +47,7 @@ pub(crate) fn settings(url: &str) -> Settings {
         ack_batch: 256,
         ack_every: Duration::from_millis(20),
         hold: Duration::from_secs(1200),
+        longest_hold: Duration::from_secs(1500),
     }
 }
 
@@ -328,6 +329,21 @@ async fn long_pause_gives_back_what_is_worked_on_as_well_and_takes_nothing_until
     subscription.pause.send(false).unwrap();
     let again: Vec<u32> = take(&mut subscription, 5).await.iter().map(number).collect();
     assert_eq!(again, [1, 2, 3, 4, 5]);
+    end(subscription).await;
+}
+
+/// The broker would take back what is done as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_worked_on_for_too_long_goes_back_and_what_was_done_meanwhile_does_not() {
+    let Some(mut driver) = Amqp::start() else { return };
+    driver.settings.longest_hold = Duration::from_secs(3);
+    let (mut subscription, mut five, _queues) = five_of_ten(&mut driver).await;
+    five.remove(1).token.ack();
+    five.push(next(&mut subscription).await);
+    let again: Vec<u32> = take(&mut subscription, 5).await.iter().map(number).collect();
+    assert_eq!(again, [0, 2, 3, 4, 5]);
+    five.into_iter().for_each(|delivery| delivery.token.ack());
+    until("old tokens were not counted", async || driver.metrics.stale_settlements.get() >= 5).await;
     end(subscription).await;
 }
 

@@ -90,6 +90,8 @@ pub struct Settings {
     pub ack_every: Duration,
     #[serde(with = "humantime_serde")]
     pub hold: Duration,
+    #[serde(with = "humantime_serde")]
+    pub longest_hold: Duration,
 }
 
 #[cfg(all(test, feature = "amqp"))]
@@ -117,6 +119,7 @@ mod tests {
             ack_batch: 256,
             ack_every: Duration::from_millis(20),
             hold: Duration::from_secs(60),
+            longest_hold: Duration::from_secs(60),
         }
     }
 }

@@ -19,6 +19,7 @@ use super::super::flights::{Flights, Stage};
 use super::super::patience::Patience;
 use super::super::way::Settled;
 use super::super::{Delivery, Message, QueueError};
+use super::Settings;
 use super::source::Parts;
 use crate::report::Time;
 
@@ -148,8 +149,9 @@ impl<'a> Session<'a> {
                 return End::Over;
             }
             let pausing = *self.parts.paused.borrow() && !self.parts.out.is_closed();
-            // What is on its way to the dead letters would be one twice; a paused source sends nothing more there.
-            if self.held_for_long() && self.burying == 0 && (self.flights.out() == 0 || pausing) {
+            // What is on its way to the dead letters would be one twice.
+            let waits = self.flights.out() > 0 && !pausing && !self.held_for(self.settings().longest_hold);
+            if self.held_for_long() && self.burying == 0 && !waits {
                 return End::Renew;
             }
             if let Err(error) = self.look().await {
@@ -203,10 +205,18 @@ impl<'a> Session<'a> {
 
     /// Whether the oldest delivery has been here for as long as one may: the broker loses its patience a while later and closes the channel
     /// itself. All goes back with the channel, to where it was: one by one, deliveries go behind all that the queue has. What somebody still
-    /// works on comes a second time then; so this waits for that, but not where it waits itself for what the source is paused for.
+    /// works on comes a second time then; so this waits for that, but not where it waits itself for what the source is paused for, and not
+    /// for longer than `longest_hold`: the broker would give back what is done and not acked, too.
     fn held_for_long(&self) -> bool {
-        let hold = self.parts.link.broker.settings.hold;
-        self.taken.front().is_some_and(|(at, _)| *at + hold <= Instant::now())
+        self.held_for(self.settings().hold)
+    }
+
+    fn held_for(&self, time: Duration) -> bool {
+        self.taken.front().is_some_and(|(at, _)| *at + time <= Instant::now())
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.parts.link.broker.settings
     }
 
     /// Whether nothing more is handed out, so that what is worked on comes to an end and all the rest goes back: nobody works on what has
@@ -222,7 +232,7 @@ impl<'a> Session<'a> {
         if !self.parts.released.is_cancelled() {
             return false;
         }
-        let (wait, out) = (self.parts.link.broker.settings.release_timeout, self.flights.out());
+        let (wait, out) = (self.settings().release_timeout, self.flights.out());
         let now = Instant::now().into_std();
         let late = self.releasing.get_or_insert_with(|| Patience::new(wait, out, now)).is_over(out, now);
         let at_rest = self.at_rest();
@@ -255,7 +265,7 @@ impl<'a> Session<'a> {
         let released = self.parts.released.is_cancelled();
         let idle = full || nobody_takes || released || self.goes_back() || *self.parts.paused.borrow();
         let due = self.flights.next_due().filter(|_| !idle);
-        let hold = self.parts.link.broker.settings.hold;
+        let hold = self.settings().hold;
         let held = self.taken.front().map(|(at, _)| *at + hold).filter(|_| !self.held_for_long());
         let tick = Some(Instant::now() + TICK);
         let wake = [due, held, self.flush_at, tick].into_iter().flatten().min().unwrap_or_else(Instant::now);
