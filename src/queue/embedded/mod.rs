@@ -35,7 +35,7 @@ use self::log::Log;
 use self::source::Parts;
 use self::writer::Writer;
 use super::way::Way;
-use super::{Backoff, DeadLetters, Depth, Message, Publisher, Queue, QueueError, Subscription, Unsettled};
+use super::{Backoff, DeadLetters, Delivery, Depth, Message, Publisher, Queue, QueueError, Subscription, Unsettled};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -126,24 +126,8 @@ impl EmbeddedQueue {
         store.database().keyspace_exists(&log::meta_name(name))
     }
 
-    /// How many segments the log has on disk.
-    pub fn segments(&self) -> usize {
-        self.log.segments()
-    }
-}
-
-impl Queue for EmbeddedQueue {
-    fn name(&self) -> &str {
-        &self.log.name
-    }
-
-    fn publisher(&self) -> Arc<dyn Publisher> {
-        let (log, commands) = (Arc::clone(&self.log), self.commands.clone());
-        Arc::new(EmbeddedPublisher { log, commands, max_message: self.max_message })
-    }
-
-    fn subscribe(&self, limit: Unsettled, backoff: Backoff) -> Result<Subscription, QueueError> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|error| self.log.unavailable(error))?;
+    /// What a source of the newest subscription is made of, and its taker's ends.
+    fn parts(&self, limit: Unsettled, backoff: Backoff) -> (Parts, mpsc::Receiver<Delivery>, watch::Sender<bool>) {
         let mut generation = 0;
         self.newest.send_modify(|newest| {
             *newest = newest.wrapping_add(1);
@@ -164,6 +148,28 @@ impl Queue for EmbeddedQueue {
             out,
             paused,
         };
+        (parts, deliveries, pause)
+    }
+
+    /// How many segments the log has on disk.
+    pub fn segments(&self) -> usize {
+        self.log.segments()
+    }
+}
+
+impl Queue for EmbeddedQueue {
+    fn name(&self) -> &str {
+        &self.log.name
+    }
+
+    fn publisher(&self) -> Arc<dyn Publisher> {
+        let (log, commands) = (Arc::clone(&self.log), self.commands.clone());
+        Arc::new(EmbeddedPublisher { log, commands, max_message: self.max_message })
+    }
+
+    fn subscribe(&self, limit: Unsettled, backoff: Backoff) -> Result<Subscription, QueueError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|error| self.log.unavailable(error))?;
+        let (parts, deliveries, pause) = self.parts(limit, backoff);
         Ok(Subscription { deliveries, pause, source: runtime.spawn(source::run(parts)) })
     }
 

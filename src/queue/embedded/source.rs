@@ -43,26 +43,7 @@ pub(super) struct Parts {
 
 /// Runs a subscription to its end.
 pub(super) async fn run(parts: Parts) {
-    let taken = Arc::clone(&parts.way).take().await;
-    let position = parts.log.progress().position;
-    let end = parts.log.end.subscribe();
-    let (buried_sender, buried) = mpsc::unbounded_channel();
-    let mut source = Source {
-        flights: Flights::starting_at(position),
-        cursor: position,
-        end,
-        read: None,
-        read_failures: 0,
-        read_again: None,
-        ahead: VecDeque::new(),
-        buried_sender,
-        buried,
-        burying: 0,
-        settled: Vec::new(),
-        taken,
-        pause_gone: false,
-        parts,
-    };
+    let mut source = Source::new(parts).await;
     source.run().await;
     source.settle().await;
 }
@@ -74,6 +55,9 @@ pub(super) struct Source {
     /// The next sequence to be read.
     cursor: u64,
     end: watch::Receiver<u64>,
+    /// The end that was looked at last. The wait must go by this one: an end that has moved since is one to wake for, and not one that is
+    /// known.
+    seen_end: u64,
     /// A read under way, and from where.
     read: Option<JoinHandle<ReadResult>>,
     read_failures: u32,
@@ -89,6 +73,29 @@ pub(super) struct Source {
 }
 
 impl Source {
+    async fn new(parts: Parts) -> Self {
+        let taken = Arc::clone(&parts.way).take().await;
+        let position = parts.log.progress().position;
+        let (buried_sender, buried) = mpsc::unbounded_channel();
+        Self {
+            flights: Flights::starting_at(position),
+            cursor: position,
+            end: parts.log.end.subscribe(),
+            seen_end: position,
+            read: None,
+            read_failures: 0,
+            read_again: None,
+            ahead: VecDeque::new(),
+            buried_sender,
+            buried,
+            burying: 0,
+            settled: Vec::new(),
+            taken,
+            pause_gone: false,
+            parts,
+        }
+    }
+
     async fn run(&mut self) {
         loop {
             if *self.parts.newest.borrow() != self.parts.generation {
@@ -120,11 +127,11 @@ impl Source {
 
     /// Waits for whatever comes first. `full`: there is something to hand out and no place for it.
     async fn wait(&mut self, full: bool, nobody_takes: bool) {
-        let Self { parts, taken, flights, end, read, read_again, buried, settled, pause_gone, cursor, .. } = self;
+        let at_end = self.seen_end <= self.cursor;
+        let Self { parts, taken, flights, end, read, read_again, buried, settled, pause_gone, .. } = self;
         let Some(receiver) = taken.receiver.as_mut() else { return };
         let idle = full || nobody_takes || *parts.paused.borrow();
         let due = flights.next_due().filter(|_| !idle);
-        let at_end = *end.borrow() <= *cursor;
         let wake = [due, *read_again].into_iter().flatten().min();
         let event = tokio::select! {
             _ = receiver.recv_many(settled, READ) => Event::Looked,
@@ -205,7 +212,8 @@ impl Source {
     }
 
     fn start_read(&mut self) {
-        let end = *self.end.borrow_and_update();
+        self.seen_end = *self.end.borrow_and_update();
+        let end = self.seen_end;
         let wanted = self.ahead.len() < READ / 2 && self.cursor < end && !self.parts.out.is_closed();
         if self.read.is_some() || self.read_again.is_some() || !wanted || *self.parts.paused.borrow() {
             return;
@@ -272,5 +280,26 @@ async fn sleep_until(when: Option<Instant>) {
     match when {
         Some(when) => tokio::time::sleep_until(when).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{BACKOFF, DEADLINE, MANY, open, publish, store};
+    use super::*;
+
+    /// Nothing else would ever wake it: what came later would lie there, too.
+    #[tokio::test]
+    async fn message_that_comes_between_a_look_and_the_wait_is_not_slept_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = open(&store(folder.path()), 1000);
+        let (parts, _deliveries, _pause) = queue.parts(MANY, BACKOFF);
+        let mut source = Source::new(parts).await;
+        source.start_read();
+        assert!(source.read.is_none(), "there is nothing yet");
+        publish(&queue, 0..1, 10).await;
+        tokio::time::timeout(DEADLINE, source.wait(false, false)).await.expect("it sleeps");
+        source.start_read();
+        assert!(source.read.is_some());
     }
 }

@@ -4,9 +4,9 @@ use super::super::delivery::ReasonKind;
 use super::super::{Delivery, Filter, Reason};
 use super::*;
 
-const DEADLINE: Duration = Duration::from_secs(30);
-const MANY: Unsettled = Unsettled { messages: 100_000, bytes: 64 << 20 };
-const BACKOFF: Backoff = Backoff { first: Duration::from_millis(5), most: Duration::from_millis(20) };
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const MANY: Unsettled = Unsettled { messages: 100_000, bytes: 64 << 20 };
+pub(super) const BACKOFF: Backoff = Backoff { first: Duration::from_millis(5), most: Duration::from_millis(20) };
 
 fn settings(segment_messages: u64) -> Settings {
     Settings {
@@ -19,7 +19,7 @@ fn settings(segment_messages: u64) -> Settings {
     }
 }
 
-fn store(folder: &std::path::Path) -> Store {
+pub(super) fn store(folder: &std::path::Path) -> Store {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match Store::open(folder, 8 << 20) {
@@ -29,12 +29,12 @@ fn store(folder: &std::path::Path) -> Store {
     }
 }
 
-fn open(store: &Store, segment_messages: u64) -> Arc<EmbeddedQueue> {
+pub(super) fn open(store: &Store, segment_messages: u64) -> Arc<EmbeddedQueue> {
     let metrics = Arc::new(Metrics::new());
     EmbeddedQueue::open(store, "reports", &settings(segment_messages), 65_536, metrics, "reports").unwrap()
 }
 
-async fn publish(queue: &EmbeddedQueue, numbers: std::ops::Range<u32>, length: usize) {
+pub(super) async fn publish(queue: &EmbeddedQueue, numbers: std::ops::Range<u32>, length: usize) {
     let body = |n: u32| {
         let mut body = n.to_be_bytes().to_vec();
         // Nothing that would shrink when it is compressed.
