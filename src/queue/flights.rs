@@ -86,7 +86,8 @@ pub(super) struct Flights {
     due: BinaryHeap<Reverse<(Instant, u64)>>,
     bytes: usize,
     out: usize,
-    rejected: usize,
+    /// Rejected ones that do not wait for their next try: their letters are on their way.
+    burying: usize,
 }
 
 impl Flights {
@@ -97,7 +98,7 @@ impl Flights {
             due: BinaryHeap::new(),
             bytes: 0,
             out: 0,
-            rejected: 0,
+            burying: 0,
         }
     }
 
@@ -113,7 +114,7 @@ impl Flights {
         }
         self.bytes += message.body.len();
         self.out += usize::from(matches!(stage, Stage::Out));
-        self.rejected += usize::from(matches!(stage, Stage::Rejected(_)));
+        self.burying += usize::from(matches!(stage, Stage::Rejected(_)));
         let open = Open {
             message,
             redelivered: 0,
@@ -151,14 +152,20 @@ impl Flights {
             return None;
         }
         self.out -= 1;
-        self.rejected += usize::from(matches!(stage, Stage::Rejected(_)));
+        self.burying += usize::from(matches!(stage, Stage::Rejected(_)));
         open.stage = stage;
         Some(open)
     }
 
     /// The message is to be looked at again at this time.
     pub(super) fn again_at(&mut self, sequence: u64, when: Instant) {
+        self.burying -= usize::from(self.is_rejected(sequence));
         self.due.push(Reverse((when, sequence)));
+    }
+
+    fn is_rejected(&self, sequence: u64) -> bool {
+        let open = self.find(sequence).and_then(|at| self.flights[at].open.as_ref());
+        open.is_some_and(|open| matches!(open.stage, Stage::Rejected(_)))
     }
 
     /// A message whose time has come.
@@ -168,6 +175,7 @@ impl Flights {
             return None;
         }
         self.due.pop();
+        self.burying += usize::from(self.is_rejected(sequence));
         Some(sequence)
     }
 
@@ -192,7 +200,7 @@ impl Flights {
         let open = self.flights[at].open.take()?;
         self.bytes -= open.message.body.len();
         self.out -= usize::from(matches!(open.stage, Stage::Out));
-        self.rejected -= usize::from(matches!(open.stage, Stage::Rejected(_)));
+        self.burying -= usize::from(matches!(open.stage, Stage::Rejected(_)));
         let position = self.window.finish(sequence)?;
         let mut bytes = 0;
         while self.flights.front().is_some_and(|flight| flight.sequence < position) {
@@ -216,7 +224,7 @@ impl Flights {
     /// Tokens that are out, and messages on their way to the dead letters.
     #[cfg(feature = "kafka")]
     pub(super) const fn busy(&self) -> usize {
-        self.out + self.rejected
+        self.out + self.burying
     }
 
     /// The oldest unfinished message.
@@ -257,6 +265,23 @@ mod tests {
         assert!(flights.held().room(1, limit));
         assert_eq!(flights.finish(0), Some((2, 1010)));
         assert!(flights.is_empty());
+    }
+
+    /// Nobody would try again for a source whose taker has gone: it would wait for ever.
+    #[cfg(feature = "kafka")]
+    #[test]
+    fn refused_letter_that_waits_for_its_next_try_is_not_under_way() {
+        use super::super::delivery::ReasonKind;
+        let mut flights = Flights::starting_at(0);
+        let now = Instant::now();
+        let reason = Reason { kind: ReasonKind::Policy, text: String::new(), only: Vec::new(), attempts: 1 };
+        assert!(flights.add(0, 1, message(1), Stage::Out));
+        assert!(flights.taken_back(0, Stage::Rejected(Box::new(reason))).is_some());
+        assert_eq!((flights.out(), flights.busy()), (0, 1));
+        flights.again_at(0, now);
+        assert_eq!((flights.busy(), flights.due(now), flights.busy()), (0, Some(0), 1));
+        assert!(flights.finish(0).is_some());
+        assert_eq!(flights.busy(), 0);
     }
 
     #[test]
