@@ -108,7 +108,7 @@ impl Shared {
     async fn settle(&self, job: &Job, channels: &[&Arc<Channel>], outcomes: Vec<Outcome>) -> Settlement {
         let mut failed = Vec::new();
         let mut texts = Vec::new();
-        let mut tried = 1;
+        let mut tried = None;
         for (channel, outcome) in channels.iter().zip(outcomes) {
             match outcome {
                 Outcome::Sent => {}
@@ -116,7 +116,7 @@ impl Shared {
                 Outcome::Failed { said, attempts } => {
                     failed.push(channel.name().to_owned());
                     texts.push(format!("{}: {said}", channel.name()));
-                    tried = tried.max(attempts);
+                    tried = tried.max(Some(attempts));
                 }
             }
         }
@@ -146,7 +146,7 @@ impl Shared {
             why = text,
             "alert not sent; it becomes a dead letter"
         );
-        Settlement::Reject(Reason { kind: ReasonKind::Channel, text, only: failed, attempts: tried })
+        Settlement::Reject(Reason { kind: ReasonKind::Channel, text, only: failed, attempts: tried.unwrap_or(1) })
     }
 
     /// Asks the state until it answers: without it an alert could be sent twice or never. `None`: stopped meanwhile.
