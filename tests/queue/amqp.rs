@@ -339,11 +339,10 @@ async fn what_is_worked_on_for_too_long_goes_back_and_what_was_done_meanwhile_do
     driver.settings.longest_hold = Duration::from_secs(3);
     let (mut subscription, mut five, _queues) = five_of_ten(&mut driver).await;
     five.remove(1).token.ack();
-    five.push(next(&mut subscription).await);
     let again: Vec<u32> = take(&mut subscription, 5).await.iter().map(number).collect();
     assert_eq!(again, [0, 2, 3, 4, 5]);
     five.into_iter().for_each(|delivery| delivery.token.ack());
-    until("old tokens were not counted", async || driver.metrics.stale_settlements.get() >= 5).await;
+    until("old tokens were not counted", async || driver.metrics.stale_settlements.get() == 4).await;
     end(subscription).await;
 }
 
