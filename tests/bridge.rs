@@ -582,7 +582,7 @@ fn topic_without_keys_is_moved_to_the_keyed_one_through_a_kill_and_nothing_is_lo
     config
         .set("bootstrap.servers", &kafka.address)
         .set("acks", "all")
-        .set("group.id", format!("bridge-{}", rig.number));
+        .set("group.id", format!("bridge-{}-rekey", rig.number));
     let producer: ThreadedProducer<DefaultProducerContext> = config.create().unwrap();
     let share = values.len() / (kills + 1) + 1;
     let mut unfinished_at_kill = Vec::new();
@@ -631,4 +631,5 @@ fn topic_without_keys_is_moved_to_the_keyed_one_through_a_kill_and_nothing_is_lo
     assert!(bad == letters.len() && bad >= BAD, "{letters:?}");
     assert!(unfinished_at_kill.iter().any(|left| *left > 0), "all was finished at each kill: this proves nothing");
     assert_eq!((program.terminate(), detect.terminate()), (Some(0), Some(0)));
+    assert_eq!(unfinished(&config, &topic), 0, "it is not the group that moves them which was asked");
 }
