@@ -367,11 +367,11 @@ async fn what_comes_again_while_it_waits_for_its_turn_takes_no_second_one() {
     let settings = format!("{settings}queue.amqp.hold = \"1s\"\nnotify.give_up_after = \"500ms\"\n");
     let policy = "function report(lt)
         local n = tonumber(lt.attrs.n)
+        if n == 1 then time.sleep(5) end
         if n < (state.get('last') or 0) then alert{kind='backwards', severity='high', title='t'} end
         state.set('last', n)
     end";
     let running = Running::start(&settings, policy).await;
-    running.faults.state_is_down.store(true, Ordering::SeqCst);
     // Nearly as many as detect.login_backlog lets wait in order.
     let reports = (1..=60).map(|n| {
         let report =
@@ -379,7 +379,9 @@ async fn what_comes_again_while_it_waits_for_its_turn_takes_no_second_one() {
         Message::new("ann", report.to_string())
     });
     running.stores.reports.publisher().publish(reports.collect()).await.unwrap();
+    // The first one sleeps meanwhile: with the state down before, the source would be paused before all had come.
     running.until("all in hand", |metrics| metrics.unsettled.get() == 60).await;
+    running.faults.state_is_down.store(true, Ordering::SeqCst);
     let given_back = || rabbit.manage("GET", "queues/%2F/reports-1", "").1["messages_ready"] == 60;
     running.until("all to be given back", |_| given_back()).await;
     running.faults.state_is_down.store(false, Ordering::SeqCst);
