@@ -37,7 +37,10 @@ struct Open {
 pub(super) struct Waiting {
     circuits: Arc<Circuits>,
     dependency: &'static str,
+    /// Refusals since the dependency has last answered anybody.
     attempts: u32,
+    /// How often dependencies had come back at the last refusal.
+    recoveries: u64,
 }
 
 impl Circuits {
@@ -61,7 +64,8 @@ impl Circuits {
         self.backoff.wait(1, rand::random())
     }
 
-    /// A dependency did not answer. Gives how long to wait before the next try, longer each time; `waiting` remembers how often.
+    /// A dependency did not answer. Gives how long to wait before the next try; `waiting` remembers how often. Longer each time, and short
+    /// again once one has come back: who was under way in that moment has not heard of it, and the source stays paused while it waits.
     pub(super) fn refused(
         self: &Arc<Self>,
         waiting: &mut Option<Waiting>,
@@ -69,13 +73,14 @@ impl Circuits {
         said: String,
     ) -> Duration {
         self.metrics.retries.with_label_values(&["dependency"]).inc();
-        let waiting = match waiting {
-            Some(waiting) if waiting.dependency == dependency => waiting,
-            other => other.insert(Waiting { circuits: Arc::clone(self), dependency, attempts: 0 }),
-        };
-        waiting.attempts += 1;
-        self.note_refusal(dependency, waiting.attempts == 1, said);
-        self.backoff.wait(waiting.attempts, rand::random())
+        let recoveries = *self.recoveries.borrow();
+        let new = waiting.as_ref().is_none_or(|waiting| waiting.dependency != dependency);
+        if new {
+            *waiting = Some(Waiting { circuits: Arc::clone(self), dependency, attempts: 0, recoveries });
+        }
+        self.note_refusal(dependency, new, said);
+        let attempts = waiting.as_mut().map_or(1, |waiting| waiting.refused(recoveries));
+        self.backoff.wait(attempts, rand::random())
     }
 
     fn note_refusal(&self, dependency: &'static str, new: bool, said: String) {
@@ -125,6 +130,15 @@ impl Circuits {
 }
 
 impl Waiting {
+    /// Gives the number of refusals since the last recovery.
+    const fn refused(&mut self, recoveries: u64) -> u32 {
+        if self.recoveries != recoveries {
+            (self.recoveries, self.attempts) = (recoveries, 0);
+        }
+        self.attempts = self.attempts.saturating_add(1);
+        self.attempts
+    }
+
     /// The dependency answers again.
     pub(super) fn answered(self) {
         let mut open = self.circuits.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -189,6 +203,19 @@ mod tests {
         let waits: Vec<_> = (0..12).map(|_| circuits.refused(&mut waiting, "history", String::new())).collect();
         assert!(waits[11] >= waits[0] * 100, "{waits:?}");
         assert_eq!(circuits.metrics.waiting.with_label_values(&["history"]).get(), 1);
+    }
+
+    #[test]
+    fn one_who_was_under_way_at_a_recovery_waits_shortly_again() {
+        let circuits = circuits();
+        let (mut under_way, mut other) = (None, None);
+        let refused = |waiting: &mut _| circuits.refused(waiting, "history", "down".to_owned());
+        let waits: Vec<_> = (0..12).map(|_| refused(&mut under_way)).collect();
+        refused(&mut other);
+        other.take().unwrap().answered();
+        let after = refused(&mut under_way);
+        assert!(after <= waits[0] * 2, "{after:?} after {waits:?}");
+        assert!(refused(&mut under_way) > after, "it grows from there");
     }
 
     #[tokio::test]
