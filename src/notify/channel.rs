@@ -78,6 +78,8 @@ pub(super) struct SendError {
 pub struct Channel {
     way: Way,
     places: Arc<Semaphore>,
+    /// The setting that says how many there are.
+    places_key: &'static str,
 }
 
 #[derive(Debug)]
@@ -147,7 +149,7 @@ impl Channel {
         let last_try = Instant::now() + settings.give_up_after;
         let in_time = |said: &str| format!("{said} (no further try within notify.give_up_after)");
         let mut attempt = 1;
-        let mut last_said = "all of notify.channel_in_flight were taken".to_owned();
+        let mut last_said = format!("all of {} were taken", self.places_key);
         loop {
             let place = tokio::select! {
                 biased;
@@ -221,7 +223,8 @@ pub fn build_channels(settings: &Settings, tls: &Tls) -> Result<Vec<Arc<Channel>
                 match Webhook::new(&path, index, entry, settings.timeout, tls, taken) {
                     Ok(webhook) => {
                         let way = Way::Webhook(webhook);
-                        channels.push(Arc::new(Channel { way, places: Arc::new(Semaphore::new(places)) }));
+                        let places = Arc::new(Semaphore::new(places));
+                        channels.push(Arc::new(Channel { way, places, places_key: "notify.channel_in_flight" }));
                     }
                     Err(found) => errors.extend(found),
                 }
@@ -241,8 +244,11 @@ pub fn build_hooks(settings: &Settings, tls: &Tls) -> Result<HashMap<String, Arc
         let path = format!("notify.custom_webhooks[{index}]");
         match Webhook::custom(&path, index, entry, settings.timeout, tls) {
             Ok(webhook) => {
-                let places = together.clone().unwrap_or_else(|| places(settings.channel_in_flight));
-                let channel = Channel { way: Way::Webhook(webhook), places };
+                let (places, places_key) = match &together {
+                    Some(places) => (Arc::clone(places), "notify.custom_in_flight"),
+                    None => (places(settings.channel_in_flight), "notify.channel_in_flight"),
+                };
+                let channel = Channel { way: Way::Webhook(webhook), places, places_key };
                 if hooks.insert(entry.name.clone(), Arc::new(channel)).is_some() {
                     errors.push(format!("{path}.name: {} is the name of an earlier one", entry.name));
                 }
