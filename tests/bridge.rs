@@ -498,6 +498,33 @@ fn each_form_of_report_goes_through_the_spool_and_is_handled_once() {
 }
 
 #[test]
+fn report_in_the_spool_that_is_too_large_for_its_topic_leaves_nothing_waiting() {
+    let Some(driver) = Driver::kafka() else { return };
+    let Driver::Kafka(broker) = driver else { return };
+    let _alone = driver.alone();
+    let rig = Rig::new(driver);
+    let site = rig.bridge("");
+    let program = start(&site, "receive");
+    assert_eq!(post(&site.address, "/command/report", "", report(0, 0)).status, 200);
+    Runtime::new().unwrap().block_on(broker.set_property(&rig.reports(), "max.message.bytes", "2000"));
+    let down = Down::kill(driver);
+    let mut noise = StdRng::seed_from_u64(1);
+    let large: String = (0..4000).map(|_| char::from(noise.random_range(b'a'..=b'z'))).collect();
+    let large = json!({ "login": "large", "remote": "192.0.2.1", "attrs": { "noise": large } });
+    assert_eq!(post(&site.address, "/command/report", "", large.to_string()).status, 200);
+    assert_eq!(status(&site)["waiting_for"].as_object().unwrap().keys().collect::<Vec<_>>(), ["reports"]);
+    drop(down);
+    let dead = |program: &Program| program.metric("trackalert_dead_letters{queue=\"spool\"}") == Some(1.0);
+    program.wait_until("the dead letter", PATIENCE, dead);
+    program.wait_until("the spool to be empty", PATIENCE, |program| program.metric(IN_SPOOL) == Some(0.0));
+    program.wait_until("the broker to be waited for no more", PATIENCE, |program| {
+        program.metric("trackalert_waiting_for{dependency=\"reports\"}") == Some(0.0)
+    });
+    assert_eq!(status(&site)["waiting_for"], json!({}));
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
 fn missing_topic_ends_the_bridge_with_what_to_do_although_it_could_spool() {
     let Some(Driver::Kafka(broker)) = Driver::kafka() else { return };
     let _alone = Driver::Kafka(broker).alone();

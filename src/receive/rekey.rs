@@ -127,6 +127,7 @@ impl Rekey {
                     self.metrics.received.with_label_values(&["rekey"]).inc_by(logins.len() as u64);
                     self.waits(None);
                 }
+                Step::TooLarge(_) if self.carrier.is_empty() => self.waits(None),
                 Step::TooLarge(_) => {}
                 Step::Failed(error) => self.waits(Some(error.to_string())),
                 Step::Over => return false,

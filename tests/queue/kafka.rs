@@ -322,23 +322,9 @@ async fn header_with_a_name_that_is_no_text_is_left_out_and_ends_nothing() {
     end(subscription).await;
 }
 
-type Admin = rdkafka::admin::AdminClient<rdkafka::client::DefaultClientContext>;
-
-fn admin(broker: &Broker) -> Admin {
-    ClientConfig::new().set("bootstrap.servers", &broker.address).create().unwrap()
-}
-
-/// Sets one property of a topic, and all others back.
-async fn set_property(broker: &Broker, topic: &str, name: &str, value: &str) {
-    use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
-    let done = admin(broker).alter_configs([&change], &AdminOptions::new()).await.unwrap();
-    assert!(done.iter().all(Result::is_ok), "{done:?}");
-}
-
 /// Sets what a topic takes.
 async fn set_largest(broker: &Broker, topic: &str, bytes: usize) {
-    set_property(broker, topic, "max.message.bytes", &bytes.to_string()).await;
+    broker.set_property(topic, "max.message.bytes", &bytes.to_string()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use super::*;
 async fn cleanup(broker: &Broker, topic: &str) -> String {
     use rdkafka::admin::{AdminOptions, ResourceSpecifier};
     let which = [ResourceSpecifier::Topic(topic)];
-    let found = admin(broker).describe_configs(&which, &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    let found = broker.admin().describe_configs(&which, &AdminOptions::new()).await.unwrap().remove(0).unwrap();
     found.get("cleanup.policy").unwrap().value.clone().unwrap()
 }
 
@@ -33,7 +33,7 @@ async fn topic_of_dead_letters_that_does_not_keep_them_is_a_warning() {
     drop(driver.open().await);
     // Others may make it as topics are made without a word of it, or with a retention besides.
     for (policy, told) in [("delete", 1), ("compact,delete", 1), ("compact", 0)] {
-        set_property(broker, &dead, "cleanup.policy", policy).await;
+        broker.set_property(&dead, "cleanup.policy", policy).await;
         until("the broker does not have it", async || cleanup(broker, &dead).await == policy).await;
         let log = opening(&driver).await;
         let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains("dead letters vanish"));

@@ -42,4 +42,18 @@ impl Broker {
     pub(crate) fn listener(&self, above: u16) -> String {
         format!("127.0.0.1:{}", self.server.port + above)
     }
+
+    #[cfg(feature = "kafka")]
+    pub(crate) fn admin(&self) -> rdkafka::admin::AdminClient<rdkafka::client::DefaultClientContext> {
+        rdkafka::ClientConfig::new().set("bootstrap.servers", &self.address).create().unwrap()
+    }
+
+    /// Sets one property of a topic, and all others back.
+    #[cfg(feature = "kafka")]
+    pub(crate) async fn set_property(&self, topic: &str, name: &str, value: &str) {
+        use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+        let done = self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap();
+        assert!(done.iter().all(Result::is_ok), "{done:?}");
+    }
 }

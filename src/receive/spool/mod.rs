@@ -217,8 +217,9 @@ impl Spool {
         tracing::warn!(error, "reports go into the spool until the broker takes them again");
     }
 
-    /// Nothing is in it any more.
+    /// Nothing is in it any more. So nothing waits for the broker, although its last answer may have been that a report is too large.
     fn emptied(&self) {
+        self.broker_works();
         let since = self.filled().take();
         let seconds = since.map_or(0, |since| since.elapsed().as_secs());
         let reports = self.forwarded.swap(0, Ordering::Relaxed);
