@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-#[cfg(feature = "amqp")]
+#[cfg(any(feature = "amqp", feature = "kafka"))]
 use support::driver::Driver;
 use support::layers::{Watch, watched};
 use support::program::Site;
@@ -76,7 +76,8 @@ impl Running {
         site.policy("p", policy);
         let config = Config::load(Some(&site.config()), &[]).unwrap();
         let (metrics, faults) = (Arc::new(Metrics::new()), Arc::new(Faults::default()));
-        let stores = Stores::open(&config, &metrics).unwrap();
+        // As in the program: before there is a runtime.
+        let stores = tokio::task::block_in_place(|| Stores::open(&config, &metrics)).unwrap();
         let stores = watched(stores, &faults);
         let app = App::assemble(config, Roles::all(), stores.clone(), Arc::clone(&metrics)).await.unwrap();
         let address = app.address().to_string();
@@ -357,6 +358,47 @@ async fn changed_file_of_networks_is_taken_while_running_and_a_broken_one_is_not
     running.app.drain().await.unwrap();
 }
 
+/// A policy that says when a login's reports run out of their order, and the gate at which each login's first one waits.
+#[cfg(any(feature = "amqp", feature = "kafka"))]
+async fn gate_before_the_first(logins: usize) -> (String, Server, web::Gate) {
+    let (server, gate) = Server::gated(logins, |_| Page::json("{}")).await;
+    let policy = format!(
+        "function report(lt)
+            local n = tonumber(lt.attrs.n)
+            if n == 1 then http.get('{}') end
+            if n < (state.get(lt.login) or 0) then alert{{kind='backwards', severity='high', title='t'}} end
+            state.set(lt.login, n)
+        end",
+        server.url()
+    );
+    (policy, server, gate)
+}
+
+/// What keeps the policy at its gate.
+#[cfg(any(feature = "amqp", feature = "kafka"))]
+const PATIENT: &str = "policy.time_limit = \"5m\"\npolicy.http.timeout = \"4m\"\n";
+
+#[cfg(any(feature = "amqp", feature = "kafka"))]
+impl Running {
+    /// Straight into the queue.
+    async fn publish(&self, logins: usize, numbers: std::ops::RangeInclusive<usize>) {
+        let reports = numbers.flat_map(|n| (0..logins).map(move |login| (format!("user{login}"), n)));
+        let reports = reports.map(|(login, n)| {
+            let report = json!({ "login": login, "remote": "192.0.2.1", "t": support::trial::now(), "attrs": { "n": n.to_string() } });
+            Message::new(login, report.to_string())
+        });
+        self.stores.reports.publisher().publish(reports.collect()).await.unwrap();
+    }
+
+    async fn handled_in_order(self, reports: usize) {
+        self.until_handled(reports as u64).await;
+        assert_eq!(self.metrics.unordered.get(), 0, "the order of a login was given up");
+        assert_eq!(self.metrics.alerts.with_label_values(&["high"]).get(), 0, "a report ran before an earlier one");
+        assert_eq!(self.stored().await, reports);
+        self.app.drain().await.unwrap();
+    }
+}
+
 /// A pause that is longer than `queue.amqp.hold` gives all back, and detect still has it in hand when it comes again.
 #[cfg(feature = "amqp")]
 #[tokio::test(flavor = "multi_thread")]
@@ -364,32 +406,46 @@ async fn what_comes_again_while_it_waits_for_its_turn_takes_no_second_one() {
     let Some(driver) = Driver::amqp() else { return };
     let Driver::Amqp(rabbit) = driver else { return };
     let settings = driver.settings(1, driver.port());
-    let settings = format!("{settings}queue.amqp.hold = \"1s\"\nnotify.give_up_after = \"500ms\"\n");
-    let policy = "function report(lt)
-        local n = tonumber(lt.attrs.n)
-        if n == 1 then time.sleep(5) end
-        if n < (state.get('last') or 0) then alert{kind='backwards', severity='high', title='t'} end
-        state.set('last', n)
-    end";
-    let running = Running::start(&settings, policy).await;
+    let settings = format!("{PATIENT}{settings}queue.amqp.hold = \"1s\"\nnotify.give_up_after = \"500ms\"\n");
+    let (policy, _server, gate) = gate_before_the_first(1).await;
+    let running = Running::start(&settings, &policy).await;
     // Nearly as many as detect.login_backlog lets wait in order.
-    let reports = (1..=60).map(|n| {
-        let report =
-            json!({ "login": "ann", "remote": "192.0.2.1", "t": support::trial::now(), "attrs": { "n": n.to_string() } });
-        Message::new("ann", report.to_string())
-    });
-    running.stores.reports.publisher().publish(reports.collect()).await.unwrap();
-    // The first one sleeps meanwhile: with the state down before, the source would be paused before all had come.
+    running.publish(1, 1..=60).await;
+    // The first one waits meanwhile: with the state down before, the source would be paused before all had come.
     running.until("all in hand", |metrics| metrics.unsettled.get() == 60).await;
+    gate.reached().await;
     running.faults.state_is_down.store(true, Ordering::SeqCst);
+    gate.open();
     let given_back = || rabbit.manage("GET", "queues/%2F/reports-1", "").1["messages_ready"] == 60;
     running.until("all to be given back", |_| given_back()).await;
     running.faults.state_is_down.store(false, Ordering::SeqCst);
-    running.until_handled(60).await;
     running.until("the old tokens", |metrics| metrics.stale_settlements.get() >= 60).await;
-    running.until("nothing in hand", |metrics| metrics.unsettled.get() == 0).await;
-    assert_eq!(running.metrics.unordered.get(), 0, "the order of the login was given up");
-    assert_eq!(running.metrics.alerts.with_label_values(&["high"]).get(), 0, "a report ran before an earlier one");
-    assert_eq!(running.stored().await, 60);
-    running.app.drain().await.unwrap();
+    running.handled_in_order(60).await;
+}
+
+/// Another process takes half of the partitions, can finish nothing either, and leaves: its reports come again to who has them in hand.
+#[cfg(feature = "kafka")]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_again_with_a_partition_that_went_and_came_back_takes_no_second_turn() {
+    const LOGINS: usize = 32;
+    let Some(driver) = Driver::kafka() else { return };
+    let settings = driver.settings(1, driver.port());
+    let settings =
+        format!("{PATIENT}{settings}queue.kafka.revoke_timeout = \"500ms\"\ndetect.drain_timeout = \"1s\"\n");
+    let (policy, _server, gate) = gate_before_the_first(LOGINS).await;
+    let running = Running::start(&settings, &policy).await;
+    running.publish(LOGINS, 1..=20).await;
+    running.until("all in hand", |metrics| metrics.unsettled.get() == 20 * LOGINS as i64).await;
+    gate.reached().await;
+    let other = Running::start(&settings, &policy).await;
+    other.until("some partitions to have moved", |metrics| metrics.unsettled.get() > 0).await;
+    other.app.drain().await.unwrap();
+    // Behind all that comes again.
+    running.publish(LOGINS, 21..=21).await;
+    running.until("all to have come again", |metrics| metrics.unsettled.get() == 21 * LOGINS as i64).await;
+    running.until("the old tokens", |metrics| metrics.stale_settlements.get() > 0).await;
+    gate.open();
+    let metrics = Arc::clone(&running.metrics);
+    running.handled_in_order(21 * LOGINS).await;
+    assert_eq!(metrics.repeated.get(), 0, "a report ran twice");
 }
