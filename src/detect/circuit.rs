@@ -31,15 +31,17 @@ struct Open {
     waiters: usize,
     /// Nobody who waited has had an answer since the last refusal.
     failing: bool,
+    /// How often it has come back since somebody waits for it.
+    recoveries: u64,
 }
 
 /// One who waits for a dependency. Dropped, it no longer waits.
 pub(super) struct Waiting {
     circuits: Arc<Circuits>,
     dependency: &'static str,
-    /// Refusals since the dependency has last answered anybody.
+    /// Refusals since the dependency has last answered anybody who waited.
     attempts: u32,
-    /// How often dependencies had come back at the last refusal.
+    /// [`Open::recoveries`] at the last refusal.
     recoveries: u64,
 }
 
@@ -65,7 +67,7 @@ impl Circuits {
     }
 
     /// A dependency did not answer. Gives how long to wait before the next try; `waiting` remembers how often. Longer each time, and short
-    /// again once one has come back: who was under way in that moment has not heard of it, and the source stays paused while it waits.
+    /// again once it has come back: who was under way in that moment has not heard of it, and the source stays paused while it waits.
     pub(super) fn refused(
         self: &Arc<Self>,
         waiting: &mut Option<Waiting>,
@@ -73,19 +75,24 @@ impl Circuits {
         said: String,
     ) -> Duration {
         self.metrics.retries.with_label_values(&["dependency"]).inc();
-        let recoveries = *self.recoveries.borrow();
-        let new = waiting.as_ref().is_none_or(|waiting| waiting.dependency != dependency);
-        if new {
-            *waiting = Some(Waiting { circuits: Arc::clone(self), dependency, attempts: 0, recoveries });
-        }
-        self.note_refusal(dependency, new, said);
-        let attempts = waiting.as_mut().map_or(1, |waiting| waiting.refused(recoveries));
-        self.backoff.wait(attempts, rand::random())
+        let waiting = match waiting {
+            Some(waiting) if waiting.dependency == dependency => {
+                waiting.refused(self.note_refusal(dependency, false, said));
+                waiting
+            }
+            other => {
+                let recoveries = self.note_refusal(dependency, true, said);
+                other.insert(Waiting { circuits: Arc::clone(self), dependency, attempts: 1, recoveries })
+            }
+        };
+        self.backoff.wait(waiting.attempts, rand::random())
     }
 
-    fn note_refusal(&self, dependency: &'static str, new: bool, said: String) {
+    /// Gives how often the dependency has come back.
+    fn note_refusal(&self, dependency: &'static str, new: bool, said: String) -> u64 {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = open.entry(dependency).or_insert(Open { waiters: 0, failing: true });
+        let entry = open.entry(dependency).or_insert(Open { waiters: 0, failing: true, recoveries: 0 });
+        let recoveries = entry.recoveries;
         entry.failing = true;
         entry.waiters += usize::from(new);
         if new && entry.waiters == 1 {
@@ -94,6 +101,7 @@ impl Circuits {
             self.health.set_waiting(dependency, Some(said));
             self.any_open.send_replace(true);
         }
+        recoveries
     }
 
     /// Calls `try_once` until it works.
@@ -130,19 +138,19 @@ impl Circuits {
 }
 
 impl Waiting {
-    /// Gives the number of refusals since the last recovery.
-    const fn refused(&mut self, recoveries: u64) -> u32 {
-        if self.recoveries != recoveries {
-            (self.recoveries, self.attempts) = (recoveries, 0);
-        }
-        self.attempts = self.attempts.saturating_add(1);
-        self.attempts
+    const fn refused(&mut self, recoveries: u64) {
+        self.attempts = if self.recoveries == recoveries { self.attempts.saturating_add(1) } else { 1 };
+        self.recoveries = recoveries;
     }
 
     /// The dependency answers again.
     pub(super) fn answered(self) {
         let mut open = self.circuits.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let recovered = open.get_mut(self.dependency).is_some_and(|entry| std::mem::take(&mut entry.failing));
+        let recovered = open.get_mut(self.dependency).is_some_and(|entry| {
+            let failed = std::mem::take(&mut entry.failing);
+            entry.recoveries += u64::from(failed);
+            failed
+        });
         drop(open);
         if recovered {
             self.circuits.recoveries.send_modify(|count| *count += 1);
@@ -208,40 +216,45 @@ mod tests {
     #[test]
     fn one_who_was_under_way_at_a_recovery_waits_shortly_again() {
         let circuits = circuits();
-        let (mut under_way, mut other) = (None, None);
-        let refused = |waiting: &mut _| circuits.refused(waiting, "history", "down".to_owned());
-        let waits: Vec<_> = (0..12).map(|_| refused(&mut under_way)).collect();
-        refused(&mut other);
-        other.take().unwrap().answered();
-        let after = refused(&mut under_way);
+        let refused = |waiting: &mut _, dependency| circuits.refused(waiting, dependency, "down".to_owned());
+        let comes_back = |dependency| {
+            let mut other = None;
+            refused(&mut other, dependency);
+            other.take().unwrap().answered();
+        };
+        let mut under_way = None;
+        let waits: Vec<_> = (0..12).map(|_| refused(&mut under_way, "history")).collect();
+        comes_back("alerts");
+        let after_another = refused(&mut under_way, "history");
+        assert!(after_another >= waits[11], "{after_another:?} after {waits:?}");
+        comes_back("history");
+        let after = refused(&mut under_way, "history");
         assert!(after <= waits[0] * 2, "{after:?} after {waits:?}");
-        assert!(refused(&mut under_way) > after, "it grows from there");
+        assert!(refused(&mut under_way, "history") > after, "it does not grow from there");
     }
 
     #[tokio::test]
     async fn recovery_wakes_those_who_would_sleep_through_it() {
-        let backoff = Backoff { first: Duration::from_millis(2), most: Duration::from_secs(3600) };
+        let backoff = Backoff { first: Duration::from_millis(1), most: Duration::from_secs(3600) };
         let circuits = Arc::new(Circuits::new(backoff, Arc::default(), Arc::default()));
-        let mut other = None;
-        let (mut tries, mut up) = (0, false);
+        let (refusals, mut tries) = (watch::Sender::new(0), 0);
         let sleeper = circuits.until_done("history", || {
             tries += 1;
-            // From its 20th refusal on it would sleep for half an hour at least.
-            let answer = if tries > 20 { Ok(()) } else { Err("down") };
+            refusals.send_replace(tries);
+            let answer = if tries > 12 { Ok(()) } else { Err("down") };
             async move { answer }
         });
-        let recoveries = async {
-            loop {
-                circuits.refused(&mut other, "history", "down".to_owned());
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                if let Some(waiting) = other.take() {
-                    waiting.answered();
-                }
-                tokio::time::sleep(Duration::from_millis(4)).await;
+        let recovery = async {
+            // By itself it tries again after a second at least.
+            refusals.subscribe().wait_for(|tries| *tries == 12).await.unwrap();
+            let mut other = None;
+            circuits.refused(&mut other, "history", "down".to_owned());
+            other.take().unwrap().answered();
+            // In steps: while the machine stands still, one of them passes.
+            for _ in 0..80 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let deadline = tokio::time::sleep(Duration::from_secs(30));
-        tokio::select! { () = sleeper => up = true, () = recoveries => {}, () = deadline => {} }
-        assert!(up, "it sleeps through every recovery");
+        tokio::select! { () = sleeper => {}, () = recovery => panic!("it sleeps through the recovery") }
     }
 }
