@@ -220,10 +220,11 @@ impl<'a> Session<'a> {
     }
 
     /// Whether nothing more is handed out, so that what is worked on comes to an end and all the rest goes back: nobody works on what has
-    /// been here for as long as one may.
+    /// been here for as long as one may, or somebody does for longer than the broker waits.
     pub(super) fn goes_back(&mut self) -> bool {
         let Some((_, oldest)) = self.taken.front().copied().filter(|_| self.held_for_long()) else { return false };
-        self.ahead.front().is_some_and(|ahead| ahead.tag <= oldest)
+        self.held_for(self.settings().longest_hold)
+            || self.ahead.front().is_some_and(|ahead| ahead.tag <= oldest)
             || matches!(self.flights.get(oldest).map(|open| &open.stage), Some(Stage::Waiting | Stage::Rejected(_)))
     }
 
