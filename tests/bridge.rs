@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{ClientConfig, TopicPartitionList};
@@ -497,30 +498,47 @@ fn each_form_of_report_goes_through_the_spool_and_is_handled_once() {
     assert_eq!((program.terminate(), detect.terminate()), (Some(0), Some(0)));
 }
 
+/// Both ways on which reports wait for the broker, and then are more than it takes.
 #[test]
-fn report_in_the_spool_that_is_too_large_for_its_topic_leaves_nothing_waiting() {
+fn last_report_that_is_too_large_for_its_topic_leaves_nothing_waiting() {
     let Some(driver) = Driver::kafka() else { return };
     let Driver::Kafka(broker) = driver else { return };
     let _alone = driver.alone();
+    let runtime = Runtime::new().unwrap();
     let rig = Rig::new(driver);
-    let site = rig.bridge("");
-    let program = start(&site, "receive");
-    assert_eq!(post(&site.address, "/command/report", "", report(0, 0)).status, 200);
-    Runtime::new().unwrap().block_on(broker.set_property(&rig.reports(), "max.message.bytes", "2000"));
-    let down = Down::kill(driver);
+    let topic = format!("wforce-{}", rig.number);
+    let site = rig.bridge(&format!("receive.rekey_from = \"{topic}\"\n"));
+    let mut command = site.command();
+    command.args(["--roles", "receive", "--set", "queue.kafka.delivery_timeout=2s"]);
+    let program = site.start_command(command);
+    program.wait_until("the topics", PATIENCE, |_| status(&site)["queues"]["rekey"]["messages"].is_u64());
+    let (admin, options, reports) = (broker.admin(), AdminOptions::new(), rig.reports());
+    runtime.block_on(admin.delete_topics(&[&reports], &options)).unwrap().remove(0).unwrap();
     let mut noise = StdRng::seed_from_u64(1);
-    let large: String = (0..4000).map(|_| char::from(noise.random_range(b'a'..=b'z'))).collect();
-    let large = json!({ "login": "large", "remote": "192.0.2.1", "attrs": { "noise": large } });
-    assert_eq!(post(&site.address, "/command/report", "", large.to_string()).status, 200);
-    assert_eq!(status(&site)["waiting_for"].as_object().unwrap().keys().collect::<Vec<_>>(), ["reports"]);
-    drop(down);
-    let dead = |program: &Program| program.metric("trackalert_dead_letters{queue=\"spool\"}") == Some(1.0);
-    program.wait_until("the dead letter", PATIENCE, dead);
-    program.wait_until("the spool to be empty", PATIENCE, |program| program.metric(IN_SPOOL) == Some(0.0));
-    program.wait_until("the broker to be waited for no more", PATIENCE, |program| {
-        program.metric("trackalert_waiting_for{dependency=\"reports\"}") == Some(0.0)
+    let noise: String = (0..4000).map(|_| char::from(noise.random_range(b'a'..=b'z'))).collect();
+    let large = json!({ "login": "ann", "remote": "192.0.2.1", "attrs": { "noise": noise } }).to_string();
+    let producer = ClientConfig::new().set("bootstrap.servers", &broker.address).create().unwrap();
+    write_unkeyed(&producer, &topic, std::slice::from_ref(&large));
+    assert_eq!(post(&site.address, "/command/report", "", large).status, 200);
+    let waits_for = |names: [&str; 2]| {
+        let waiting_for = status(&site)["waiting_for"].as_object().unwrap().clone();
+        names.into_iter().filter(|name| waiting_for.contains_key(*name)).count()
+    };
+    const BOTH: [&str; 2] = ["rekey", "reports"];
+    program.wait_until("both to wait", PATIENCE, |_| waits_for(BOTH) == 2);
+    let small = NewTopic::new(&reports, 4, TopicReplication::Fixed(1)).set("max.message.bytes", "2000");
+    program.wait_until("the topic to be made again", PATIENCE, |_| {
+        runtime.block_on(admin.create_topics([&small], &options)).unwrap().remove(0).is_ok()
     });
-    assert_eq!(status(&site)["waiting_for"], json!({}));
+    for queue in ["rekey", "spool"] {
+        let dead = format!("trackalert_dead_letters{{queue=\"{queue}\"}}");
+        program.wait_until("the dead letter", PATIENCE, |program| program.metric(&dead) == Some(1.0));
+    }
+    program.wait_until("nothing to wait", PATIENCE, |_| waits_for(BOTH) == 0);
+    for name in BOTH {
+        let waiting = format!("trackalert_waiting_for{{dependency=\"{name}\"}}");
+        program.wait_until("the metric", PATIENCE, |program| program.metric(&waiting) == Some(0.0));
+    }
     assert_eq!(program.terminate(), Some(0));
 }
 

@@ -110,6 +110,7 @@ impl Forwarder {
             Step::Done(logins) if logins.is_empty() => {}
             Step::Done(logins) => {
                 self.spool.broker_works();
+                self.spool.forwarded.fetch_add(logins.len() as u64, Ordering::Relaxed);
                 self.gone(&logins);
             }
             Step::TooLarge(login) => self.gone(&[login]),
@@ -120,7 +121,6 @@ impl Forwarder {
     }
 
     fn gone(&self, logins: &[String]) {
-        self.spool.forwarded.fetch_add(logins.len() as u64, Ordering::Relaxed);
         if self.spool.books().gone(logins.iter().map(String::as_str)) {
             self.spool.emptied();
         }

@@ -223,7 +223,7 @@ impl Spool {
         let since = self.filled().take();
         let seconds = since.map_or(0, |since| since.elapsed().as_secs());
         let reports = self.forwarded.swap(0, Ordering::Relaxed);
-        tracing::info!(reports, seconds, "the spool is empty: the broker has all that was in it");
+        tracing::info!(reports, seconds, "the spool is empty, and the broker has these reports of it");
     }
 
     fn broker_is_down(&self, error: &QueueError) {
