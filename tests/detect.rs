@@ -76,7 +76,7 @@ impl Running {
         site.policy("p", policy);
         let config = Config::load(Some(&site.config()), &[]).unwrap();
         let (metrics, faults) = (Arc::new(Metrics::new()), Arc::new(Faults::default()));
-        // As in the program: before there is a runtime.
+        // As in the program, on a thread that may block: a queue on Kafka runs a runtime of its own meanwhile.
         let stores = tokio::task::block_in_place(|| Stores::open(&config, &metrics)).unwrap();
         let stores = watched(stores, &faults);
         let app = App::assemble(config, Roles::all(), stores.clone(), Arc::clone(&metrics)).await.unwrap();
@@ -406,7 +406,9 @@ async fn what_comes_again_while_it_waits_for_its_turn_takes_no_second_one() {
     let Some(driver) = Driver::amqp() else { return };
     let Driver::Amqp(rabbit) = driver else { return };
     let settings = driver.settings(1, driver.port());
-    let settings = format!("{PATIENT}{settings}queue.amqp.hold = \"1s\"\nnotify.give_up_after = \"500ms\"\n");
+    let settings = format!(
+        "{PATIENT}{settings}queue.amqp.hold = \"1s\"\nqueue.retry_most = \"1s\"\nnotify.give_up_after = \"500ms\"\n"
+    );
     let (policy, _server, gate) = gate_before_the_first(1).await;
     let running = Running::start(&settings, &policy).await;
     // Nearly as many as detect.login_backlog lets wait in order.
@@ -414,10 +416,12 @@ async fn what_comes_again_while_it_waits_for_its_turn_takes_no_second_one() {
     // The first one waits meanwhile: with the state down before, the source would be paused before all had come.
     running.until("all in hand", |metrics| metrics.unsettled.get() == 60).await;
     gate.reached().await;
+    let ready = |count| rabbit.manage("GET", "queues/%2F/reports-1", "").1["messages_ready"] == count;
+    // It tells what was a few seconds ago.
+    running.until("the broker to see that", |_| ready(0)).await;
     running.faults.state_is_down.store(true, Ordering::SeqCst);
     gate.open();
-    let given_back = || rabbit.manage("GET", "queues/%2F/reports-1", "").1["messages_ready"] == 60;
-    running.until("all to be given back", |_| given_back()).await;
+    running.until("all to be given back", |_| ready(60)).await;
     running.faults.state_is_down.store(false, Ordering::SeqCst);
     running.until("the old tokens", |metrics| metrics.stale_settlements.get() >= 60).await;
     running.handled_in_order(60).await;
@@ -434,18 +438,19 @@ async fn what_comes_again_with_a_partition_that_went_and_came_back_takes_no_seco
         format!("{PATIENT}{settings}queue.kafka.revoke_timeout = \"500ms\"\ndetect.drain_timeout = \"1s\"\n");
     let (policy, _server, gate) = gate_before_the_first(LOGINS).await;
     let running = Running::start(&settings, &policy).await;
-    running.publish(LOGINS, 1..=20).await;
-    running.until("all in hand", |metrics| metrics.unsettled.get() == 20 * LOGINS as i64).await;
+    // Twice as many would be more than detect.login_backlog lets wait in order.
+    running.publish(LOGINS, 1..=40).await;
+    running.until("all in hand", |metrics| metrics.unsettled.get() == 40 * LOGINS as i64).await;
     gate.reached().await;
     let other = Running::start(&settings, &policy).await;
     other.until("some partitions to have moved", |metrics| metrics.unsettled.get() > 0).await;
     other.app.drain().await.unwrap();
     // Behind all that comes again.
-    running.publish(LOGINS, 21..=21).await;
-    running.until("all to have come again", |metrics| metrics.unsettled.get() == 21 * LOGINS as i64).await;
+    running.publish(LOGINS, 41..=41).await;
+    running.until("all to have come again", |metrics| metrics.unsettled.get() == 41 * LOGINS as i64).await;
     running.until("the old tokens", |metrics| metrics.stale_settlements.get() > 0).await;
     gate.open();
     let metrics = Arc::clone(&running.metrics);
-    running.handled_in_order(21 * LOGINS).await;
+    running.handled_in_order(41 * LOGINS).await;
     assert_eq!(metrics.repeated.get(), 0, "a report ran twice");
 }

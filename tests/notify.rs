@@ -398,7 +398,7 @@ async fn alerts_that_wait_for_a_receiver_that_hangs_are_given_up_in_time() {
     receiver.answers(Answer { after: Duration::from_secs(3600), ..Answer::status(200) });
     let mut settings = settings(&[&receiver.url()]);
     (settings.channel_in_flight, settings.max_attempts) = (1, 1000);
-    (settings.timeout, settings.give_up_after) = (Duration::from_millis(300), Duration::from_millis(500));
+    (settings.timeout, settings.give_up_after) = (Duration::from_secs(3), Duration::from_secs(5));
     let mut rig = Rig::start(settings);
     for n in 0..6 {
         rig.hand_out(message(&alert(&format!("a{n}"), "new_country", &format!("login{n}"), 0))).await;

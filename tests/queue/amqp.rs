@@ -336,7 +336,7 @@ async fn long_pause_gives_back_what_is_worked_on_as_well_and_takes_nothing_until
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_worked_on_for_too_long_goes_back_and_what_was_done_meanwhile_does_not() {
     let Some(mut driver) = Amqp::start() else { return };
-    driver.settings.longest_hold = Duration::from_secs(3);
+    driver.settings.longest_hold = Duration::from_secs(10);
     let (mut subscription, mut five, _queues) = five_of_ten(&mut driver).await;
     five.remove(1).token.ack();
     let again: Vec<u32> = take(&mut subscription, 5).await.iter().map(number).collect();
