@@ -127,9 +127,13 @@ impl Circuits {
                 Err(error) => {
                     let wait = self.refused(&mut waiting, dependency, error.to_string());
                     let recoveries = recoveries.get_or_insert_with(|| self.recoveries());
+                    let comes_back = async {
+                        drop(recoveries.wait_for(|_| waiting.as_ref().is_some_and(Waiting::came_back)).await);
+                        tokio::time::sleep(self.soon()).await;
+                    };
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
-                        _ = recoveries.changed() => tokio::time::sleep(self.soon()).await,
+                        () = comes_back => {}
                     }
                 }
             }
@@ -141,6 +145,12 @@ impl Waiting {
     const fn refused(&mut self, recoveries: u64) {
         self.attempts = if self.recoveries == recoveries { self.attempts.saturating_add(1) } else { 1 };
         self.recoveries = recoveries;
+    }
+
+    /// Whether the dependency has come back since it last refused this one. Others come back, too.
+    pub(super) fn came_back(&self) -> bool {
+        let open = self.circuits.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(self.dependency).is_some_and(|entry| entry.recoveries != self.recoveries)
     }
 
     /// The dependency answers again.
@@ -247,11 +257,14 @@ mod tests {
         let recovery = async {
             // By itself it tries again after a second at least.
             refusals.subscribe().wait_for(|tries| *tries == 12).await.unwrap();
-            let mut other = None;
-            circuits.refused(&mut other, "history", "down".to_owned());
-            other.take().unwrap().answered();
+            for dependency in ["alerts", "history"] {
+                let mut other = None;
+                circuits.refused(&mut other, dependency, "down".to_owned());
+                other.take().unwrap().answered();
+                tokio::task::yield_now().await;
+            }
             // In steps: while the machine stands still, one of them passes.
-            for _ in 0..80 {
+            for _ in 0..40 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Detector;
 use crate::detect::DetectError;
+use crate::detect::circuit::Waiting;
 use crate::detect::slot::Phase;
 
 impl Detector {
@@ -21,11 +22,11 @@ impl Detector {
         [retry, abort, breaker].into_iter().flatten().min().unwrap_or(far)
     }
 
-    /// A dependency answers again: those that wait for one try soon, instead of when their backoff ends.
+    /// A dependency answers again: those that wait for it try soon, instead of when their backoff ends.
     pub(super) fn hurry(&mut self) {
         let now = Instant::now();
         let soon = |(at, number): (Instant, u64)| {
-            let waits = self.slots.get(&number).is_some_and(|slot| slot.waits.is_some());
+            let waits = self.slots.get(&number).and_then(|slot| slot.waits.as_ref()).is_some_and(Waiting::came_back);
             (if waits { at.min(now + self.circuits.soon()) } else { at }, number)
         };
         self.retries =
