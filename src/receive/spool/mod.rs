@@ -217,9 +217,14 @@ impl Spool {
         tracing::warn!(error, "reports go into the spool until the broker takes them again");
     }
 
-    /// Nothing is in it any more. So nothing waits for the broker, although its last answer may have been that a report is too large.
+    /// Nothing is in it any more. So nothing waits for the broker, although its last answer may have been that a report is too large;
+    /// unless it has failed another report since.
     fn emptied(&self) {
-        self.broker_works();
+        let books = self.books();
+        if books.total() == 0 {
+            self.broker_works();
+        }
+        drop(books);
         let since = self.filled().take();
         let seconds = since.map_or(0, |since| since.elapsed().as_secs());
         let reports = self.forwarded.swap(0, Ordering::Relaxed);
