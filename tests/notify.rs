@@ -496,22 +496,25 @@ fn for_hook(name: &str, n: usize) -> Message {
     message
 }
 
+fn hook(name: &str, url: &str) -> HookSettings {
+    HookSettings {
+        name: name.to_owned(),
+        url: url.to_owned(),
+        secret: Secret::default(),
+        secret_file: PathBuf::new(),
+        basic_auth: Secret::default(),
+        api_key: Secret::default(),
+        content_type: String::new(),
+        kafka: false,
+    }
+}
+
 #[tokio::test]
 async fn custom_webhooks_are_bounded_together_where_that_is_set_and_each_for_itself_where_not() {
     for (together, at_once) in [(3, 3), (0, 4)] {
         let receiver = Receiver::start().await;
         receiver.answers(Answer { after: Duration::from_secs(3600), ..Answer::status(200) });
-        let hook = |name: &str| HookSettings {
-            name: name.to_owned(),
-            url: receiver.url(),
-            secret: Secret::default(),
-            secret_file: PathBuf::new(),
-            basic_auth: Secret::default(),
-            api_key: Secret::default(),
-            content_type: String::new(),
-            kafka: false,
-        };
-        let custom_webhooks = vec![hook("one"), hook("two")];
+        let custom_webhooks = ["one", "two"].map(|name| hook(name, &receiver.url())).into();
         let mut rig =
             Rig::start(Settings { custom_webhooks, custom_in_flight: together, channel_in_flight: 2, ..settings(&[]) });
         for n in 0..10 {
@@ -521,6 +524,27 @@ async fn custom_webhooks_are_bounded_together_where_that_is_set_and_each_for_its
         until("the requests", || receiver.requests().len() == at_once).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(receiver.requests().len(), at_once);
+    }
+}
+
+#[tokio::test]
+async fn alert_that_never_had_a_place_names_the_setting_that_gives_more() {
+    for (together, key) in [(1, "notify.custom_in_flight"), (0, "notify.channel_in_flight")] {
+        let receiver = Receiver::start().await;
+        receiver.answers(Answer { after: Duration::from_secs(3600), ..Answer::status(200) });
+        let settings = Settings {
+            custom_webhooks: vec![hook("one", &receiver.url())],
+            custom_in_flight: together,
+            channel_in_flight: 1,
+            give_up_after: Duration::from_secs(1),
+            ..settings(&[])
+        };
+        let mut rig = Rig::start(settings);
+        rig.hand_out(for_hook("one", 0)).await;
+        until("the place to be taken", || receiver.requests().len() == 1).await;
+        rig.hand_out(for_hook("one", 1)).await;
+        let Settlement::Reject(reason) = rig.settlement().await.1 else { panic!("it is no dead letter") };
+        assert!(reason.attempts == 0 && reason.text.contains(key), "{reason:?}");
     }
 }
 
