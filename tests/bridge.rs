@@ -511,9 +511,16 @@ fn last_report_that_is_too_large_for_its_topic_leaves_nothing_waiting() {
     let mut command = site.command();
     command.args(["--roles", "receive", "--set", "queue.kafka.delivery_timeout=2s"]);
     let program = site.start_command(command);
-    program.wait_until("the topics", PATIENCE, |_| status(&site)["queues"]["rekey"]["messages"].is_u64());
+    for queue in ["reports", "rekey"] {
+        program.wait_until("the topics", PATIENCE, |_| status(&site)["queues"][queue]["messages"].is_u64());
+    }
     let (admin, options, reports) = (broker.admin(), AdminOptions::new(), rig.reports());
     runtime.block_on(admin.delete_topics(&[&reports], &options)).unwrap().remove(0).unwrap();
+    // The broker hears of it from its controller.
+    program.wait_until("the topic to be gone", PATIENCE, |_| {
+        let all = admin.inner().fetch_metadata(None, PATIENCE).unwrap();
+        all.topics().iter().all(|topic| topic.name() != reports)
+    });
     let mut noise = StdRng::seed_from_u64(1);
     let noise: String = (0..4000).map(|_| char::from(noise.random_range(b'a'..=b'z'))).collect();
     let large = json!({ "login": "ann", "remote": "192.0.2.1", "attrs": { "noise": noise } }).to_string();

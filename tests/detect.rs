@@ -358,20 +358,20 @@ async fn changed_file_of_networks_is_taken_while_running_and_a_broken_one_is_not
     running.app.drain().await.unwrap();
 }
 
-/// A policy that says when a login's reports run out of their order, and the gate at which each login's first one waits.
+/// A policy that says when a login's reports run out of their order. The first one of each login waits at the first gate, and so on.
 #[cfg(any(feature = "amqp", feature = "kafka"))]
-async fn gate_before_the_first(logins: usize) -> (String, Server, web::Gate) {
-    let (server, gate) = Server::gated(logins, |_| Page::json("{}")).await;
-    let policy = format!(
-        "function report(lt)
+fn in_order_through(gates: &[&Server]) -> String {
+    let urls: Vec<String> = gates.iter().map(|server| format!("'{}'", server.url())).collect();
+    format!(
+        "local gates = {{ {} }}
+        function report(lt)
             local n = tonumber(lt.attrs.n)
-            if n == 1 then http.get('{}') end
+            if gates[n] then http.get(gates[n]) end
             if n < (state.get(lt.login) or 0) then alert{{kind='backwards', severity='high', title='t'}} end
             state.set(lt.login, n)
         end",
-        server.url()
-    );
-    (policy, server, gate)
+        urls.join(", ")
+    )
 }
 
 /// What keeps the policy at its gate.
@@ -409,21 +409,23 @@ async fn what_comes_again_while_it_waits_for_its_turn_takes_no_second_one() {
     let settings = format!(
         "{PATIENT}{settings}queue.amqp.hold = \"1s\"\nqueue.retry_most = \"1s\"\nnotify.give_up_after = \"500ms\"\n"
     );
-    let (policy, _server, gate) = gate_before_the_first(1).await;
-    let running = Running::start(&settings, &policy).await;
+    let (first, before_the_pause) = Server::gated(1, |_| Page::json("{}")).await;
+    let (second, after_the_pause) = Server::gated(1, |_| Page::json("{}")).await;
+    let running = Running::start(&settings, &in_order_through(&[&first, &second])).await;
     // Nearly as many as detect.login_backlog lets wait in order.
     running.publish(1, 1..=60).await;
     // The first one waits meanwhile: with the state down before, the source would be paused before all had come.
     running.until("all in hand", |metrics| metrics.unsettled.get() == 60).await;
-    gate.reached().await;
-    let ready = |count| rabbit.manage("GET", "queues/%2F/reports-1", "").1["messages_ready"] == count;
+    before_the_pause.reached().await;
     // It tells what was a few seconds ago.
-    running.until("the broker to see that", |_| ready(0)).await;
+    let broker_has = |kind: &str| rabbit.manage("GET", "queues/%2F/reports-1", "").1[kind] == 60;
+    running.until("the broker to see that", |_| broker_has("messages_unacknowledged")).await;
     running.faults.state_is_down.store(true, Ordering::SeqCst);
-    gate.open();
-    running.until("all to be given back", |_| ready(60)).await;
+    before_the_pause.open();
+    running.until("all to be given back", |_| broker_has("messages_ready")).await;
     running.faults.state_is_down.store(false, Ordering::SeqCst);
     running.until("the old tokens", |metrics| metrics.stale_settlements.get() >= 60).await;
+    after_the_pause.open();
     running.handled_in_order(60).await;
 }
 
@@ -436,7 +438,8 @@ async fn what_comes_again_with_a_partition_that_went_and_came_back_takes_no_seco
     let settings = driver.settings(1, driver.port());
     let settings =
         format!("{PATIENT}{settings}queue.kafka.revoke_timeout = \"500ms\"\ndetect.drain_timeout = \"1s\"\n");
-    let (policy, _server, gate) = gate_before_the_first(LOGINS).await;
+    let (server, gate) = Server::gated(LOGINS, |_| Page::json("{}")).await;
+    let policy = in_order_through(&[&server]);
     let running = Running::start(&settings, &policy).await;
     // Twice as many would be more than detect.login_backlog lets wait in order.
     running.publish(LOGINS, 1..=40).await;

@@ -136,8 +136,10 @@ async fn what_is_on_its_way_to_a_cancelled_consumer_comes_after_all_that_follows
         let mut first = consume("first", 50).await;
         let mut came: Vec<u32> = timeout(DEADLINE, first.by_ref().take(50).collect()).await.unwrap();
         // Room for 25 more.
-        channel.basic_ack(25, BasicAckOptions { multiple: true }).await.unwrap();
-        channel.basic_cancel("first".into(), BasicCancelOptions::default()).await.unwrap();
+        let ack = channel.basic_ack(25, BasicAckOptions { multiple: true });
+        let cancel = channel.basic_cancel("first".into(), BasicCancelOptions::default());
+        let (acked, cancelled) = tokio::join!(ack, cancel);
+        acked.and(cancelled).unwrap();
         came.extend(timeout(DEADLINE, first.collect::<Vec<_>>()).await.unwrap());
         let rest = consume("second", 200).await.take(200 - came.len());
         came.extend(timeout(DEADLINE, rest.collect::<Vec<_>>()).await.unwrap());
