@@ -220,7 +220,7 @@ impl<'a> Session<'a> {
     }
 
     /// Whether nothing more is handed out, so that what is worked on comes to an end and all the rest goes back: nobody works on what has
-    /// been here for as long as one may, or somebody does for longer than the broker waits.
+    /// been here for as long as one may, or somebody has for `longest_hold`, which ends before the broker closes the channel itself.
     pub(super) fn goes_back(&mut self) -> bool {
         let Some((_, oldest)) = self.taken.front().copied().filter(|_| self.held_for_long()) else { return false };
         self.held_for(self.settings().longest_hold)
