@@ -327,6 +327,15 @@ fn pods_run_without_any_right_and_write_to_their_volume_alone() {
 }
 
 #[test]
+fn each_role_is_run_by_one_set() {
+    let base = objects("base");
+    let sets: Vec<String> = of_kind(&base, "StatefulSet").into_iter().map(roles).collect();
+    let mut roles: Vec<&str> = sets.iter().flat_map(|roles| roles.split(',')).collect();
+    roles.sort();
+    assert_eq!(roles, ["detect", "notify", "receive", "schedule"]);
+}
+
+#[test]
 fn each_set_has_a_service_and_a_disruption_budget_that_mean_its_pods_and_let_a_node_be_drained() {
     let base = objects("base");
     let services = of_kind(&base, "Service");
