@@ -1,5 +1,6 @@
 //! A broker that is there and cannot be reached, and one that refuses: the connection is cut, delayed, reset again and again; the alerts
-//! queue takes nothing. Nothing is lost, no report becomes a dead letter, the process stays alive and goes on by itself.
+//! queue takes nothing. Nothing is lost, no report becomes a dead letter, the process stays alive and goes on by itself; where it is
+//! killed after a cut, nothing is lost either.
 //!
 //! The small form runs with the tests; `tests/trials/faults` runs the full one (`tests/trials/faults kafka` on one driver).
 
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use refusal::Refusal;
 use support::driver::{Driver, on_brokers};
-use support::load::{Load, PATIENCE, Rig, last_of, unsettled};
+use support::load::{Load, PATIENCE, Rig, last_of, repeated, unsettled};
 use support::program::{Program, Site};
 use support::proxy::{Fault, Proxy};
 use support::trial;
@@ -27,6 +28,7 @@ on_brokers!(
     connection_cut_under_load_loses_nothing_and_work_resumes,
     connection_delayed_by_five_seconds_under_load_loses_nothing_and_work_resumes,
     connection_reset_again_and_again_under_load_loses_nothing_and_work_resumes,
+    process_killed_while_it_still_works_on_what_a_lost_connection_gave_it_loses_nothing,
     alerts_queue_that_refuses_writes_pauses_the_source_and_makes_no_dead_letter,
 );
 
@@ -108,6 +110,42 @@ fn under_load(driver: Driver, name: &str, seconds: u64, begin: impl FnOnce(&Prox
     assert!(in_hand > 0.0 && sent < load.total, "nothing was in flight: this proves nothing");
     assert_eq!(seen.dead, 0, "it was taken for dead");
     assert!(said.count() <= log::bearable(seconds), "a storm in the log");
+    assert_eq!(program.terminate(), Some(0));
+}
+
+/// The work on what the lost connection gave goes on while all of it is handed out again, and the kill comes in the middle of both.
+fn process_killed_while_it_still_works_on_what_a_lost_connection_gave_it_loses_nothing(driver: Driver) {
+    let total = trial::size(4_000, 20_000);
+    let mut rig = Rig::new(driver);
+    let (listen, to) = driver.way_through_a_proxy();
+    let Some(proxy) = Proxy::open(listen, to) else { return };
+    let site = rig.site_through(listen, driver.short_session());
+    // Two reports of each login: the second one waits for the first.
+    let mut load = Load::new(total, total / 2, 1, 0..=4000, &mut rig.random);
+    let mut program = site.start();
+    let senders = rig.send(&site, load.shares.remove(0));
+    rig.join(senders);
+    rig.wait_for_work(&program);
+    rig.pause(500..=1500);
+    let in_hand = unsettled(&program);
+    let fault = proxy.cut();
+    std::thread::park_timeout(driver.loses_its_lanes_after());
+    drop(fault);
+    // It was handled here, so its settlement came when the broker had taken it back.
+    program.wait_until("something handled to come again", PATIENCE, |program| repeated(program) > 0.0);
+    rig.pause(0..=1000);
+    let ignored = program.metric("trackalert_stale_settlements_total").unwrap_or_default();
+    let in_hand_again = unsettled(&program);
+    program.kill();
+    program = site.start();
+    rig.everything_handled(&site, &program, &load);
+    let table = [
+        ("in hand at the cut, at the kill", format!("{in_hand}, {in_hand_again}")),
+        ("settlements of the lost connection, ignored", ignored.to_string()),
+        ("reports that came again after they were handled", repeated(&program).to_string()),
+    ];
+    rig.print("cut and killed", &table);
+    assert!(in_hand > 0.0 && in_hand_again > 0.0, "nothing was in flight: this proves nothing");
     assert_eq!(program.terminate(), Some(0));
 }
 

@@ -1,6 +1,7 @@
 //! The kinds of queue that the trials run on, and what each owes to a test: its server, and the settings of an installation on it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::kafka::{self, Broker};
 use super::rabbitmq::{self, Rabbit};
@@ -51,6 +52,14 @@ impl Driver {
         match self {
             Self::Kafka(_) => "queue.kafka.session_timeout = \"6s\"",
             Self::Embedded | Self::Amqp(_) => "",
+        }
+    }
+
+    /// How long a connection must be gone until what was handed out over it is the broker's again: with a [`Self::short_session`].
+    pub(crate) const fn loses_its_lanes_after(self) -> Duration {
+        match self {
+            Self::Kafka(_) => Duration::from_secs(8),
+            Self::Embedded | Self::Amqp(_) => Duration::ZERO,
         }
     }
 
