@@ -66,26 +66,25 @@ impl Circuits {
         self.backoff.wait(1, rand::random())
     }
 
-    /// A dependency did not answer. Gives how long to wait before the next try; `waiting` remembers how often. Longer each time, and short
-    /// again once it has come back: who was under way in that moment has not heard of it, and the source stays paused while it waits.
+    /// A dependency did not answer. Gives how long to wait before the next try; `waits` remembers how often, of each dependency. Longer
+    /// each time, and short again once it has come back: who was under way in that moment has not heard of it, and the source stays paused
+    /// while it waits.
     pub(super) fn refused(
         self: &Arc<Self>,
-        waiting: &mut Option<Waiting>,
+        waits: &mut Vec<Waiting>,
         dependency: &'static str,
         said: String,
     ) -> Duration {
         self.metrics.retries.with_label_values(&["dependency"]).inc();
-        let waiting = match waiting {
-            Some(waiting) if waiting.dependency == dependency => {
-                waiting.refused(self.note_refusal(dependency, false, said));
-                waiting
-            }
-            other => {
-                let recoveries = self.note_refusal(dependency, true, said);
-                other.insert(Waiting { circuits: Arc::clone(self), dependency, attempts: 1, recoveries })
-            }
+        let attempts = if let Some(waiting) = waits.iter_mut().find(|waiting| waiting.dependency == dependency) {
+            waiting.refused(self.note_refusal(dependency, false, said));
+            waiting.attempts
+        } else {
+            let recoveries = self.note_refusal(dependency, true, said);
+            waits.push(Waiting { circuits: Arc::clone(self), dependency, attempts: 1, recoveries });
+            1
         };
-        self.backoff.wait(waiting.attempts, rand::random())
+        self.backoff.wait(attempts, rand::random())
     }
 
     /// Gives how often the dependency has come back.
@@ -114,21 +113,19 @@ impl Circuits {
         E: Display,
         F: Future<Output = Result<T, E>>,
     {
-        let mut waiting = None;
+        let mut waits = Vec::new();
         let mut recoveries = None;
         loop {
             match try_once().await {
                 Ok(done) => {
-                    if let Some(waiting) = waiting.take() {
-                        Waiting::answered(waiting);
-                    }
+                    waits.drain(..).for_each(Waiting::answered);
                     return done;
                 }
                 Err(error) => {
-                    let wait = self.refused(&mut waiting, dependency, error.to_string());
+                    let wait = self.refused(&mut waits, dependency, error.to_string());
                     let recoveries = recoveries.get_or_insert_with(|| self.recoveries());
                     let comes_back = async {
-                        drop(recoveries.wait_for(|_| waiting.as_ref().is_some_and(Waiting::came_back)).await);
+                        drop(recoveries.wait_for(|_| waits.iter().any(Waiting::came_back)).await);
                         tokio::time::sleep(self.soon()).await;
                     };
                     tokio::select! {
@@ -145,6 +142,11 @@ impl Waiting {
     const fn refused(&mut self, recoveries: u64) {
         self.attempts = if self.recoveries == recoveries { self.attempts.saturating_add(1) } else { 1 };
         self.recoveries = recoveries;
+    }
+
+    /// What is waited for.
+    pub(super) const fn dependency(&self) -> &'static str {
+        self.dependency
     }
 
     /// Whether the dependency has come back since it last refused this one. Others come back, too.
@@ -192,6 +194,9 @@ impl std::fmt::Debug for Waiting {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::time::Instant;
+
     use super::*;
 
     fn circuits() -> Arc<Circuits> {
@@ -203,11 +208,11 @@ mod tests {
     fn circuit_stays_open_until_the_last_one_who_waits_is_done() {
         let circuits = circuits();
         let open = circuits.watch();
-        let (mut one, mut other) = (None, None);
+        let (mut one, mut other) = (Vec::new(), Vec::new());
         circuits.refused(&mut one, "state", "down".to_owned());
         circuits.refused(&mut one, "state", "still down".to_owned());
         circuits.refused(&mut other, "state", "down".to_owned());
-        one.take().unwrap().answered();
+        one.remove(0).answered();
         assert!(*open.borrow() && circuits.health.waiting().contains_key("state"));
         drop(other);
         assert!(!*open.borrow() && circuits.health.waiting().is_empty());
@@ -217,10 +222,29 @@ mod tests {
     #[test]
     fn waits_grow_with_the_attempts_of_one_report() {
         let circuits = circuits();
-        let mut waiting = None;
+        let mut waiting = Vec::new();
         let waits: Vec<_> = (0..12).map(|_| circuits.refused(&mut waiting, "history", String::new())).collect();
         assert!(waits[11] >= waits[0] * 100, "{waits:?}");
         assert_eq!(circuits.metrics.waiting.with_label_values(&["history"]).get(), 1);
+    }
+
+    #[test]
+    fn report_that_two_dependencies_refuse_waits_longer_each_time_and_hears_of_either() {
+        let circuits = circuits();
+        let mut waiting = Vec::new();
+        let mut round =
+            || ["history", "state"].map(|dependency| circuits.refused(&mut waiting, dependency, "down".to_owned()));
+        let waits: Vec<_> = (0..12).map(|_| round()).collect();
+        assert!((0..2).all(|each| waits[11][each] >= waits[0][each] * 100), "{waits:?}");
+        assert_eq!(circuits.health.waiting().len(), 2);
+        for dependency in ["history", "state"] {
+            assert!(!waiting.iter().any(Waiting::came_back));
+            let mut other = Vec::new();
+            circuits.refused(&mut other, dependency, "down".to_owned());
+            other.remove(0).answered();
+            assert!(waiting.iter().any(Waiting::came_back), "{dependency}");
+            circuits.refused(&mut waiting, dependency, "down again".to_owned());
+        }
     }
 
     #[test]
@@ -228,11 +252,11 @@ mod tests {
         let circuits = circuits();
         let refused = |waiting: &mut _, dependency| circuits.refused(waiting, dependency, "down".to_owned());
         let comes_back = |dependency| {
-            let mut other = None;
+            let mut other = Vec::new();
             refused(&mut other, dependency);
-            other.take().unwrap().answered();
+            other.remove(0).answered();
         };
-        let mut under_way = None;
+        let mut under_way = Vec::new();
         let waits: Vec<_> = (0..12).map(|_| refused(&mut under_way, "history")).collect();
         comes_back("alerts");
         let after_another = refused(&mut under_way, "history");
@@ -248,6 +272,7 @@ mod tests {
         let backoff = Backoff { first: Duration::from_millis(1), most: Duration::from_secs(3600) };
         let circuits = Arc::new(Circuits::new(backoff, Arc::default(), Arc::default()));
         let (refusals, mut tries) = (watch::Sender::new(0), 0);
+        let (asleep, came_back) = (Cell::new(None), Cell::new(false));
         let sleeper = circuits.until_done("history", || {
             tries += 1;
             refusals.send_replace(tries);
@@ -255,19 +280,26 @@ mod tests {
             async move { answer }
         });
         let recovery = async {
-            // By itself it tries again after a second at least.
             refusals.subscribe().wait_for(|tries| *tries == 12).await.unwrap();
+            asleep.set(Some(Instant::now()));
             for dependency in ["alerts", "history"] {
-                let mut other = None;
+                came_back.set(dependency == "history");
+                let mut other = Vec::new();
                 circuits.refused(&mut other, dependency, "down".to_owned());
-                other.take().unwrap().answered();
-                tokio::task::yield_now().await;
+                other.remove(0).answered();
+                // Many times as long as one who is woken waits.
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
             // In steps: while the machine stands still, one of them passes.
             for _ in 0..40 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::select! { () = sleeper => {}, () = recovery => panic!("it sleeps through the recovery") }
+        // By itself it tries again after a second at least.
+        let by_itself = || asleep.get().is_some_and(|since: Instant| since.elapsed() > Duration::from_secs(1));
+        tokio::select! {
+            () = sleeper => assert!(came_back.get() || by_itself(), "another dependency's recovery wakes it"),
+            () = recovery => panic!("it sleeps through the recovery"),
+        }
     }
 }

@@ -55,7 +55,7 @@ pub(super) struct Slot {
     /// It has writes in the state.
     pub(super) wrote: bool,
     /// What did not answer at the last round.
-    pub(super) waits: Option<Waiting>,
+    pub(super) waits: Vec<Waiting>,
     /// Since when it could run, but for a free worker and its turn in its login.
     pub(super) since: Instant,
 }
@@ -74,7 +74,7 @@ impl Slot {
             party: 0,
             suspect: None,
             wrote: false,
-            waits: None,
+            waits: Vec::new(),
             since: Instant::now(),
         }
     }
@@ -99,6 +99,14 @@ impl Slot {
         }
         self.attempts.push((policy.to_owned(), 1));
         1
+    }
+
+    /// Notes what refused in a round that is over. What did not is waited for no more, and where nothing did, all of it has answered.
+    pub(super) fn refused_by(&mut self, dependencies: &[&str]) {
+        if dependencies.is_empty() {
+            self.waits.drain(..).for_each(Waiting::answered);
+        }
+        self.waits.retain(|waiting| dependencies.contains(&waiting.dependency()));
     }
 
     /// Notes who has handled it. A report that waits for a dependency hears of the same ones at each round.

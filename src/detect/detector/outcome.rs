@@ -52,6 +52,7 @@ impl Detector {
         }
         if let Some(error) = outcome.state_error {
             let wait = self.circuits.refused(&mut slot.waits, "state", error.to_string());
+            slot.refused_by(&["state"]);
             self.retry_later(outcome.number, wait);
             return;
         }
@@ -66,7 +67,7 @@ impl Detector {
         let number = round.number;
         let mut collected = Collected::default();
         let mut wait: Option<Duration> = None;
-        let mut unanswered = false;
+        let mut refused_by = Vec::new();
         for Call { policy, result } in calls {
             match result {
                 Ok(effects) => {
@@ -82,7 +83,9 @@ impl Detector {
                     }
                 }
                 Err(failure) => {
-                    unanswered |= matches!(failure, Failure::Dependency { .. });
+                    if let Failure::Dependency { dependency, .. } = failure {
+                        refused_by.push(dependency);
+                    }
                     let again = self.on_failure(round, policy, failure);
                     wait = wait.max(again);
                 }
@@ -93,9 +96,7 @@ impl Detector {
         if wait.is_none() && !round.of_today && slot.undecided().any(|policy| self.pool.has_policy(policy)) {
             wait = Some(self.parts.policy.retry_first);
         }
-        if !unanswered && let Some(waiting) = slot.waits.take() {
-            waiting.answered();
-        }
+        slot.refused_by(&refused_by);
         // An alert alone is marked too: by the time of a second run the login's next report may have changed what the policy saw, and
         // the alert would come again under another key.
         if !collected.is_empty() {

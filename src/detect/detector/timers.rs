@@ -26,7 +26,7 @@ impl Detector {
     pub(super) fn hurry(&mut self) {
         let now = Instant::now();
         let soon = |(at, number): (Instant, u64)| {
-            let waits = self.slots.get(&number).and_then(|slot| slot.waits.as_ref()).is_some_and(Waiting::came_back);
+            let waits = self.slots.get(&number).is_some_and(|slot| slot.waits.iter().any(Waiting::came_back));
             (if waits { at.min(now + self.circuits.soon()) } else { at }, number)
         };
         self.retries =
