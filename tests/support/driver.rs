@@ -55,7 +55,16 @@ impl Driver {
         }
     }
 
-    /// How long a connection must be gone until what was handed out over it is the broker's again: with a [`Self::short_session`].
+    /// The settings with which [`Self::loses_its_lanes_after`] holds. What is worked on is waited for shortly, so that most of it is done
+    /// when it belongs to the broker again.
+    pub(crate) const fn lane_lost_soon(self) -> &'static str {
+        match self {
+            Self::Kafka(_) => "queue.kafka.session_timeout = \"6s\"\nqueue.kafka.revoke_timeout = \"500ms\"\n",
+            Self::Embedded | Self::Amqp(_) => "",
+        }
+    }
+
+    /// How long a connection must be gone until what was handed out over it is the broker's again.
     pub(crate) const fn loses_its_lanes_after(self) -> Duration {
         match self {
             Self::Kafka(_) => Duration::from_secs(8),
