@@ -55,7 +55,7 @@ impl Driver {
         }
     }
 
-    /// The settings with which [`Self::loses_its_lanes_after`] holds. What is worked on is waited for shortly, so that most of it is done
+    /// The settings with which [`Self::loses_its_lanes_after`] holds. What is worked on is not waited for long, so that much of it is done
     /// when it belongs to the broker again.
     pub(crate) const fn lane_lost_soon(self) -> &'static str {
         match self {
