@@ -21,6 +21,7 @@ use support::program::Site;
 use support::sender::{Progress, query, send_all};
 use trackalert::app::{App, Stores};
 use trackalert::config::{Config, Roles};
+use trackalert::history::HistoryError;
 use trackalert::queue::{DeadLetter, Filter, Message, ReasonKind};
 use trackalert::report::LoginReport;
 use trackalert::state::{Batch, StateError, Write};
@@ -32,6 +33,8 @@ use web::{Page, Server};
 struct Faults {
     panics: AtomicBool,
     state_is_down: AtomicBool,
+    handled_is_down: AtomicBool,
+    search_is_down: AtomicBool,
 }
 
 impl Faults {
@@ -46,6 +49,13 @@ impl Faults {
 impl Watch for Faults {
     fn before_get(&self, key: &str) {
         self.panic_at(key, "at-get");
+    }
+    fn before_handled(&self) -> Result<(), StateError> {
+        if self.handled_is_down.load(Ordering::SeqCst) { Err(StateError("it is down".to_owned())) } else { Ok(()) }
+    }
+    fn before_search(&self) -> Result<(), HistoryError> {
+        let down = self.search_is_down.load(Ordering::SeqCst);
+        if down { Err(HistoryError::Unavailable("it is down".to_owned())) } else { Ok(()) }
     }
     fn before_apply(&self, batch: &Batch) -> Result<(), StateError> {
         for write in &batch.writes {
@@ -308,6 +318,31 @@ async fn outage_of_the_state_delays_reports_and_costs_none() {
         recovered.elapsed()
     );
     assert!(running.letters().await.is_empty());
+    running.app.drain().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outage_of_the_state_ends_where_the_history_refuses_next() {
+    let running = Running::start("", "function report(lt) state.set(lt.login, 1) end").await;
+    running.site.policy("q", "function report(lt) history.search{query={match_all={}}, size=0} end");
+    running.app.reload().await.unwrap();
+    running.faults.handled_is_down.store(true, Ordering::SeqCst);
+    running.faults.search_is_down.store(true, Ordering::SeqCst);
+    running.send((0..50).map(|n| format!("user{n}"))).await;
+    let waits = |[state, history]: [i64; 2]| {
+        move |metrics: &Metrics| {
+            let shown = |dependency| metrics.waiting.with_label_values(&[dependency]).get();
+            (shown("state"), shown("history")) == (state, history)
+        }
+    };
+    running.until("the state to be waited for", waits([1, 0])).await;
+    running.faults.handled_is_down.store(false, Ordering::SeqCst);
+    running.until("the history alone to be waited for", waits([0, 1])).await;
+    running.faults.search_is_down.store(false, Ordering::SeqCst);
+    running.until_handled(50).await;
+    running.until("nothing to be waited for", waits([0, 0])).await;
+    assert!(running.letters().await.is_empty());
+    assert_eq!(running.stored().await, json!(50));
     running.app.drain().await.unwrap();
 }
 

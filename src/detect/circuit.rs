@@ -66,25 +66,26 @@ impl Circuits {
         self.backoff.wait(1, rand::random())
     }
 
-    /// A dependency did not answer. Gives how long to wait before the next try; `waits` remembers how often, of each dependency. Longer
-    /// each time, and short again once it has come back: who was under way in that moment has not heard of it, and the source stays paused
-    /// while it waits.
+    /// A dependency did not answer. Gives how long to wait before the next try; `waiting` remembers how often. Longer each time, and short
+    /// again once it has come back: who was under way in that moment has not heard of it, and the source stays paused while it waits.
     pub(super) fn refused(
         self: &Arc<Self>,
-        waits: &mut Vec<Waiting>,
+        waiting: &mut Option<Waiting>,
         dependency: &'static str,
         said: String,
     ) -> Duration {
         self.metrics.retries.with_label_values(&["dependency"]).inc();
-        let attempts = if let Some(waiting) = waits.iter_mut().find(|waiting| waiting.dependency == dependency) {
-            waiting.refused(self.note_refusal(dependency, false, said));
-            waiting.attempts
-        } else {
-            let recoveries = self.note_refusal(dependency, true, said);
-            waits.push(Waiting { circuits: Arc::clone(self), dependency, attempts: 1, recoveries });
-            1
+        let waiting = match waiting {
+            Some(waiting) if waiting.dependency == dependency => {
+                waiting.refused(self.note_refusal(dependency, false, said));
+                waiting
+            }
+            other => {
+                let recoveries = self.note_refusal(dependency, true, said);
+                other.insert(Waiting { circuits: Arc::clone(self), dependency, attempts: 1, recoveries })
+            }
         };
-        self.backoff.wait(attempts, rand::random())
+        self.backoff.wait(waiting.attempts, rand::random())
     }
 
     /// Gives how often the dependency has come back.
@@ -113,19 +114,21 @@ impl Circuits {
         E: Display,
         F: Future<Output = Result<T, E>>,
     {
-        let mut waits = Vec::new();
+        let mut waiting: Option<Waiting> = None;
         let mut recoveries = None;
         loop {
             match try_once().await {
                 Ok(done) => {
-                    waits.drain(..).for_each(Waiting::answered);
+                    if let Some(waiting) = waiting {
+                        waiting.answered();
+                    }
                     return done;
                 }
                 Err(error) => {
-                    let wait = self.refused(&mut waits, dependency, error.to_string());
+                    let wait = self.refused(&mut waiting, dependency, error.to_string());
                     let recoveries = recoveries.get_or_insert_with(|| self.recoveries());
                     let comes_back = async {
-                        drop(recoveries.wait_for(|_| waits.iter().any(Waiting::came_back)).await);
+                        drop(recoveries.wait_for(|_| waiting.as_ref().is_some_and(Waiting::came_back)).await);
                         tokio::time::sleep(self.soon()).await;
                     };
                     tokio::select! {
@@ -144,19 +147,14 @@ impl Waiting {
         self.recoveries = recoveries;
     }
 
-    /// What is waited for.
-    pub(super) const fn dependency(&self) -> &'static str {
-        self.dependency
-    }
-
     /// Whether the dependency has come back since it last refused this one. Others come back, too.
-    pub(super) fn came_back(&self) -> bool {
+    fn came_back(&self) -> bool {
         let open = self.circuits.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.get(self.dependency).is_some_and(|entry| entry.recoveries != self.recoveries)
     }
 
     /// The dependency answers again.
-    pub(super) fn answered(self) {
+    fn answered(self) {
         let mut open = self.circuits.open.lock().unwrap_or_else(PoisonError::into_inner);
         let recovered = open.get_mut(self.dependency).is_some_and(|entry| {
             let failed = std::mem::take(&mut entry.failing);
@@ -192,6 +190,45 @@ impl std::fmt::Debug for Waiting {
     }
 }
 
+/// What refused one report in its last round: by policy, because a policy asks its dependencies one after another; `""` is what is asked
+/// before any policy. That one of them answers is seen where a policy that it refused works, whatever becomes of the others.
+#[derive(Debug, Default)]
+pub(super) struct Waits(BTreeMap<String, Waiting>);
+
+impl Waits {
+    /// A dependency refused a policy. Gives how long to wait before the next try, as [`Circuits::refused`].
+    pub(super) fn refused(
+        &mut self,
+        policy: String,
+        circuits: &Arc<Circuits>,
+        dependency: &'static str,
+        said: String,
+    ) -> Duration {
+        let mut waiting = self.0.remove(&policy);
+        let wait = circuits.refused(&mut waiting, dependency, said);
+        self.0.extend(waiting.map(|waiting| (policy, waiting)));
+        wait
+    }
+
+    /// A policy worked: what had refused it answers again.
+    pub(super) fn worked(&mut self, policy: &str) {
+        if let Some(waiting) = self.0.remove(policy) {
+            waiting.answered();
+        }
+    }
+
+    /// A round is over in which these policies were refused. What the others waited for is waited for no more: they are gone, failed by
+    /// themselves or were cut off, and whether it has answered nobody knows.
+    pub(super) fn keep(&mut self, refused: &[String]) {
+        self.0.retain(|policy, _| refused.contains(policy));
+    }
+
+    /// Whether anything has come back since it last refused a policy.
+    pub(super) fn came_back(&self) -> bool {
+        self.0.values().any(Waiting::came_back)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -208,11 +245,11 @@ mod tests {
     fn circuit_stays_open_until_the_last_one_who_waits_is_done() {
         let circuits = circuits();
         let open = circuits.watch();
-        let (mut one, mut other) = (Vec::new(), Vec::new());
+        let (mut one, mut other) = (None, None);
         circuits.refused(&mut one, "state", "down".to_owned());
         circuits.refused(&mut one, "state", "still down".to_owned());
         circuits.refused(&mut other, "state", "down".to_owned());
-        one.remove(0).answered();
+        one.unwrap().answered();
         assert!(*open.borrow() && circuits.health.waiting().contains_key("state"));
         drop(other);
         assert!(!*open.borrow() && circuits.health.waiting().is_empty());
@@ -222,7 +259,7 @@ mod tests {
     #[test]
     fn waits_grow_with_the_attempts_of_one_report() {
         let circuits = circuits();
-        let mut waiting = Vec::new();
+        let mut waiting = None;
         let waits: Vec<_> = (0..12).map(|_| circuits.refused(&mut waiting, "history", String::new())).collect();
         assert!(waits[11] >= waits[0] * 100, "{waits:?}");
         assert_eq!(circuits.metrics.waiting.with_label_values(&["history"]).get(), 1);
@@ -231,20 +268,54 @@ mod tests {
     #[test]
     fn report_that_two_dependencies_refuse_waits_longer_each_time_and_hears_of_either() {
         let circuits = circuits();
-        let mut waiting = Vec::new();
-        let mut round =
-            || ["history", "state"].map(|dependency| circuits.refused(&mut waiting, dependency, "down".to_owned()));
-        let waits: Vec<_> = (0..12).map(|_| round()).collect();
-        assert!((0..2).all(|each| waits[11][each] >= waits[0][each] * 100), "{waits:?}");
+        let mut waits = Waits::default();
+        let mut round = || {
+            [("a", "history"), ("b", "state"), ("c", "history")]
+                .map(|(policy, dependency)| waits.refused(policy.to_owned(), &circuits, dependency, "down".to_owned()))
+        };
+        let rounds: Vec<_> = (0..12).map(|_| round()).collect();
+        assert!((0..3).all(|each| rounds[11][each] >= rounds[0][each] * 100), "{rounds:?}");
+        // As long for two that one dependency refuses as for one.
+        assert!(rounds[11][2] <= rounds[11][1] * 2, "{rounds:?}");
         assert_eq!(circuits.health.waiting().len(), 2);
         for dependency in ["history", "state"] {
-            assert!(!waiting.iter().any(Waiting::came_back));
-            let mut other = Vec::new();
+            assert!(!waits.came_back());
+            let mut other = None;
             circuits.refused(&mut other, dependency, "down".to_owned());
-            other.remove(0).answered();
-            assert!(waiting.iter().any(Waiting::came_back), "{dependency}");
-            circuits.refused(&mut waiting, dependency, "down again".to_owned());
+            other.unwrap().answered();
+            assert!(waits.came_back(), "{dependency}");
+            for (policy, dependency) in [("a", "history"), ("b", "state"), ("c", "history")] {
+                waits.refused(policy.to_owned(), &circuits, dependency, "down again".to_owned());
+            }
         }
+    }
+
+    #[test]
+    fn policy_that_works_tells_of_its_dependency_while_another_policy_is_refused_by_another() {
+        let circuits = circuits();
+        let (mut waits, mut other) = (Waits::default(), None);
+        circuits.refused(&mut other, "history", "down".to_owned());
+        let refused = |waits: &mut Waits, policy: &str, dependency| {
+            waits.refused(policy.to_owned(), &circuits, dependency, "down".to_owned());
+        };
+        refused(&mut waits, "a", "history");
+        refused(&mut waits, "b", "state");
+        waits.worked("a");
+        refused(&mut waits, "b", "state");
+        let other = other.unwrap();
+        assert!(other.came_back(), "who waits for the history does not hear of it");
+        // One goes on to be refused by the other one, one is cut off: whether the first one answered nobody knows.
+        let mut later = None;
+        circuits.refused(&mut later, "history", "down".to_owned());
+        refused(&mut waits, "a", "history");
+        refused(&mut waits, "a", "state");
+        refused(&mut waits, "c", "history");
+        waits.keep(&["a".to_owned(), "b".to_owned()]);
+        assert!(!later.unwrap().came_back(), "a recovery that nobody has seen");
+        drop(other);
+        assert_eq!(circuits.health.waiting().keys().collect::<Vec<_>>(), ["state"]);
+        drop(waits);
+        assert!(circuits.health.waiting().is_empty());
     }
 
     #[test]
@@ -252,11 +323,11 @@ mod tests {
         let circuits = circuits();
         let refused = |waiting: &mut _, dependency| circuits.refused(waiting, dependency, "down".to_owned());
         let comes_back = |dependency| {
-            let mut other = Vec::new();
+            let mut other = None;
             refused(&mut other, dependency);
-            other.remove(0).answered();
+            other.unwrap().answered();
         };
-        let mut under_way = Vec::new();
+        let mut under_way = None;
         let waits: Vec<_> = (0..12).map(|_| refused(&mut under_way, "history")).collect();
         comes_back("alerts");
         let after_another = refused(&mut under_way, "history");
@@ -275,18 +346,21 @@ mod tests {
         let (asleep, came_back) = (Cell::new(None), Cell::new(false));
         let sleeper = circuits.until_done("history", || {
             tries += 1;
+            // Before the wait begins: set later, a machine that stands still in between would make it look short.
+            if tries == 12 {
+                asleep.set(Some(Instant::now()));
+            }
             refusals.send_replace(tries);
             let answer = if tries > 12 { Ok(()) } else { Err("down") };
             async move { answer }
         });
         let recovery = async {
             refusals.subscribe().wait_for(|tries| *tries == 12).await.unwrap();
-            asleep.set(Some(Instant::now()));
             for dependency in ["alerts", "history"] {
                 came_back.set(dependency == "history");
-                let mut other = Vec::new();
+                let mut other = None;
                 circuits.refused(&mut other, dependency, "down".to_owned());
-                other.remove(0).answered();
+                other.unwrap().answered();
                 // Many times as long as one who is woken waits.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

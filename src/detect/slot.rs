@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::circuit::Waiting;
+use super::circuit::Waits;
 use super::dispatch::Place;
 use super::worker::{Job, WorkerId};
 use crate::queue::{AckToken, Reason, ReasonKind};
@@ -54,8 +54,8 @@ pub(super) struct Slot {
     pub(super) suspect: Option<usize>,
     /// It has writes in the state.
     pub(super) wrote: bool,
-    /// What did not answer at the last round.
-    pub(super) waits: Vec<Waiting>,
+    /// What did not answer in the last round.
+    pub(super) waits: Waits,
     /// Since when it could run, but for a free worker and its turn in its login.
     pub(super) since: Instant,
 }
@@ -74,7 +74,7 @@ impl Slot {
             party: 0,
             suspect: None,
             wrote: false,
-            waits: Vec::new(),
+            waits: Waits::default(),
             since: Instant::now(),
         }
     }
@@ -99,14 +99,6 @@ impl Slot {
         }
         self.attempts.push((policy.to_owned(), 1));
         1
-    }
-
-    /// Notes what refused in a round that is over. What did not is waited for no more, and where nothing did, all of it has answered.
-    pub(super) fn refused_by(&mut self, dependencies: &[&str]) {
-        if dependencies.is_empty() {
-            self.waits.drain(..).for_each(Waiting::answered);
-        }
-        self.waits.retain(|waiting| dependencies.contains(&waiting.dependency()));
     }
 
     /// Notes who has handled it. A report that waits for a dependency hears of the same ones at each round.

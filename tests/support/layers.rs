@@ -16,6 +16,9 @@ pub(crate) trait Watch: Send + Sync + 'static {
     fn before_publish(&self) {}
     fn after_publish(&self) {}
     fn before_get(&self, _key: &str) {}
+    fn before_handled(&self) -> Result<(), StateError> {
+        Ok(())
+    }
     fn before_apply(&self, _batch: &Batch) -> Result<(), StateError> {
         Ok(())
     }
@@ -23,6 +26,9 @@ pub(crate) trait Watch: Send + Sync + 'static {
     fn after_apply(&self) {}
     fn before_store(&self, _report: &LoginReport) {}
     fn after_store(&self) {}
+    fn before_search(&self) -> Result<(), HistoryError> {
+        Ok(())
+    }
 }
 
 /// The same stores, watched: what is published to `alerts`, the state, the history.
@@ -76,7 +82,10 @@ impl State for Layer<dyn State> {
         self.0.members(key, after, until)
     }
     fn handled(&self, report: ReportId) -> BoxFuture<'_, Result<Vec<String>, StateError>> {
-        self.0.handled(report)
+        Box::pin(async move {
+            self.1.before_handled()?;
+            self.0.handled(report).await
+        })
     }
     fn apply(&self, batch: Batch) -> BoxFuture<'_, Result<(), StateError>> {
         let before = self.1.before_apply(&batch);
@@ -111,7 +120,10 @@ impl History for Layer<dyn History> {
         self.0.keeps()
     }
     fn search(&self, search: Search) -> BoxFuture<'_, Result<Value, HistoryError>> {
-        self.0.search(search)
+        Box::pin(async move {
+            self.1.before_search()?;
+            self.0.search(search).await
+        })
     }
     fn retain(&self, now: Time) -> BoxFuture<'_, Result<usize, HistoryError>> {
         self.0.retain(now)

@@ -199,6 +199,8 @@ impl Detector {
             if self.probe == Some(number) {
                 self.probe = None;
             }
+            // Nobody knows when it runs again: it must not hold the source up until then.
+            slot.waits.keep(&[]);
             if Some(number) == hanging {
                 slot.phase = Phase::Hanging(worker);
                 continue;

@@ -51,8 +51,8 @@ impl Detector {
             self.probe = None;
         }
         if let Some(error) = outcome.state_error {
-            let wait = self.circuits.refused(&mut slot.waits, "state", error.to_string());
-            slot.refused_by(&["state"]);
+            let wait = slot.waits.refused(String::new(), &self.circuits, "state", error.to_string());
+            slot.waits.keep(&[String::new()]);
             self.retry_later(outcome.number, wait);
             return;
         }
@@ -65,9 +65,15 @@ impl Detector {
     /// What follows from the calls of one round.
     fn decide(&mut self, round: Round, calls: Vec<Call>) {
         let number = round.number;
+        // What is asked before any policy was had: the state told who has handled it, and a machine apart was made.
+        if calls.iter().all(|call| !call.policy.is_empty())
+            && let Some(slot) = self.slots.get_mut(&number)
+        {
+            slot.waits.worked("");
+        }
         let mut collected = Collected::default();
         let mut wait: Option<Duration> = None;
-        let mut refused_by = Vec::new();
+        let mut refused = Vec::new();
         for Call { policy, result } in calls {
             match result {
                 Ok(effects) => {
@@ -79,12 +85,13 @@ impl Detector {
                     collected.batch.writes.extend(effects.writes);
                     collected.batch.claims.extend(effects.claims);
                     if let Some(slot) = self.slots.get_mut(&number) {
+                        slot.waits.worked(&policy);
                         slot.add_handled([policy]);
                     }
                 }
                 Err(failure) => {
-                    if let Failure::Dependency { dependency, .. } = failure {
-                        refused_by.push(dependency);
+                    if matches!(failure, Failure::Dependency { .. }) {
+                        refused.push(policy.clone());
                     }
                     let again = self.on_failure(round, policy, failure);
                     wait = wait.max(again);
@@ -96,7 +103,7 @@ impl Detector {
         if wait.is_none() && !round.of_today && slot.undecided().any(|policy| self.pool.has_policy(policy)) {
             wait = Some(self.parts.policy.retry_first);
         }
-        slot.refused_by(&refused_by);
+        slot.waits.keep(&refused);
         // An alert alone is marked too: by the time of a second run the login's next report may have changed what the policy saw, and
         // the alert would come again under another key.
         if !collected.is_empty() {
@@ -142,7 +149,7 @@ impl Detector {
                 else {
                     return None;
                 };
-                Some(self.circuits.refused(&mut slot.waits, dependency, said))
+                Some(slot.waits.refused(policy, &self.circuits, dependency, said))
             }
             Blame::PerhapsNeighbour => {
                 metrics.retries.with_label_values(&["neighbour"]).inc();

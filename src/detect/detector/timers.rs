@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::Detector;
 use crate::detect::DetectError;
-use crate::detect::circuit::Waiting;
 use crate::detect::slot::Phase;
 
 impl Detector {
@@ -26,7 +25,7 @@ impl Detector {
     pub(super) fn hurry(&mut self) {
         let now = Instant::now();
         let soon = |(at, number): (Instant, u64)| {
-            let waits = self.slots.get(&number).is_some_and(|slot| slot.waits.iter().any(Waiting::came_back));
+            let waits = self.slots.get(&number).is_some_and(|slot| slot.waits.came_back());
             (if waits { at.min(now + self.circuits.soon()) } else { at }, number)
         };
         self.retries =
@@ -36,6 +35,8 @@ impl Detector {
     pub(super) fn retry_later(&mut self, number: u64, wait: Duration) {
         if let Some(slot) = self.slots.get_mut(&number) {
             slot.phase = Phase::Waiting;
+            // While the effects of its other policies were applied it could not be hurried.
+            let wait = if slot.waits.came_back() { wait.min(self.circuits.soon()) } else { wait };
             self.retries.push(Reverse((Instant::now() + wait, number)));
         }
     }
