@@ -42,7 +42,11 @@ pub(super) fn queues(
         let mut clock = clock(DEPTH_EVERY);
         while due(&mut clock, &stop).await {
             for (label, queue) in &queues {
-                observe(label, queue.as_ref(), &metrics).await;
+                // A drain waits for this task, and it would wait for a broker that is away until that has its time-out.
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = observe(label, queue.as_ref(), &metrics) => {}
+                }
             }
         }
     })

@@ -218,7 +218,7 @@ impl Waits {
     }
 
     /// A round is over in which these policies were refused. What the others waited for is waited for no more: they are gone, failed by
-    /// themselves or were cut off, and whether it has answered nobody knows.
+    /// themselves, were cut off or not asked at all, and whether it has answered nobody knows.
     pub(super) fn keep(&mut self, refused: &[String]) {
         self.0.retain(|policy, _| refused.contains(policy));
     }

@@ -14,7 +14,7 @@ use super::dead::Dead;
 use super::publisher::lock;
 use super::queue::Shared;
 
-/// How long one question may take: a drain waits for it.
+/// How long one question may take.
 const ASK: std::time::Duration = std::time::Duration::from_secs(2);
 /// Partitions of one queue that get a metric of their own.
 const SHOWN: u32 = 256;

@@ -143,14 +143,11 @@ impl Queue for KafkaQueue {
         let (pause, paused) = watch::channel(false);
         let stop = Arc::new(AtomicBool::new(false));
         let (ended_sender, ended) = oneshot::channel::<()>();
-        let parts =
-            Parts { shared: Arc::clone(&self.shared), number, limit, backoff, out, paused, stop: Arc::clone(&stop) };
+        let (shared, told) = (Arc::clone(&self.shared), Arc::clone(&stop));
+        let parts = Parts { shared, number, limit, backoff, out, paused, stop: told, ended: ended_sender };
         std::thread::Builder::new()
             .name(format!("kafka-{}", self.shared.label))
-            .spawn(move || {
-                source::run(parts);
-                drop(ended_sender);
-            })
+            .spawn(move || source::run(parts))
             .map_err(|error| self.shared.unavailable(error))?;
         let source = runtime.spawn(async move {
             let _stop = Stop(stop);

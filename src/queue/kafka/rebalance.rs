@@ -74,10 +74,17 @@ impl Member {
         }
         // Earlier commits of theirs may not have arrived.
         with_lanes(&self.shared, |all| all.give_again(Some(lanes)));
-        if let Some(offsets) = self.shared.offsets(Some(lanes))
-            && let Err(error) = consumer.commit(&offsets, CommitMode::Sync)
-        {
-            tracing::warn!(queue = self.shared.name, %error, "position not committed; the next member starts a little earlier");
+        if let Some(offsets) = self.shared.offsets(Some(lanes)) {
+            // The group takes no commit of a member that it has put out, and while its coordinator is away the client would wait for the
+            // session to hear that.
+            let stored = if consumer.assignment_lost() {
+                Err("the group has put this member out, or the topic is gone".to_owned())
+            } else {
+                consumer.commit(&offsets, CommitMode::Sync).map_err(|error| error.to_string())
+            };
+            if let Err(error) = stored {
+                tracing::warn!(queue, error, "position not committed; the next member starts a little earlier");
+            }
         }
         with_lanes(&self.shared, |all| lanes.iter().for_each(|lane| all.remove(*lane)));
     }

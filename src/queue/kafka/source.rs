@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::flights::Stage;
 use super::super::{AckToken, Backoff, Delivery, Message, Tag, Unsettled};
@@ -32,6 +32,10 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const COMMIT_ALL_EVERY: Duration = Duration::from_secs(10);
 /// How long the end of a source waits for the broker to take its position, and for its place in the group that it is about to leave.
 const SETTLE: Duration = Duration::from_secs(4);
+/// How long it waits to hear of a broker at all. Where none answers, the position has [`LAST_TRY`], and there is nothing more to wait for.
+const SILENCE: Duration = Duration::from_secs(2);
+/// For the coordinator, which may answer all the same: the question goes to one broker, and behind what was asked there before.
+const LAST_TRY: Duration = Duration::from_millis(500);
 
 /// What a source is made of.
 pub(super) struct Parts {
@@ -44,6 +48,8 @@ pub(super) struct Parts {
     pub(super) paused: watch::Receiver<bool>,
     /// Set when the source is to end at once.
     pub(super) stop: Arc<AtomicBool>,
+    /// Dropped when nothing more is to be waited for.
+    pub(super) ended: oneshot::Sender<()>,
 }
 
 /// A message that was taken from the client and not handed out.
@@ -267,16 +273,23 @@ impl Source {
         self.consumer.context().ending.store(true, Ordering::Release);
         self.ahead.clear();
         self.set_halted(true);
-        let deadline = Instant::now() + SETTLE;
-        if !self.committed(deadline) {
+        let began = Instant::now();
+        let answers = self.consumer.fetch_metadata(Some(&self.parts.shared.name), SILENCE).is_ok();
+        let deadline = if answers { began + SETTLE } else { Instant::now() + LAST_TRY };
+        let committed = self.committed(deadline);
+        if committed == Some(false) {
             let queue = &self.parts.shared.name;
             tracing::warn!(queue, "position not committed at the end of a source; the next one starts earlier");
         }
         self.leave_empty_handed(deadline);
-        let Self { parts, consumer, .. } = self;
+        let Self { parts: Parts { shared, ended, .. }, consumer, .. } = self;
+        if !answers && committed != Some(true) {
+            // Closing waits for the commits that the client still has, and they wait for the broker until the session is over.
+            drop(ended);
+        }
         // Closing gives the partitions up and tells the group, so that it need not wait for the session to run out.
         drop(consumer);
-        with_lanes(&parts.shared, super::lanes::Lanes::clear);
+        with_lanes(&shared, super::lanes::Lanes::clear);
     }
 
     /// Tells the group where there is no partition to give up. The client says nothing then when it is closed (librdkafka 2.12 leaves
@@ -296,13 +309,13 @@ impl Source {
         }
     }
 
-    /// Commits until the broker says that it has all positions. `false`: not by the deadline.
-    fn committed(&self, deadline: Instant) -> bool {
+    /// Commits until the broker says that it has all positions. `Some(false)`: not by the deadline; `None`: there is none to commit.
+    fn committed(&self, deadline: Instant) -> Option<bool> {
         let shared = &self.parts.shared;
         loop {
             shared.settle_pending(self.parts.backoff);
             with_lanes(shared, |lanes| lanes.give_again(None));
-            let Some(offsets) = shared.offsets(None) else { return true };
+            let offsets = shared.offsets(None)?;
             let given = self.consumer.commit(&offsets, CommitMode::Async);
             let left = deadline.saturating_duration_since(Instant::now());
             // Asked on the same connection, so that the answer comes after the commit.
@@ -314,10 +327,10 @@ impl Source {
                 })
             };
             if stored.is_ok_and(same) {
-                return true;
+                return Some(true);
             }
             if Instant::now() >= deadline {
-                return false;
+                return Some(false);
             }
             // A rebalance that is under way goes on only here. What comes out is not handed out: the next member starts at the position.
             let _ = self.consumer.poll(IDLE);
