@@ -1,8 +1,8 @@
 //! Waiting for a dependency that does not answer: again and again with backoff and jitter, for ever, and said where people look.
 //!
-//! Owns which dependencies are waited for, and by how many. A dependency's outage never makes a dead letter and never ends the process;
-//! while one is out, the source hands nothing more out. A circuit is open as long as somebody waits: what still works meanwhile (a
-//! read, while writes fail) does not close it.
+//! Owns which dependencies are waited for, and by how many; and for one report, which of its policies waits for which. A dependency's
+//! outage never makes a dead letter and never ends the process; while one is out, the source hands nothing more out. A circuit is open as
+//! long as somebody waits: what still works meanwhile (a read, while writes fail) does not close it.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;

@@ -210,7 +210,8 @@ pub struct Subscription {
     /// Tell the source to hand nothing more out (`true`), while settlements go on: a drain, or a dependency that is down.
     pub pause: watch::Sender<bool>,
     /// Ends when the source has stopped and its position is stored, or no broker answers that would store it: after every [`Delivery`],
-    /// token and this value's `deliveries` are dropped, or at once by [`JoinHandle::abort`] (what was unsettled is handed out again at the next start).
+    /// token and this value's `deliveries` are dropped, or at once by [`JoinHandle::abort`] (what was unsettled is handed out again at
+    /// the next start).
     pub source: JoinHandle<()>,
 }
 
