@@ -1,5 +1,7 @@
 //! What lies in a topic: where a login's records go, how large they are there, and how many are still to be handled.
 
+use rdkafka::{Message as _, Offset, TopicPartitionList};
+
 use super::*;
 
 /// Keys and what `Utils.murmur2` of Kafka's own clients makes of them (its unit test has the same pairs).
@@ -45,6 +47,36 @@ async fn records_are_compressed_on_the_brokers_disk() {
     let logs = logs.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
     let bytes: u64 = logs.map(|entry| entry.metadata().unwrap().len()).sum();
     assert!(bytes > 0 && bytes < body.len() as u64 * 100 / 10, "{bytes}");
+}
+
+/// The broker deletes a segment whose newest record is older than the topic's retention, whenever it came.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letter_sent_again_after_the_retention_is_new_to_the_broker_and_keeps_its_time() {
+    const RETENTION: Duration = Duration::from_hours(7 * 24);
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    let queue = driver.open().await;
+    let (sent, published) = (Time::now(), Time::now().minus(RETENTION));
+    queue.publisher().publish(vec![Message { published, ..Message::new("ann", "x") }]).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut subscription).await.token.reject(reason(&[]));
+    let dead = queue.dead_letters();
+    until("it is no dead letter", async || queue.depth().await.unwrap().dead == 1).await;
+    let letter = dead.list(Filter::default(), None, 1).await.unwrap().remove(0);
+    assert!(dead.resend(letter.id).await.unwrap());
+    assert_eq!(next(&mut subscription).await.message.published, published);
+    let (broker, topic) = (broker.address.clone(), driver.name.clone());
+    let times = move || {
+        let mut client = ClientConfig::new();
+        let client: BaseConsumer = client.set("bootstrap.servers", broker).set("group.id", "looks").create().unwrap();
+        let mut from = TopicPartitionList::new();
+        from.add_partition_offset(&topic, 0, Offset::Beginning).unwrap();
+        client.assign(&from).unwrap();
+        [(); 2].map(|()| client.poll(DEADLINE).unwrap().unwrap().timestamp().to_millis().unwrap())
+    };
+    for time in tokio::task::spawn_blocking(times).await.unwrap() {
+        assert!(time >= sent.millis(), "{time} is the time of the message, {}", published.millis());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

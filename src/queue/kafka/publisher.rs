@@ -19,6 +19,7 @@ use super::super::{DeadLetter, Message, Publisher, QueueError, Tag};
 use super::client::ToLog;
 use super::topic::{OpenError, client_error};
 use super::{Settings, client, record};
+use crate::report::Time;
 
 /// What key and headers may add to a message of the largest size.
 pub(super) const ENVELOPE: usize = 64 * 1024;
@@ -217,12 +218,13 @@ impl Producer {
         let (answer, answered) = oneshot::channel();
         let call =
             Arc::new(Call { left: AtomicUsize::new(1), failed: Mutex::new(None), answer: Mutex::new(Some(answer)) });
+        let now = Time::now();
         for message in messages {
             call.left.fetch_add(1, Ordering::AcqRel);
             let waiter = Box::new(Waiter::Call(Arc::clone(&call)));
             let record = BaseRecord::with_opaque_to(&self.queue, waiter).key(message.key.as_str());
-            let record = record.payload(&message.body[..]).timestamp(millis(message));
-            let record = with_headers(record, record::headers_of(message));
+            let (millis, headers) = record::stamped(message, now);
+            let record = with_headers(record.payload(&message.body[..]).timestamp(millis), headers);
             // What comes after one that was not taken would overtake it.
             if self.hand_over(record, message.body.len()).is_err() {
                 break;
@@ -267,11 +269,6 @@ fn with_headers<'a>(
         Some(headers) => record.headers(headers),
         None => record,
     }
-}
-
-fn millis(message: &Message) -> i64 {
-    // Zero and below mean "now" to the client, or are refused.
-    (message.published.micros() / 1000).max(1)
 }
 
 /// The writing side of one queue.

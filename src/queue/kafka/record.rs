@@ -3,6 +3,7 @@
 //! Pure but for the client's own types. A record of somebody else (no key, headers that are no text) becomes a message, too.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rdkafka::message::{Header, Headers, OwnedHeaders};
@@ -22,13 +23,22 @@ const KEY: &str = "trackalert-key";
 const PUBLISHED: &str = "trackalert-published";
 const ORIGINAL: &str = "original-";
 
-/// The headers of a message.
-pub(super) fn headers_of(message: &Message) -> Option<OwnedHeaders> {
-    if message.headers.is_empty() {
-        return None;
-    }
-    let all = OwnedHeaders::new_with_capacity(message.headers.len());
-    Some(message.headers.iter().fold(all, |all, (name, value)| put(all, name, value)))
+/// How far from now the time of a record may be. The broker deletes by it: a letter sent again after the topic's retention would be gone
+/// before it is taken, and it refuses what is an hour ahead of its clock (`message.timestamp.after.max.ms`). Beyond, the record has the
+/// time at which it is sent, and the message's stands in the header [`PUBLISHED`].
+const NEAR: Duration = Duration::from_mins(10);
+
+/// The time of a message's record in milliseconds, and its headers.
+pub(super) fn stamped(message: &Message, now: Time) -> (i64, Option<OwnedHeaders>) {
+    let published = message.published;
+    let near = now.since(published).max(published.since(now)) <= NEAR;
+    let count = message.headers.len() + usize::from(!near);
+    let headers = (count > 0).then(|| {
+        let all = OwnedHeaders::new_with_capacity(count);
+        let all = if near { all } else { put(all, PUBLISHED, &published.micros().to_string()) };
+        message.headers.iter().fold(all, |all, (name, value)| put(all, name, value))
+    });
+    (if near { published } else { now }.millis(), headers)
 }
 
 fn put(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
@@ -39,12 +49,14 @@ fn put(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
 
 /// The message that a record is.
 pub(super) fn message(record: &impl rdkafka::Message) -> Message {
-    let given = record.timestamp().to_millis();
+    let mut headers = texts(record);
+    let said = headers.iter().position(|(name, _)| name == PUBLISHED).and_then(|at| headers.remove(at).1.parse().ok());
+    let given = said.or_else(|| Some(record.timestamp().to_millis()?.saturating_mul(1000)));
     Message {
         key: String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned(),
         body: Bytes::copy_from_slice(record.payload().unwrap_or_default()),
-        headers: texts(record),
-        published: given.map_or_else(Time::now, |millis| Time::from_micros(millis.saturating_mul(1000))),
+        headers,
+        published: given.map_or_else(Time::now, Time::from_micros),
         untimed: given.is_none(),
     }
 }
@@ -96,9 +108,6 @@ pub(super) fn read_letter(record: &impl rdkafka::Message) -> Option<DeadLetter> 
     let stood = format!("{}/{}/{}", record.topic(), record.partition(), record.offset());
     let mut message = message(record);
     message.key = own(KEY).unwrap_or_default();
-    if let Some(published) = number(PUBLISHED) {
-        message.published = Time::from_micros(published);
-    }
     let rejected_micros = number(REJECTED).unwrap_or_else(|| message.published.micros());
     message.headers =
         all.iter().filter_map(|(name, value)| Some((name.strip_prefix(ORIGINAL)?.to_owned(), value.clone()))).collect();
@@ -140,6 +149,35 @@ mod tests {
         let letter = DeadLetter::of(&message, reason, "reports/1/40".to_owned(), "1-28");
         let record = record(Some(letter.id.as_bytes()), &letter.message.body, Some(letter_headers(&letter)));
         assert_eq!(read_letter(&record).unwrap(), letter);
+    }
+
+    #[test]
+    fn time_that_the_broker_would_delete_or_refuse_stands_in_a_header() {
+        let now = Time::now();
+        for (published, near) in [
+            (now, true),
+            (now.minus(NEAR), true),
+            (now.minus(NEAR * 2), false),
+            (now.plus(NEAR * 2), false),
+            (Time::from_micros(-1), false),
+        ] {
+            let mut sent = Message { published, ..Message::new("ann", "x") };
+            sent.headers.push(("a".to_owned(), "1".to_owned()));
+            let (millis, headers) = stamped(&sent, now);
+            assert_eq!(millis, if near { published } else { now }.millis());
+            let record = OwnedMessage::new(
+                Some(b"x".to_vec()),
+                Some(b"ann".to_vec()),
+                "reports".to_owned(),
+                Timestamp::CreateTime(millis),
+                3,
+                7,
+                headers,
+            );
+            let came = message(&record);
+            let expected = if near { Time::from_micros(published.millis() * 1000) } else { published };
+            assert_eq!(came, Message { published: expected, ..sent });
+        }
     }
 
     #[test]
