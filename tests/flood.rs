@@ -1,4 +1,4 @@
-//! A flood of one login does not make the others wait: the 99th percentile of their latency, with and without it, in one run.
+//! On each driver a flood of one login does not make the others wait: the 99th percentile of their latency, with and without it, in one run.
 //!
 //! Latency is taken from outside: from the report's own time, which is the moment it is sent, to the arrival of an alert that the
 //! policy raises for one report in ten (in the small form, which has few, one in two). Phases without and with the flood take turns, and
@@ -8,11 +8,12 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
 
+use support::driver::{Driver, on_each_driver};
 use support::inbox::Inbox;
 use support::program::Site;
 use support::sender::{Progress, client, send_all};
@@ -26,6 +27,20 @@ function report(lt)
   end
 end
 "#;
+
+on_each_driver!(flood_of_one_login_leaves_the_others_their_latency);
+
+/// One driver after the other: each would measure what the others take of the machine.
+static MEASURES: Mutex<()> = Mutex::new(());
+
+/// How many times as long the others' 99th percentile may be with the flood. A broker on this machine takes its part of the cores, and
+/// most of it while the flood comes; without the rule for hot logins they would wait for minutes.
+const fn most(driver: Driver) -> f64 {
+    match driver {
+        Driver::Embedded => 2.0,
+        Driver::Kafka(_) | Driver::Amqp(_) => 4.0,
+    }
+}
 
 const ROUNDS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -85,15 +100,16 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-#[test]
-fn flood_of_one_login_leaves_the_others_their_latency() {
+fn flood_of_one_login_leaves_the_others_their_latency(driver: Driver) {
+    let _alone = MEASURES.lock().unwrap_or_else(PoisonError::into_inner);
     let (others, flooded) = trial::size(
         (Others { total: 750, rate: 500, sampled: 2 }, 10_000),
         (Others { total: 50_000, rate: 2_000, sampled: 10 }, 50_000),
     );
     let (inbox, receiver) = Inbox::start();
     let site = Site::new(&format!(
-        "history.kind = \"none\"\n[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n"
+        "{}history.kind = \"none\"\n[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n",
+        driver.settings(0, driver.port())
     ));
     site.policy("flood", POLICY);
     let program = site.start();
@@ -135,8 +151,8 @@ fn flood_of_one_login_leaves_the_others_their_latency() {
         ("ratio of the medians of the p99", format!("{:.2}", p99(&during) / p99(&before))),
         ("out of order", unordered().to_string()),
     ];
-    trial::print("flood", 0, &rows);
+    trial::print(&format!("flood on {}", driver.name()), 0, &rows);
     let (before, during) = (p99(&before), p99(&during));
-    assert!(during <= 2.0 * before, "the others' p99 went from {before:.0} to {during:.0} ms");
+    assert!(during <= most(driver) * before, "the others' p99 went from {before:.0} to {during:.0} ms");
     assert_eq!(program.terminate(), Some(0));
 }

@@ -231,9 +231,22 @@ fn drain_while_the_broker_is_down_ends_in_time_and_loses_nothing(driver: Driver)
 
 /// On RabbitMQ the order of a login is not held here: several consumers take from one queue side by side.
 fn members_added_drained_and_killed_under_load_lose_nothing(driver: Driver) {
+    members_come_and_go(driver, driver.short_session(), driver.name() == "kafka");
+}
+
+#[cfg(feature = "amqp")]
+#[test]
+fn members_with_shards_added_drained_and_killed_under_load_keep_the_order_of_each_login() {
+    let Some(driver) = Driver::amqp() else { return };
+    let _alone = driver.alone();
+    members_come_and_go(driver, "queue.amqp.shards = 8", true);
+}
+
+/// `settings`: of each member. `ordered`: each login's reports must be handled in their order.
+fn members_come_and_go(driver: Driver, settings: &str, ordered: bool) {
     let mut rig = Rig::new(driver);
     let total = trial::size(20_000, 200_000);
-    let [first, killed, drained, added] = std::array::from_fn(|_| rig.site(driver.short_session()));
+    let [first, killed, drained, added] = std::array::from_fn(|_| rig.site(settings));
     // Small ones, so that they last until a member has its partitions.
     let mut load = Load::new(total, 100, 400, 0..=50, &mut rig.random);
     let mut shares = load.shares.drain(..);
@@ -288,7 +301,7 @@ fn members_added_drained_and_killed_under_load_lose_nothing(driver: Driver) {
     rig.print("group", &table);
     assert!(at_drain > 0.0 && at_kill > 0.0, "nothing was in hand: this proves nothing");
     assert_eq!((by_drained, by_others, again), (0, 0, 0.0), "handled twice, TRACKALERT_SEED={}", rig.seed);
-    if driver.name() == "kafka" {
+    if ordered {
         rig.in_order();
     }
     for program in [a, d] {
