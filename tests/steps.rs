@@ -1,5 +1,5 @@
 //! A report's settling is cut between any two of its four steps, and the report is handed out again: nothing is lost, nothing counts
-//! twice, and the alerts are the same as if nothing had been cut. On each driver.
+//! twice, and the alerts are the same as if nothing had been cut. On each driver; one report after the other, and hundreds side by side.
 //!
 //! The process under test is this very program, started again on real stores with a thin layer around each that ends the process with
 //! SIGKILL at the n-th call of a step. So nothing in trackalert itself knows of the test.
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -25,15 +25,22 @@ use trackalert::telemetry::Metrics;
 use support::driver::{Driver, on_each_driver, on_embedded};
 use support::inbox::Inbox;
 use support::layers::{Watch, watched};
+use support::load::{Load, Rig, next_number, repeated};
 use support::program::{IDLE_FOR, Site};
 use support::sender::{query, send_all};
 use support::trial;
 
 /// How long a run may take.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// A killed process keeps its partitions for so long.
-const SOON: &str =
-    "queue.kafka.session_timeout = \"2s\"\nqueue.kafka.properties = { \"heartbeat.interval.ms\" = \"500\" }\n";
+/// The settings with which what a killed process held is free soon: it keeps its partitions for so long.
+const fn soon(driver: Driver) -> &'static str {
+    match driver {
+        Driver::Kafka(_) => {
+            "queue.kafka.session_timeout = \"2s\"\nqueue.kafka.properties = { \"heartbeat.interval.ms\" = \"500\" }\n"
+        }
+        Driver::Embedded | Driver::Amqp(_) => "",
+    }
+}
 
 /// Between which steps the process ends.
 const POINTS: [&str; 4] = ["before the alerts", "after the alerts", "after the state", "after the history"];
@@ -121,10 +128,8 @@ struct Trial {
 
 impl Trial {
     fn site(&self, receiver: std::net::SocketAddr) -> Site {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let queue = self.driver.settings(NUMBER.fetch_add(1, Ordering::Relaxed), self.driver.port());
-        // What a killed process held is to be free soon.
-        let soon = if self.driver.name() == "kafka" { SOON } else { "" };
+        let queue = self.driver.settings(next_number(), self.driver.port());
+        let soon = soon(self.driver);
         let site = Site::new(&format!(
             "notify.suppress = \"0s\"\ndetect = {{ workers = 1, in_flight = 1 }}\n{queue}{soon}\
              [history]\nretention_days = 3650\ncommit_every = \"20ms\"\n[[notify.channels]]\nkind = \"webhook\"\nurl = \"http://{receiver}/\"\n"
@@ -225,7 +230,10 @@ fn cut_between_steps_changes_nothing(driver: Driver, policy: &'static str, lua: 
     trial::print(&format!("steps of {policy} on {}", driver.name()), seed, &rows);
 }
 
-on_each_driver!(success_after_failures_cut_between_steps_raises_the_same_alerts);
+on_each_driver!(
+    success_after_failures_cut_between_steps_raises_the_same_alerts,
+    steps_cut_while_many_reports_are_settled_side_by_side_lose_nothing,
+);
 on_embedded!(
     new_origin_cut_between_steps_raises_the_same_alerts,
     one_address_many_logins_cut_between_steps_raises_the_same_alerts,
@@ -236,6 +244,61 @@ on_embedded!(
 fn success_after_failures_cut_between_steps_raises_the_same_alerts(driver: Driver) {
     let lua = include_str!("../policies/success_after_failures/policy.lua");
     cut_between_steps_changes_nothing(driver, "success_after_failures", lua);
+}
+
+/// The load of the trial `kill`, with the cuts of this one.
+fn steps_cut_while_many_reports_are_settled_side_by_side_lose_nothing(driver: Driver) {
+    let (total, kills) = trial::size((8_000, 1), (200_000, 5));
+    let mut rig = Rig::new(driver);
+    let site = rig.site(soon(driver));
+    let points = POINTS.repeat(kills);
+    let mut load = Load::new(total, 100, points.len(), 0..=50, &mut rig.random);
+    let share = total / points.len();
+    let mut senders = None;
+    let (mut in_hand, mut again) = (Vec::new(), 0.0);
+    for (point, reports) in points.iter().zip(std::mem::take(&mut load.shares)) {
+        // One report in fifty raises an alert.
+        let calls = if point.ends_with("alerts") { share / 50 } else { share };
+        let mut program = start(&site, point, rig.random.random_range(1..=calls as u64 / 2));
+        senders = Some(match senders {
+            None => rig.send(&site, reports),
+            // They go on while it is down: each batch is sent until it is answered 2xx.
+            Some(before) => rig.send_after(before, &site, reports),
+        });
+        let (mut seen, began) = ((0.0, 0.0), Instant::now());
+        let code = loop {
+            if let Some(code) = program.ended() {
+                break code;
+            }
+            assert!(
+                began.elapsed() < PATIENCE,
+                "not killed {point}, TRACKALERT_SEED={}\n{}",
+                rig.seed,
+                site.log_text()
+            );
+            if let Some(unsettled) = program.metric("trackalert_unsettled") {
+                seen = (unsettled, repeated(&program));
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        };
+        assert_eq!(code, -1, "it ended by itself, and not by SIGKILL:\n{}", site.log_text());
+        in_hand.push(seen.0);
+        again += seen.1;
+    }
+    let program = site.start();
+    rig.join(senders.unwrap());
+    rig.everything_handled(&site, &program, &load);
+    again += repeated(&program);
+    let table = [
+        ("kills at each of the four points", kills.to_string()),
+        ("in hand shortly before each", format!("{in_hand:?}")),
+        ("reports that came again after they were handled", again.to_string()),
+        ("reports handled after a later one of their login", "0".to_owned()),
+    ];
+    rig.print("steps under load", &table);
+    let side_by_side = in_hand.iter().filter(|n| **n > 1.0).count();
+    assert!(side_by_side * 2 > in_hand.len(), "little was settled side by side: this proves little");
+    assert_eq!(program.terminate(), Some(0));
 }
 
 fn new_origin_cut_between_steps_raises_the_same_alerts(driver: Driver) {

@@ -118,7 +118,6 @@ pub(crate) type Senders = Vec<tokio::task::JoinHandle<()>>;
 
 impl Rig {
     pub(crate) fn new(driver: Driver) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let seed = trial::seed();
         // Said first, or a failure would take it along.
         println!("TRACKALERT_SEED={seed}");
@@ -132,7 +131,7 @@ impl Rig {
             runtime: tokio::runtime::Runtime::new().unwrap(),
             began: Instant::now(),
             receiver,
-            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            number: next_number(),
         }
     }
 
@@ -263,6 +262,12 @@ impl Rig {
         all.push(("seconds", format!("{:.0}", self.began.elapsed().as_secs_f64())));
         trial::print(&format!("{} on {}", name, self.driver.name()), self.seed, &all);
     }
+}
+
+/// A number that no other installation of this binary has: its queues on the server that they share are named after it.
+pub(crate) fn next_number() -> u32 {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    NUMBER.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Takes the last tenth of what each sender has off a share, to be sent when a fault has begun: however fast the program is, the fault
