@@ -24,7 +24,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long a program is idle when what is missing will not come: longer than it waits for the broker to see the end of the process before
 /// it (`queue.amqp.predecessor_timeout`), when what that had in hand comes again.
-const GIVEN_UP: Duration = Duration::from_secs(60);
+pub(crate) const GIVEN_UP: Duration = Duration::from_secs(60);
 
 const SENDERS: usize = 4;
 
