@@ -1,4 +1,5 @@
-//! On each driver a flood of one login does not make the others wait: the 99th percentile of their latency, with and without it, in one run.
+//! On each driver a flood of one login does not make the others wait: the 99th percentile of their latency, with it and without it, in
+//! one run.
 //!
 //! Latency is taken from outside: from the report's own time, which is the moment it is sent, to the arrival of an alert that the
 //! policy raises for one report in ten (in the small form, which has few, one in two). Phases without and with the flood take turns, and

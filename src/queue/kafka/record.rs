@@ -51,6 +51,8 @@ fn put(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
 pub(super) fn message(record: &impl rdkafka::Message) -> Message {
     let mut headers = texts(record);
     let said = headers.iter().position(|(name, _)| name == PUBLISHED).and_then(|at| headers.remove(at).1.parse().ok());
+    // Anybody who writes to the topic can say so, and a record's own time is never before 1970; too late a one is decode's to refuse.
+    let said = said.filter(|micros: &i64| *micros >= 0);
     let given = said.or_else(|| Some(record.timestamp().to_millis()?.saturating_mul(1000)));
     Message {
         key: String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned(),
@@ -159,7 +161,7 @@ mod tests {
             (now.minus(NEAR), true),
             (now.minus(NEAR * 2), false),
             (now.plus(NEAR * 2), false),
-            (Time::from_micros(-1), false),
+            (Time::from_micros(0), false),
         ] {
             let mut sent = Message { published, ..Message::new("ann", "x") };
             sent.headers.push(("a".to_owned(), "1".to_owned()));
@@ -184,6 +186,10 @@ mod tests {
     fn record_of_somebody_else_is_a_message_and_a_letter_too() {
         let message = message(&record(None, b"x", None));
         assert_eq!((message.key.as_str(), &message.body[..], message.published.micros()), ("", &b"x"[..], 5000));
+        for foreign in ["-1", "-9223372036854775808", "9223372036854775808", "yesterday", ""] {
+            let headers = put(OwnedHeaders::new(), PUBLISHED, foreign);
+            assert_eq!(super::message(&record(None, b"x", Some(headers))).published.micros(), 5000, "{foreign}");
+        }
         assert!(read_letter(&record(None, b"x", None)).is_none());
         let letter = read_letter(&record(Some(b"id"), b"x", None)).unwrap();
         assert_eq!((letter.reason.kind, letter.coordinates.as_str()), (ReasonKind::Internal, "reports.dead/3/7"));
