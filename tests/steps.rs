@@ -144,9 +144,10 @@ impl Trial {
         let (inbox, receiver) = Inbox::start();
         let site = self.site(receiver);
         let mut kills = 0;
-        // A stream raises a few alerts only: there the first call after each start must be it.
-        let most = if point.ends_with("alerts") { 1 } else { 60 };
-        let fuse = |random: &mut StdRng| random.random_range(1..=most);
+        // A stream raises a few alerts only: there the first call after each start must be it. The other steps are cut all over the stream,
+        // whose stories are at its end.
+        let most = if point.ends_with("alerts") { 1 } else { 2 * self.stream.len() / self.kills };
+        let fuse = |random: &mut StdRng| random.random_range(1..=most as u64);
         let mut program = start(&site, point, fuse(random));
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (address, lines) = (site.address.clone(), self.stream.clone());

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::sync::{Mutex, Once, PoisonError};
 
 use super::*;
+use crate::support::proxy::Proxy;
+use crate::support::server::free_ports;
 
 /// What the program has logged in this process.
 static LOGGED: Mutex<Vec<u8>> = Mutex::new(Vec::new());
@@ -189,7 +191,25 @@ async fn queue_without_a_leader_is_told_from_a_broker_that_is_away_and_resumes_w
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
     let told = [&driver.name, "(consume)", "may be without a leader", "rabbitmq-queues quorum_status"];
     until("the silence of the queue is not told", async || logged(&told)).await;
+    // The broker itself says that it is empty.
+    let depth = queue.depth().await.map(|depth| depth.messages);
+    assert!(depth.as_ref().is_err_and(|error| error.to_string().contains("(count)")), "{depth:?}");
     script("do-wake").await;
     // What the broker did too late must not keep the message from the consumer that is there.
     assert_eq!(number(&next(&mut subscription).await), 0);
+}
+
+/// Here an answer that comes late says nothing of the queue's leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn empty_queue_of_a_broker_far_away_is_known_to_be_empty() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let (listen, broker) = (free_ports(1), driver.rabbit.server.port);
+    let Some(proxy) = Proxy::open(listen, broker) else { return };
+    driver.settings = settings(&driver.rabbit.url().replace(&broker.to_string(), &listen.to_string()));
+    let queue = driver.open().await;
+    let _far = proxy.delay(Duration::from_millis(200));
+    let asked = Instant::now();
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.messages, depth.dead), (0, 0));
+    assert!(asked.elapsed() > Duration::from_millis(800), "the broker is not far away");
 }

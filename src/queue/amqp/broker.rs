@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::io::{AsyncReadExt, AsyncWriteExt};
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::tcp::AMQPUriTcpExt;
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, Connection, ConnectionProperties, Queue};
+use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -28,6 +29,10 @@ const GREETING: usize = 64 * 1024;
 
 /// What a broker answers with the leader of the quorum queue alone.
 const LEADER_ANSWERS: [&str; 3] = ["consume", "count", "look"];
+
+/// A broker says "nothing, nobody" of a quorum queue whose leader has not answered it for so long (RabbitMQ 3.10, 250 ms), and at once
+/// where it cannot reach it. The way to the broker is not part of it.
+const UNSURE: Duration = Duration::from_millis(200);
 
 /// Why the broker did not do something.
 pub(super) struct Failure {
@@ -62,6 +67,15 @@ pub(super) struct Broker {
     pub(super) complaints: Complaints,
     wire: Wire,
     major: OnceCell<u64>,
+}
+
+/// What the broker says of a queue.
+pub(super) struct Seen {
+    /// Those that are not handed out.
+    pub(super) messages: u64,
+    pub(super) consumers: u32,
+    /// There may be some of both: the queue's leader may not have answered.
+    pub(super) unsure: bool,
 }
 
 /// What the source holds un-acked, for whoever asks how full the queue is: the broker counts only what it has not handed out.
@@ -212,16 +226,24 @@ impl Broker {
         ShortString::try_new(name).map_err(|error| Failure { error: self.unavailable(error), lasting: true })
     }
 
-    /// How many messages a queue has that are not handed out.
-    pub(super) async fn ready(&self, channel: &Channel, name: &str) -> Result<u64, QueueError> {
-        Ok(u64::from(self.look(channel, name).await?.message_count()))
+    /// How many messages a queue has that are not handed out. An empty queue is believed of its leader alone: whoever takes a slow one's
+    /// for empty goes on as if all were done.
+    pub(super) async fn ready(&self, channel: &Channel, name: &str) -> Result<u64, Failure> {
+        let queue = self.queue(name)?;
+        let sure = async {
+            loop {
+                let seen = see(channel, queue.clone()).await?;
+                if !seen.unsure {
+                    return Ok(seen.messages);
+                }
+            }
+        };
+        self.within("count", sure).await
     }
 
     /// What the broker says of a queue that is there.
-    pub(super) async fn look(&self, channel: &Channel, name: &str) -> Result<Queue, Failure> {
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(self.queue(name)?, options, FieldTable::default());
-        self.within("count", declared).await
+    pub(super) async fn look(&self, channel: &Channel, name: &str) -> Result<Seen, Failure> {
+        self.within("look", see(channel, self.queue(name)?)).await
     }
 
     /// The first number of the broker's version.
@@ -260,6 +282,24 @@ impl Broker {
     pub(super) async fn close(&self) {
         self.wire.close(self).await;
     }
+}
+
+async fn see(channel: &Channel, queue: ShortString) -> lapin::Result<Seen> {
+    let asked = Instant::now();
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare(queue, options, FieldTable::default()).await?;
+    let (messages, consumers) = (u64::from(queue.message_count()), queue.consumer_count());
+    let took = asked.elapsed();
+    let unsure = messages == 0 && took > UNSURE && took.saturating_sub(way(channel).await?) > UNSURE;
+    Ok(Seen { messages, consumers, unsure })
+}
+
+/// How long the way to the broker and back takes. It looks for an exchange that each virtual host has, and asks no queue.
+async fn way(channel: &Channel) -> lapin::Result<Duration> {
+    let asked = Instant::now();
+    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare("amq.direct".into(), ExchangeKind::Direct, options, FieldTable::default()).await?;
+    Ok(asked.elapsed())
 }
 
 /// The major version in a greeting: the entry `version` of the table of the server's properties.

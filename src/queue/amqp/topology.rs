@@ -128,14 +128,12 @@ impl Broker {
     }
 
     /// How many messages lie ready in a queue. `None`: there is no such queue, or it is not ours to see.
-    async fn count(&self, connection: &Connection, name: &str) -> Result<Option<u32>, Failure> {
+    async fn count(&self, connection: &Connection, name: &str) -> Result<Option<u64>, Failure> {
         let channel = self.within("channel", connection.create_channel()).await?;
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(self.queue(name)?, options, FieldTable::default());
-        match self.within("look", declared).await {
-            Ok(queue) => {
+        match self.ready(&channel, name).await {
+            Ok(count) => {
                 self.done(&channel).await;
-                Ok(Some(queue.message_count()))
+                Ok(Some(count))
             }
             Err(failure) if failure.lasting => Ok(None),
             Err(failure) => Err(failure),

@@ -31,10 +31,6 @@ const GIVEN_BACK: Duration = Duration::from_secs(3);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A broker says "nothing, nobody" of a quorum queue whose leader has not answered it for so long (RabbitMQ 3.10, 250 ms), and at once
-/// where it cannot reach it: that counts when it says so twice.
-const UNSURE: Duration = Duration::from_millis(200);
-
 /// After how many milliseconds without a consumer the broker removes the queue: a folder that is gone for good leaves nothing behind.
 const EXPIRES: i32 = 60_000;
 
@@ -193,20 +189,19 @@ async fn until_given_back(broker: &Broker, connection: &Connection) -> Result<()
     let channel = broker.within("channel", connection.create_channel()).await?;
     let (began, mut told, mut nobody) = (Instant::now(), false, 0);
     loop {
-        let asked = Instant::now();
         let seen = broker.look(&channel, &broker.name).await?;
-        let unsure = seen.message_count() == 0 && asked.elapsed() > UNSURE;
-        nobody = if seen.consumer_count() == 0 && !unsure { nobody + 1 } else { 0 };
-        if nobody == 2 || nobody == 1 && seen.message_count() > 0 {
+        nobody = if seen.consumers == 0 && !seen.unsure { nobody + 1 } else { 0 };
+        // An empty one that says so at once may have a leader that cannot be reached: that counts when it says so twice.
+        if nobody == 2 || nobody == 1 && seen.messages > 0 {
             break;
         }
-        if !told && seen.consumer_count() > 0 {
+        if !told && seen.consumers > 0 {
             told = true;
             let queue = &broker.name;
             tracing::info!(queue, at_most = ?GIVEN_BACK, "what an earlier channel had in hand is not back yet, or another process takes from the queue, too");
         }
         if began.elapsed() >= GIVEN_BACK {
-            if seen.consumer_count() > 0
+            if seen.consumers > 0
                 && let Some(kept_back) = broker.complaints.due("given back")
             {
                 let queue = &broker.name;
