@@ -144,11 +144,17 @@ impl Trial {
         let (inbox, receiver) = Inbox::start();
         let site = self.site(receiver);
         let mut kills = 0;
-        // A stream raises a few alerts only: there the first call after each start must be it. The other steps are cut all over the stream,
-        // whose stories are at its end.
-        let most = if point.ends_with("alerts") { 1 } else { 2 * self.stream.len() / self.kills };
-        let fuse = |random: &mut StdRng| random.random_range(1..=most as u64);
-        let mut program = start(&site, point, fuse(random));
+        let fuse = |kills: usize, random: &mut StdRng| {
+            let most = match kills {
+                // A stream raises a few alerts only: the first call after each start must be it.
+                _ if point.ends_with("alerts") => 1,
+                0 => 60,
+                // All over the stream, whose stories are at its end.
+                _ => 2 * self.stream.len() / self.kills,
+            };
+            random.random_range(1..=most as u64)
+        };
+        let mut program = start(&site, point, fuse(0, random));
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (address, lines) = (site.address.clone(), self.stream.clone());
         let sender = runtime.spawn(async move { send_all(&address, lines, 100, Arc::default()).await });
@@ -166,7 +172,7 @@ impl Trial {
             if let Some(code) = program.ended() {
                 assert_eq!(code, -1, "it ended by itself, and not by SIGKILL:\n{}", site.log_text());
                 kills += 1;
-                let (point, count) = if kills < self.kills { (point, fuse(random)) } else { ("", 0) };
+                let (point, count) = if kills < self.kills { (point, fuse(kills, random)) } else { ("", 0) };
                 program = start(&site, point, count);
             }
             let idle = sender.is_finished() && program.idle() && stored(&site.address) == json!(self.stream.len());
