@@ -27,7 +27,7 @@ use support::inbox::Inbox;
 use support::layers::{Watch, watched};
 use support::load::{GIVEN_UP, Load, Rig, next_number, repeated};
 use support::program::{IDLE_FOR, Site};
-use support::sender::{query, send_all};
+use support::sender::{send_all, try_query};
 use support::trial;
 
 /// How long a run may take.
@@ -144,11 +144,12 @@ impl Trial {
         let (inbox, receiver) = Inbox::start();
         let site = self.site(receiver);
         let mut kills = 0;
-        let fuse = |kills: usize, random: &mut StdRng| {
-            let most = match kills {
+        let fuse = |cuts: usize, random: &mut StdRng| {
+            let most = match cuts {
                 // A stream raises a few alerts only: the first call after each start must be it.
                 _ if point.ends_with("alerts") => 1,
-                0 => 60,
+                // Not every report changes the state: so many surely do.
+                0 => 20,
                 // All over the stream, whose stories are at its end.
                 _ => 2 * self.stream.len() / self.kills,
             };
@@ -157,15 +158,15 @@ impl Trial {
         let mut program = start(&site, point, fuse(0, random));
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (address, lines) = (site.address.clone(), self.stream.clone());
-        let sender = runtime.spawn(async move { send_all(&address, lines, 100, Arc::default()).await });
+        let sender = runtime.spawn(async move { send_all(&address, lines, 20, Arc::default()).await });
         let stored = |address: &str| {
-            runtime.block_on(query(address, json!({ "size": 0, "track_total_hits": true })))["hits"]["total"]["value"]
-                .clone()
+            let answer = runtime.block_on(try_query(address, json!({ "size": 0, "track_total_hits": true })));
+            answer.map(|found| found["hits"]["total"]["value"].clone())
         };
         let began = Instant::now();
         // Looked at twice: a process that has just started does not know yet what its queues hold.
         let mut idle_since = None;
-        // A broker that is slow says that a queue is empty while it is not.
+        // On a slow machine the metrics of the queues may be late.
         let enough = || if inbox.alerts().len() < alerts { GIVEN_UP } else { IDLE_FOR };
         while idle_since.is_none_or(|since: Instant| since.elapsed() < enough()) {
             assert!(began.elapsed() < PATIENCE, "{} {point}: not done\n{}", self.policy, site.log_text());
@@ -175,18 +176,19 @@ impl Trial {
                 let (point, count) = if kills < self.kills { (point, fuse(kills, random)) } else { ("", 0) };
                 program = start(&site, point, count);
             }
-            let idle = sender.is_finished() && program.idle() && stored(&site.address) == json!(self.stream.len());
+            let idle =
+                sender.is_finished() && program.idle() && stored(&site.address).ok() == Some(json!(self.stream.len()));
             idle_since = idle.then(|| idle_since.unwrap_or_else(Instant::now));
             std::thread::park_timeout(Duration::from_millis(10));
         }
         runtime.block_on(sender).unwrap();
-        let stored = stored(&site.address);
+        let stored = stored(&site.address).unwrap();
         program.kill();
         (RunResult { alerts: inbox.alerts().into_keys().collect(), stored }, kills, site.log_text())
     }
 }
 
-/// A month of twenty accounts at home, and then one story for each shipped policy, in report time. The instants vary with the seed.
+/// A month of five accounts at home, and then one story for each shipped policy, in report time. The instants vary with the seed.
 fn stream(random: &mut StdRng) -> Vec<String> {
     const DAY: f64 = 86_400.0;
     let start = trial::now() - 200.0 * DAY;
@@ -197,7 +199,7 @@ fn stream(random: &mut StdRng) -> Vec<String> {
         reports.push((t, report.to_string()));
     };
     for day in 0..30 {
-        for user in 0..20 {
+        for user in 0..5 {
             let t = start + f64::from(day) * DAY + random.random_range(0.0..DAY / 2.0);
             add(t, &format!("user{user}"), &format!("192.0.2.{}", 10 + user), true);
         }

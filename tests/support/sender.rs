@@ -54,9 +54,14 @@ pub(crate) fn client() -> reqwest::Client {
 
 /// Asks the history, as `trackalert query` does.
 pub(crate) async fn query(address: &str, body: serde_json::Value) -> serde_json::Value {
-    let answer = client().post(format!("http://{address}/v1/admin/query")).json(&body).send().await.unwrap();
-    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-    answer.json().await.unwrap()
+    try_query(address, body).await.unwrap()
+}
+
+/// The same of a program that may be killed meanwhile.
+pub(crate) async fn try_query(address: &str, body: serde_json::Value) -> reqwest::Result<serde_json::Value> {
+    let answer = client().post(format!("http://{address}/v1/admin/query")).json(&body).send().await?;
+    assert!(answer.status().is_success(), "{}", answer.text().await?);
+    answer.json().await
 }
 
 /// The dead letters of a queue, as `trackalert dead-letters list` shows them.

@@ -28,11 +28,18 @@ use crate::telemetry::Metrics;
 const GREETING: usize = 64 * 1024;
 
 /// What a broker answers with the leader of the quorum queue alone.
-const LEADER_ANSWERS: [&str; 3] = ["consume", "count", "look"];
+const LEADER_ANSWERS: [&str; 2] = ["consume", "look"];
+
+/// Where what a queue's leader answers does not come.
+const SILENT: &str = "the connection stands and the queue is silent, so it may be without a leader; \
+                      `rabbitmq-queues quorum_status` there shows it (docs/deploy.md, \"A queue of RabbitMQ that does not answer\")";
 
 /// A broker says "nothing, nobody" of a quorum queue whose leader has not answered it for so long (RabbitMQ 3.10, 250 ms), and at once
 /// where it cannot reach it. The way to the broker is not part of it.
 const UNSURE: Duration = Duration::from_millis(200);
+
+/// How often the way to the broker must have taken as long as an answer, before that is why the answer came late.
+const ROUND_TRIPS: usize = 3;
 
 /// Why the broker did not do something.
 pub(super) struct Failure {
@@ -74,7 +81,7 @@ pub(super) struct Seen {
     /// Those that are not handed out.
     pub(super) messages: u64,
     pub(super) consumers: u32,
-    /// There may be some of both: the queue's leader may not have answered.
+    /// There may be some of both: the queue's leader seems not to have answered.
     pub(super) unsure: bool,
 }
 
@@ -155,10 +162,8 @@ impl Broker {
                 let (shown, wait) = (self.address.shown(), self.settings.connect_timeout);
                 let mut reason = format!("{shown} did not answer within {wait:?} ({what})");
                 if LEADER_ANSWERS.contains(&what) {
-                    reason.push_str(
-                        ": the connection stands and the queue is silent, so it may be without a leader; \
-                         `rabbitmq-queues quorum_status` there shows it (docs/deploy.md, \"A queue of RabbitMQ that does not answer\")",
-                    );
+                    reason.push_str(": ");
+                    reason.push_str(SILENT);
                 }
                 let error = self.unavailable(reason);
                 Err(Failure { error, lasting: false })
@@ -226,24 +231,29 @@ impl Broker {
         ShortString::try_new(name).map_err(|error| Failure { error: self.unavailable(error), lasting: true })
     }
 
-    /// How many messages a queue has that are not handed out. An empty queue is believed of its leader alone: whoever takes a slow one's
-    /// for empty goes on as if all were done.
+    /// How many messages a queue has that are not handed out. That it is empty is believed only where its leader seems to have said so:
+    /// whoever takes a slow one's for empty goes on as if all were done.
     pub(super) async fn ready(&self, channel: &Channel, name: &str) -> Result<u64, Failure> {
-        let queue = self.queue(name)?;
+        let most = self.settings.connect_timeout;
         let sure = async {
             loop {
-                let seen = see(channel, queue.clone()).await?;
+                let seen = self.look(channel, name).await?;
                 if !seen.unsure {
                     return Ok(seen.messages);
                 }
             }
         };
-        self.within("count", sure).await
+        timeout(most, sure).await.unwrap_or_else(|_| {
+            let shown = self.address.shown();
+            let error =
+                self.unavailable(format!("{shown} did not say within {most:?} how much is in {name}: {SILENT}"));
+            Err(Failure { error, lasting: false })
+        })
     }
 
     /// What the broker says of a queue that is there.
     pub(super) async fn look(&self, channel: &Channel, name: &str) -> Result<Seen, Failure> {
-        self.within("look", see(channel, self.queue(name)?)).await
+        self.within("count", see(channel, self.queue(name)?)).await
     }
 
     /// The first number of the broker's version.
@@ -290,16 +300,23 @@ async fn see(channel: &Channel, queue: ShortString) -> lapin::Result<Seen> {
     let queue = channel.queue_declare(queue, options, FieldTable::default()).await?;
     let (messages, consumers) = (u64::from(queue.message_count()), queue.consumer_count());
     let took = asked.elapsed();
-    let unsure = messages == 0 && took > UNSURE && took.saturating_sub(way(channel).await?) > UNSURE;
+    // Where there is a consumer, the leader has said so.
+    let unsure = messages == 0 && consumers == 0 && took > UNSURE && !far(channel, took - UNSURE).await?;
     Ok(Seen { messages, consumers, unsure })
 }
 
-/// How long the way to the broker and back takes. It looks for an exchange that each virtual host has, and asks no queue.
-async fn way(channel: &Channel) -> lapin::Result<Duration> {
-    let asked = Instant::now();
-    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    channel.exchange_declare("amq.direct".into(), ExchangeKind::Direct, options, FieldTable::default()).await?;
-    Ok(asked.elapsed())
+/// Whether the way to the broker and back takes so long, each time: a broker that is slow now and then is not far away. It looks for an
+/// exchange that each virtual host has, and asks no queue.
+async fn far(channel: &Channel, least: Duration) -> lapin::Result<bool> {
+    for _ in 0..ROUND_TRIPS {
+        let asked = Instant::now();
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        channel.exchange_declare("amq.direct".into(), ExchangeKind::Direct, options, FieldTable::default()).await?;
+        if asked.elapsed() < least {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The major version in a greeting: the entry `version` of the table of the server's properties.
