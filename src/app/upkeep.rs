@@ -10,7 +10,6 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::Stores;
-use crate::complaints::Complaints;
 use crate::queue::Queue;
 use crate::report::Time;
 use crate::state;
@@ -40,20 +39,20 @@ pub(super) fn queues(
     stop: CancellationToken,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let (mut clock, complaints) = (clock(DEPTH_EVERY), Complaints::default());
+        let mut clock = clock(DEPTH_EVERY);
         while due(&mut clock, &stop).await {
             for (label, queue) in &queues {
                 // A drain waits for this task, and it would wait for a broker that is away until that has its time-out.
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = observe(label, queue.as_ref(), &metrics, &complaints) => {}
+                    () = observe(label, queue.as_ref(), &metrics) => {}
                 }
             }
         }
     })
 }
 
-async fn observe(label: &str, queue: &dyn Queue, metrics: &Metrics, complaints: &Complaints) {
+async fn observe(label: &str, queue: &dyn Queue, metrics: &Metrics) {
     match queue.depth().await {
         Ok(depth) => {
             let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
@@ -63,15 +62,9 @@ async fn observe(label: &str, queue: &dyn Queue, metrics: &Metrics, complaints: 
             metrics.queue_oldest.with_label_values(&[label]).set(gauge(age));
             metrics.dead_letters.with_label_values(&[label]).set(gauge(depth.dead));
         }
+        // Of a broker that is away the parts that need it complain.
         Err(error) => {
-            if let Some(kept_back) = complaints.due(label) {
-                tracing::warn!(
-                    queue = label,
-                    %error,
-                    kept_back,
-                    "the queue does not say what it holds: its metrics stay as they were"
-                );
-            }
+            tracing::debug!(queue = label, %error, "the queue does not say what it holds: its metrics stay as they were");
         }
     }
 }

@@ -191,7 +191,7 @@ async fn queue_without_a_leader_is_told_from_a_broker_that_is_away_and_resumes_w
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
     let told = [&driver.name, "(consume)", "may be without a leader", "rabbitmq-queues quorum_status"];
     until("the silence of the queue is not told", async || logged(&told)).await;
-    let unknown = format!("how much is in {}", driver.name);
+    let unknown = format!("how much is in {}:", driver.name);
     until("the metrics go by what the broker says of it", async || match queue.depth().await {
         Ok(depth) => panic!("it is taken for empty: {depth:?}"),
         Err(error) => error.to_string().contains(&unknown),

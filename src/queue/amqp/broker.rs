@@ -35,11 +35,8 @@ const SILENT: &str = "the connection stands and the queue is silent, so it may b
                       `rabbitmq-queues quorum_status` there shows it (docs/deploy.md, \"A queue of RabbitMQ that does not answer\")";
 
 /// A broker says "nothing, nobody" of a quorum queue whose leader has not answered it for so long (RabbitMQ 3.10, 250 ms), and at once
-/// where it cannot reach it. The way to the broker is not part of it.
+/// where it cannot reach it.
 const UNSURE: Duration = Duration::from_millis(200);
-
-/// How often the way to the broker must have taken as long as an answer, before that is why the answer came late.
-const ROUND_TRIPS: usize = 3;
 
 /// Why the broker did not do something.
 pub(super) struct Failure {
@@ -81,8 +78,15 @@ pub(super) struct Seen {
     /// Those that are not handed out.
     pub(super) messages: u64,
     pub(super) consumers: u32,
-    /// There may be some of both: the queue's leader seems not to have answered.
-    pub(super) unsure: bool,
+    /// How long the answer took.
+    took: Duration,
+}
+
+impl Seen {
+    /// Whether the queue's leader has said so, as far as can be told: it alone knows of anything.
+    pub(super) fn sure(&self) -> bool {
+        self.messages > 0 || self.consumers > 0 || self.took <= UNSURE
+    }
 }
 
 /// What the source holds un-acked, for whoever asks how full the queue is: the broker counts only what it has not handed out.
@@ -234,26 +238,45 @@ impl Broker {
     /// How many messages a queue has that are not handed out. That it is empty is believed only where its leader seems to have said so:
     /// whoever takes a slow one's for empty goes on as if all were done.
     pub(super) async fn ready(&self, channel: &Channel, name: &str) -> Result<u64, Failure> {
-        let most = self.settings.connect_timeout;
-        let sure = async {
-            loop {
-                let seen = self.look(channel, name).await?;
-                if !seen.unsure {
-                    return Ok(seen.messages);
-                }
+        let (began, most) = (Instant::now(), self.settings.connect_timeout);
+        let (mut way, mut again) = (Duration::MAX, false);
+        loop {
+            let seen = self.look(channel, name).await?;
+            if seen.sure() {
+                return Ok(seen.messages);
             }
-        };
-        timeout(most, sure).await.unwrap_or_else(|_| {
-            let shown = self.address.shown();
-            let error =
-                self.unavailable(format!("{shown} did not say within {most:?} how much is in {name}: {SILENT}"));
-            Err(Failure { error, lasting: false })
-        })
+            // A broker far away answers late, and its leader in time. One that is slow for a moment looks like that, once.
+            way = way.min(self.round_trip(channel).await?);
+            if again && seen.took.saturating_sub(way) <= UNSURE {
+                return Ok(0);
+            }
+            if began.elapsed() >= most {
+                let shown = self.address.shown();
+                let reason = format!("{shown} did not say within {most:?} how much is in {name}: {SILENT}");
+                return Err(Failure { error: self.unavailable(reason), lasting: false });
+            }
+            again = true;
+        }
     }
 
     /// What the broker says of a queue that is there.
     pub(super) async fn look(&self, channel: &Channel, name: &str) -> Result<Seen, Failure> {
-        self.within("count", see(channel, self.queue(name)?)).await
+        let (queue, asked) = (self.queue(name)?, Instant::now());
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(queue, options, FieldTable::default());
+        let queue = self.within("count", declared).await?;
+        let (messages, consumers) = (u64::from(queue.message_count()), queue.consumer_count());
+        Ok(Seen { messages, consumers, took: asked.elapsed() })
+    }
+
+    /// How long the way to the broker and back takes. It looks for an exchange that each virtual host has, and asks no queue.
+    async fn round_trip(&self, channel: &Channel) -> Result<Duration, Failure> {
+        let asked = Instant::now();
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let declared =
+            channel.exchange_declare("amq.direct".into(), ExchangeKind::Direct, options, FieldTable::default());
+        self.within("round trip", declared).await?;
+        Ok(asked.elapsed())
     }
 
     /// The first number of the broker's version.
@@ -292,31 +315,6 @@ impl Broker {
     pub(super) async fn close(&self) {
         self.wire.close(self).await;
     }
-}
-
-async fn see(channel: &Channel, queue: ShortString) -> lapin::Result<Seen> {
-    let asked = Instant::now();
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let queue = channel.queue_declare(queue, options, FieldTable::default()).await?;
-    let (messages, consumers) = (u64::from(queue.message_count()), queue.consumer_count());
-    let took = asked.elapsed();
-    // Where there is a consumer, the leader has said so.
-    let unsure = messages == 0 && consumers == 0 && took > UNSURE && !far(channel, took - UNSURE).await?;
-    Ok(Seen { messages, consumers, unsure })
-}
-
-/// Whether the way to the broker and back takes so long, each time: a broker that is slow now and then is not far away. It looks for an
-/// exchange that each virtual host has, and asks no queue.
-async fn far(channel: &Channel, least: Duration) -> lapin::Result<bool> {
-    for _ in 0..ROUND_TRIPS {
-        let asked = Instant::now();
-        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-        channel.exchange_declare("amq.direct".into(), ExchangeKind::Direct, options, FieldTable::default()).await?;
-        if asked.elapsed() < least {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// The major version in a greeting: the entry `version` of the table of the server's properties.

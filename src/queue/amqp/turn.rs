@@ -190,7 +190,7 @@ async fn until_given_back(broker: &Broker, connection: &Connection) -> Result<()
     let (began, mut told, mut nobody) = (Instant::now(), false, 0);
     loop {
         let seen = broker.look(&channel, &broker.name).await?;
-        nobody = if seen.consumers == 0 && !seen.unsure { nobody + 1 } else { 0 };
+        nobody = if seen.consumers == 0 && seen.sure() { nobody + 1 } else { 0 };
         // An empty one that says so at once may have a leader that cannot be reached: that counts when it says so twice.
         if nobody == 2 || nobody == 1 && seen.messages > 0 {
             break;
