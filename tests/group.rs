@@ -21,6 +21,9 @@ use support::sender::query;
 use support::stall::Clock;
 use support::trial;
 
+/// With these the broker may be slow. What it confirms too late is in the queue and in the spool, and so handled twice, whoever is drained.
+const CONFIRMED: &str = "receive.publish_timeout = \"1m\"\nreceive.spool_after = \"1m\"\n";
+
 on_each_driver!(
     drained_with_many_waiting_for_their_turn_exits_0_and_nothing_comes_again,
     drain_that_can_finish_nothing_ends_with_its_time_and_loses_nothing,
@@ -34,7 +37,7 @@ on_brokers!(
 
 fn drained_with_many_waiting_for_their_turn_exits_0_and_nothing_comes_again(driver: Driver) {
     let mut rig = Rig::new(driver);
-    let site = rig.site("");
+    let site = rig.site(CONFIRMED);
     // A hundred reports a login: most of what is in hand waits for its turn.
     let mut load = Load::new(3000, 30, 1, 0..=50, &mut rig.random);
     let program = site.start();
@@ -136,7 +139,8 @@ fn second_signal_ends_a_drain_at_once_and_loses_nothing(driver: Driver) {
 fn drained_process_hands_over_at_once(driver: Driver) {
     let mut rig = Rig::new(driver);
     let session = "queue.kafka.session_timeout = \"5m\"";
-    let (site_a, site_b) = (rig.site(session), rig.site(session));
+    let settings = format!("{CONFIRMED}{session}");
+    let (site_a, site_b) = (rig.site(&settings), rig.site(&settings));
     let mut load = Load::new(8000, 40, 100, 0..=50, &mut rig.random);
     let (a, b) = (site_a.start(), site_b.start());
     let mut shares = load.shares.drain(..);
@@ -246,7 +250,7 @@ fn members_with_shards_added_drained_and_killed_under_load_keep_the_order_of_eac
 fn members_come_and_go(driver: Driver, settings: &str, ordered: bool) {
     let mut rig = Rig::new(driver);
     let total = trial::size(20_000, 200_000);
-    let [first, killed, drained, added] = std::array::from_fn(|_| rig.site(settings));
+    let [first, killed, drained, added] = std::array::from_fn(|_| rig.site(&format!("{CONFIRMED}{settings}")));
     // Small ones, so that they last until a member has its partitions.
     let mut load = Load::new(total, 100, 400, 0..=50, &mut rig.random);
     let mut shares = load.shares.drain(..);
