@@ -79,6 +79,12 @@ impl Amqp {
         said
     }
 
+    /// Has the broker's script do something to a queue.
+    async fn script(&self, what: &str, queue: &str) {
+        let (server, what) = (&self.rabbit.server, format!("{what} {queue}"));
+        tokio::task::spawn_blocking(move || server.script(&what)).await.unwrap().unwrap();
+    }
+
     /// What the management API says of a queue.
     fn asked(&self, queue: &str) -> serde_json::Value {
         self.rabbit.manage("GET", &format!("queues/%2F/{queue}"), "").1

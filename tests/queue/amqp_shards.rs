@@ -7,6 +7,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
 
+use super::start::{keep_the_log, logged};
 use super::*;
 
 /// Address, name of the queue and file of a child that takes.
@@ -286,4 +287,47 @@ async fn paused_shards_keep_their_order_and_give_back_what_waits_for_long() {
     let again = take(&mut subscription, 20).await;
     assert!(again.iter().map(number).eq(5..25), "{left} {:?}", again.iter().map(number).collect::<Vec<_>>());
     assert!(again[0].token.tag().generation > generation);
+}
+
+/// As where a broker's disk is slow: the last acks of a shard that moves are given up. Whoever takes from it next waits already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_in_hand_of_a_shard_comes_first_though_its_queue_was_silent_when_it_moved() {
+    use futures_util::StreamExt;
+    use lapin::options::{BasicConsumeOptions, BasicPublishOptions};
+    use lapin::types::FieldTable;
+    const EACH: u32 = 20;
+    let Some(mut driver) = Amqp::start() else { return };
+    keep_the_log();
+    (driver.settings.shards, driver.settings.release_timeout) = (2, Duration::from_millis(10));
+    let (queue, other) = (driver.open().await, driver.open().await);
+    let connection =
+        lapin::Connection::connect(&driver.rabbit.url(), lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let shards = [0, 1].map(|shard| format!("{}-{shard}", driver.name));
+    for shard in &shards {
+        for number in 0..EACH {
+            let (name, body) = (shard.as_str().into(), number.to_string());
+            let options = BasicPublishOptions::default();
+            channel.basic_publish("".into(), name, options, body.as_bytes(), Default::default()).await.unwrap();
+        }
+    }
+    let mut subscription = queue.subscribe(Unsettled { messages: 10, bytes: 1 << 20 }, BACKOFF).unwrap();
+    let _in_hand = take(&mut subscription, 10).await;
+    let mut next = futures_util::stream::SelectAll::new();
+    for shard in &shards {
+        let (name, options) = (shard.as_str().into(), BasicConsumeOptions::default());
+        next.push(channel.basic_consume(name, shard.as_str().into(), options, FieldTable::default()).await.unwrap());
+        driver.script("do-silence", shard).await;
+    }
+    // One of the two goes to it.
+    let _moved = other.subscribe(MANY, BACKOFF).unwrap();
+    let shard = format!("\"{}-", driver.name);
+    until("the last acks are waited for", async || logged(&[&shard, "the last acks in time"])).await;
+    for shard in &shards {
+        driver.script("do-wake", shard).await;
+    }
+    let body = |came: lapin::Result<lapin::message::Delivery>| String::from_utf8(came.unwrap().data).unwrap();
+    let came = next.take(EACH as usize).map(|came| body(came).parse::<u32>().unwrap()).collect::<Vec<_>>();
+    assert_eq!(timeout(DEADLINE, came).await.unwrap(), Vec::from_iter(0..EACH));
+    connection.close(200, "done".into()).await.unwrap();
 }

@@ -34,7 +34,7 @@ const LEAST: usize = 64;
 const BATCH: usize = 2048;
 /// How often the connection is looked at where nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
-/// How long the end of a channel may take.
+/// How long the last acks may take, and then the end of their channel.
 const CLOSE: Duration = Duration::from_secs(5);
 
 /// Why a channel is used no longer.
@@ -312,24 +312,31 @@ impl<'a> Session<'a> {
         None
     }
 
-    /// Gives everything that is not done back by closing the channel. `orderly`: after what is done was acked.
+    /// Gives everything that is not done back by closing the channel. `orderly`: after what is done was acked. The channel is closed
+    /// however that goes: the client library cancels a consumer that is dropped on an open channel, and what a cancelled one has in hand
+    /// comes after all that the next one is handed out meanwhile.
     pub(super) async fn close(&mut self, orderly: bool) {
-        let closing = async {
-            if orderly {
-                let done = match self.flush(true).await {
-                    Ok(()) => self.ack_the_rest().await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = done {
-                    tracing::warn!(%error, "the last acks were not sent: what they cover comes again");
+        if orderly {
+            let acks = async {
+                self.flush(true).await?;
+                self.ack_the_rest().await
+            };
+            let done = timeout(CLOSE, acks).await;
+            let queue = self.parts.queue();
+            match done {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(queue, %error, "the last acks may not be done: what they cover comes again then")
+                }
+                Err(_) => {
+                    tracing::warn!(
+                        queue,
+                        "the broker did not take the last acks in time: what they cover may come again"
+                    )
                 }
             }
-            let _ = self.channel.close(200, "done".into()).await;
-        };
-        if timeout(CLOSE, closing).await.is_err() && orderly {
-            let queue = self.parts.queue();
-            tracing::warn!(queue, "the broker did not take the last acks in time: what they cover comes again");
         }
+        let _ = timeout(CLOSE, self.channel.close(200, "done".into())).await;
     }
 }
 
