@@ -182,12 +182,7 @@ async fn queue_without_a_leader_is_told_from_a_broker_that_is_away_and_resumes_w
     driver.settings.start_timeout = Duration::from_secs(60);
     let queue = driver.open().await;
     queue.publisher().publish(numbered(0..1)).await.unwrap();
-    let server = &driver.rabbit.server;
-    let script = async |what: &str| {
-        let what = format!("{what} {}", driver.name);
-        tokio::task::spawn_blocking(move || server.script(&what)).await.unwrap().unwrap();
-    };
-    script("do-silence").await;
+    driver.script("do-silence", &driver.name).await;
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
     let told = [&driver.name, "(consume)", "may be without a leader", "rabbitmq-queues quorum_status"];
     until("the silence of the queue is not told", async || logged(&told)).await;
@@ -197,9 +192,35 @@ async fn queue_without_a_leader_is_told_from_a_broker_that_is_away_and_resumes_w
         Err(error) => error.to_string().contains(&unknown),
     })
     .await;
-    script("do-wake").await;
+    driver.script("do-wake", &driver.name).await;
     // What the broker did too late must not keep the message from the consumer that is there.
     assert_eq!(number(&next(&mut subscription).await), 0);
+}
+
+/// As where a broker's disk stands still: its queues say what they have, and hand nothing out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn look_at_dead_letters_that_comes_to_nothing_keeps_none_of_them() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let rabbit = Arc::new(tokio::task::spawn_blocking(Rabbit::start).await.unwrap().unwrap());
+    let script = async |what: &'static str| {
+        let rabbit = Arc::clone(&rabbit);
+        tokio::task::spawn_blocking(move || rabbit.server.script(what)).await.unwrap().unwrap();
+    };
+    // So little time for an answer, and a slow machine, may take more than one try.
+    let (connect_timeout, start_timeout) = (Duration::from_secs(2), Duration::from_secs(60));
+    driver.settings = Settings { connect_timeout, start_timeout, ..settings(&rabbit.url()) };
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..1)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut subscription).await.token.reject(reason(&[]));
+    until("it is no dead letter", async || queue.depth().await.unwrap().dead == 1).await;
+    script("do-hold-log").await;
+    let silent = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap_err().to_string();
+    assert!(silent.contains("did not answer") && silent.contains("(look)"), "{silent}");
+    script("do-free-log").await;
+    let listed = async || queue.dead_letters().list(Filter::default(), None, 10).await;
+    until("the letter stays with the look that failed", async || listed().await.is_ok_and(|all| all.len() == 1)).await;
+    script("stop").await;
 }
 
 /// Here an answer that comes late says nothing of the queue's leader.

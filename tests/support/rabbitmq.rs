@@ -18,7 +18,8 @@ pub(crate) fn shared() -> Option<&'static Rabbit> {
 }
 
 impl Rabbit {
-    fn start() -> Result<Self, String> {
+    /// One of its own.
+    pub(crate) fn start() -> Result<Self, String> {
         let rabbit = Self::prepare("rabbitmq_management,rabbitmq_consistent_hash_exchange")?;
         rabbit.server.script("start")?;
         Ok(rabbit)

@@ -51,31 +51,39 @@ struct Look {
 impl Look {
     async fn open(broker: Arc<Broker>) -> Result<Self, QueueError> {
         let channel = broker.channel().await?;
-        let count = usize::try_from(broker.ready(&channel, &broker.dead).await?).unwrap_or(usize::MAX);
         let mut look = Self { broker, channel, letters: Vec::new() };
-        if count == 0 {
-            return Ok(look);
+        if let Err(error) = look.take().await {
+            look.broker.done(&look.channel).await;
+            return Err(error);
         }
-        let broker = Arc::clone(&look.broker);
-        broker.within("look", look.channel.basic_qos(SHOWN, BasicQosOptions::default())).await?;
+        Ok(look)
+    }
+
+    async fn take(&mut self) -> Result<(), QueueError> {
+        let (broker, channel) = (&self.broker, &self.channel);
+        let count = usize::try_from(broker.ready(channel, &broker.dead).await?).unwrap_or(usize::MAX);
+        if count == 0 {
+            return Ok(());
+        }
+        broker.within("look", channel.basic_qos(SHOWN, BasicQosOptions::default())).await?;
         let queue = broker.queue(&broker.dead)?;
         let mut consumers = SelectAll::new();
         for number in 0..count.div_ceil(usize::from(SHOWN)) {
             let name = format!("trackalert-look-{number}");
             let options = BasicConsumeOptions::default();
-            let consume = look.channel.basic_consume(queue.clone(), name.into(), options, FieldTable::default());
+            let consume = channel.basic_consume(queue.clone(), name.into(), options, FieldTable::default());
             consumers.push(broker.within("look", consume).await?);
         }
-        while look.letters.len() < count {
+        while self.letters.len() < count {
             // Fewer: another process looks at the same time, or has dropped some.
             let Ok(Some(next)) = timeout(NEXT, consumers.next()).await else { break };
             let next = next.map_err(|error| broker.failed(&error))?;
             let letter = form::letter(&broker.name, &next.properties, Bytes::from(next.data));
-            look.letters.push((next.delivery_tag, letter));
+            self.letters.push((next.delivery_tag, letter));
         }
         // An ack for many goes by the tags.
-        look.letters.sort_unstable_by_key(|(tag, _)| *tag);
-        Ok(look)
+        self.letters.sort_unstable_by_key(|(tag, _)| *tag);
+        Ok(())
     }
 
     /// Takes those with these ids out for good, and gives the rest back. `true`: some of them may be left, look again.

@@ -87,7 +87,13 @@ impl Member {
         let broker = &self.broker;
         let silence = broker.settings.member_timeout;
         let (_connection, channel) = self.wire.channel(broker, false).await?;
-        let mut heard = self.listen(&channel).await?;
+        let mut heard = match self.listen(&channel).await {
+            Ok(heard) => heard,
+            Err(error) => {
+                broker.done(&channel).await;
+                return Err(error);
+            }
+        };
         // Nobody could be heard meanwhile: who is gone is so after another such time.
         seen.values_mut().for_each(|at| *at = Instant::now());
         seen.insert(self.me.to_string(), Instant::now());

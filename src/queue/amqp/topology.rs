@@ -140,6 +140,8 @@ impl Broker {
         }
     }
 
+    /// Closes a channel. To let go of it is not enough where a consumer was asked for and the answer not waited for: the client library
+    /// keeps what it expects, and with it the channel, to which the broker goes on handing out.
     pub(super) async fn done(&self, channel: &Channel) {
         let _ = self.within("close", channel.close(200, "done".into())).await;
     }
