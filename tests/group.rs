@@ -290,6 +290,8 @@ fn members_come_and_go(driver: Driver, settings: &str, ordered: bool) {
     let by_drained = by_both(of_c, of_a) + by_both(of_c, of_b) + by_both(of_c, of_d);
     let by_others = by_both(of_a, of_d);
     let by_killed = by_both(of_b, of_a) + by_both(of_b, of_d);
+    // All senders send to it.
+    let spooled = a.metric("trackalert_spooled_reports_total").unwrap_or_default();
     let table = [
         ("in hand at SIGTERM, and at SIGKILL", format!("{at_drain} and {at_kill}")),
         ("seconds until the added one handled some", format!("{:.1}", joined.as_secs_f64())),
@@ -301,6 +303,7 @@ fn members_come_and_go(driver: Driver, settings: &str, ordered: bool) {
         ("handled twice by one until the SIGKILL", again.to_string()),
         ("handled by two that were not ended", by_others.to_string()),
         ("handled by the killed one and by another", by_killed.to_string()),
+        ("confirmed too late, and so in the spool", spooled.to_string()),
     ];
     rig.print("group", &table);
     assert!(at_drain > 0.0 && at_kill > 0.0, "nothing was in hand: this proves nothing");
