@@ -237,3 +237,25 @@ async fn empty_queue_of_a_broker_far_away_is_known_to_be_empty() {
     assert_eq!((depth.messages, depth.dead), (0, 0));
     assert!(asked.elapsed() > Duration::from_millis(800), "the broker is not far away");
 }
+
+/// Its channel takes a while to be there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publish_that_was_given_up_before_its_turn_is_not_done() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let (listen, broker) = (free_ports(1), driver.rabbit.server.port);
+    let Some(proxy) = Proxy::open(listen, broker) else { return };
+    driver.settings = settings(&driver.rabbit.url().replace(&broker.to_string(), &listen.to_string()));
+    let queue = driver.open().await;
+    let publisher = queue.publisher();
+    let far = proxy.delay(Duration::from_millis(500));
+    let given_up = timeout(Duration::from_millis(50), publisher.publish(numbered(1..2)));
+    let (first, given_up) = tokio::join!(publisher.publish(numbered(0..1)), given_up);
+    first.unwrap();
+    assert!(given_up.is_err(), "its turn came before it was given up");
+    drop(far);
+    publisher.publish(numbered(2..3)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let numbers: Vec<u32> = take(&mut subscription, 2).await.iter().map(number).collect();
+    assert_eq!(numbers, [0, 2]);
+    end(subscription).await;
+}

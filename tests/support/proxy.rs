@@ -31,7 +31,7 @@ impl Proxy {
     pub(crate) fn open(listen: u16, to: u16) -> Option<Self> {
         static SERVER: OnceLock<Result<Server, String>> = OnceLock::new();
         let server = usable("fault proxy", SERVER.get_or_init(|| Server::start("toxiproxy", 1)).as_ref())?;
-        let proxy = Self { api: format!("127.0.0.1:{}", server.port), name: format!("to-{to}"), port: listen };
+        let proxy = Self { api: format!("127.0.0.1:{}", server.port), name: format!("{listen}-to-{to}"), port: listen };
         let (listen, upstream) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{to}"));
         proxy.ask("POST", "/proxies", &json!({ "name": proxy.name, "listen": listen, "upstream": upstream }));
         Some(proxy)

@@ -25,6 +25,8 @@ const CHUNK: usize = 30;
 /// How long a channel may be refused everything before another one takes its place: a broker that has told a channel to stop, because the
 /// queue is at its bound, does not tell it to go on when the bound is taken away.
 const REFUSED: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long the client library may take to say that what was under way on a channel is lost.
+const HEARD: std::time::Duration = std::time::Duration::from_millis(100);
 /// The longest wait before the broker is tried again: a connection attempt costs it nothing.
 pub(super) const RECONNECT_MOST: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -117,6 +119,10 @@ impl Publishing {
             Ok(channel) => channel,
             Err(error) => return drop(answer.send(Err(error))),
         };
+        // Whoever gave it up meanwhile sends it again another way, and what follows it behind that.
+        if answer.is_closed() {
+            return;
+        }
         let id = self.next_request;
         self.next_request += 1;
         self.open.insert(id, Pending { left: messages.len(), failed: None, answer });
@@ -170,6 +176,7 @@ impl Publishing {
         {
             return Err(error.clone());
         }
+        self.hear_of_earlier_channels().await;
         match self.open_channel().await {
             Ok(channel) => {
                 if self.failures > 0 {
@@ -191,6 +198,14 @@ impl Publishing {
                 self.closed_until = Some((Instant::now() + wait, error.clone()));
                 Err(error)
             }
+        }
+    }
+
+    /// Before anything is published on another channel, whoever waits for what was under way on one that is gone hears of that: the next
+    /// report of the same login goes behind it.
+    async fn hear_of_earlier_channels(&mut self) {
+        while let Ok(Some(first)) = timeout(HEARD, self.confirms.next()).await {
+            self.confirmed(first);
         }
     }
 
