@@ -289,6 +289,35 @@ async fn paused_shards_keep_their_order_and_give_back_what_waits_for_long() {
     assert!(again[0].token.tag().generation > generation);
 }
 
+/// The broker's exchange forgets which shard it gave to whom.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn login_keeps_its_shard_over_a_restart_of_the_broker() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let rabbit = tokio::task::spawn_blocking(Rabbit::start).await.unwrap().unwrap();
+    driver.settings = Settings { shards: 16, start_timeout: Duration::from_secs(60), ..settings(&rabbit.url()) };
+    let queue = driver.open().await;
+    let publisher = queue.publisher();
+    publisher.publish(numbered_by_login(0)).await.unwrap();
+    let rabbit = tokio::task::spawn_blocking(move || rabbit.restart().map(|()| rabbit)).await.unwrap().unwrap();
+    until("the broker takes nothing", async || publisher.publish(numbered_by_login(1)).await.is_ok()).await;
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut seen = BTreeMap::<String, BTreeSet<(u32, u32)>>::new();
+    // A login may come more than twice: what is not confirmed is published again.
+    while seen.values().filter(|rounds| rounds.iter().any(|(round, _)| *round == 1)).count() < LOGINS as usize
+        || seen.values().any(|rounds| rounds.iter().all(|(round, _)| *round == 1))
+    {
+        let delivery = next(&mut subscription).await;
+        let at = (number(&delivery), delivery.token.tag().lane);
+        seen.entry(delivery.message.key.clone()).or_default().insert(at);
+        delivery.token.ack();
+    }
+    for (login, rounds) in seen {
+        assert!(rounds.iter().all(|(_, shard)| *shard == rounds.first().unwrap().1), "{login}: {rounds:?}");
+    }
+    end(subscription).await;
+    tokio::task::spawn_blocking(move || rabbit.server.script("stop")).await.unwrap().unwrap();
+}
+
 /// As where a broker's disk is slow: the last acks of a shard that moves are given up. Whoever takes from it next waits already.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_in_hand_of_a_shard_comes_first_though_its_queue_was_silent_when_it_moved() {

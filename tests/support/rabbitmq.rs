@@ -67,9 +67,9 @@ impl Rabbit {
     }
 
     /// Stops the broker and starts it on the same port and folder.
-    pub(crate) fn restart(&self) {
-        self.server.script("stop").unwrap();
-        self.server.script("start").unwrap();
+    pub(crate) fn restart(&self) -> Result<(), String> {
+        self.server.script("stop")?;
+        self.server.script("start")
     }
 
     /// The address for `queue.amqp.url`.

@@ -132,14 +132,20 @@ impl Address {
             AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
                 format!("{shown}: {said}; declare the queue there, or set queue.amqp.declare = true")
             }
+            // A hard error before RabbitMQ 4.
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
+            | AMQPErrorKind::Hard(AMQPHardError::COMMANDINVALID)
+                if said.contains("unknown exchange type") =>
+            {
+                format!(
+                    "{shown} has no exchanges of the type {EXCHANGE_TYPE}, which queue.amqp.shards needs; enable the plugin on each of its nodes: rabbitmq-plugins enable rabbitmq_consistent_hash_exchange"
+                )
+            }
             AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("x-delivery-limit") => format!(
                 "{shown}: {said}; the queue is of a time when the broker had no limit of returns, and has one now: stop what sends to it, handle the rest with queue.amqp.declare = false, delete it, and start with queue.amqp.declare = true (docs/deploy.md, \"From RabbitMQ 3 to 4\")"
             ),
             AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => format!(
                 "{shown}: {said}; where the queue exists in another form, set queue.amqp.declare = false to take it as it is, or delete it"
-            ),
-            AMQPErrorKind::Hard(AMQPHardError::COMMANDINVALID) if said.contains(EXCHANGE_TYPE) => format!(
-                "{shown} has no exchanges of the type {EXCHANGE_TYPE}, which queue.amqp.shards needs; enable the plugin on each of its nodes: rabbitmq-plugins enable rabbitmq_consistent_hash_exchange"
             ),
             _ => format!("{shown}: {said}"),
         }

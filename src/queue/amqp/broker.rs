@@ -152,6 +152,14 @@ impl Broker {
         self.settings.shards > 0
     }
 
+    /// The queue of a key with this hash. Not by the exchange: which queue that gives a key goes by the order in which the queues were
+    /// bound, and a broker that starts again binds them in any order (the plugin, 3.10), so that a login's next reports would go to
+    /// another shard while the last still wait in theirs.
+    pub(super) fn shard(&self, hash: u64) -> &str {
+        let at = usize::try_from(hash % self.queues.len() as u64).unwrap_or_default();
+        &self.queues[at]
+    }
+
     /// Waits for the broker no longer than is set.
     pub(super) async fn within<T>(
         &self,

@@ -33,7 +33,7 @@ pub(super) const RECONNECT_MOST: std::time::Duration = std::time::Duration::from
 /// Where messages go.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum To {
-    /// The queue, or the exchange before its shards.
+    /// The queue, or the shard of each.
     Queue,
     /// The dead letters.
     Dead,
@@ -110,10 +110,9 @@ impl Publishing {
     async fn take(&mut self, request: Request) {
         let Request { to, messages, answer } = request;
         let broker = Arc::clone(&self.broker);
-        let (exchange, queue) = match to {
-            To::Queue if broker.sharded() => (broker.name.as_str(), None),
-            To::Queue => ("", Some(broker.name.as_str())),
-            To::Dead => ("", Some(broker.dead.as_str())),
+        let queue = |message: &Outgoing| match to {
+            To::Queue => broker.shard(message.hash),
+            To::Dead => broker.dead.as_str(),
         };
         let channel = match self.channel().await {
             Ok(channel) => channel,
@@ -128,7 +127,7 @@ impl Publishing {
         self.open.insert(id, Pending { left: messages.len(), failed: None, answer });
         for chunk in messages.chunks(CHUNK) {
             let wait = self.broker.settings.confirm_timeout;
-            let sent = timeout(wait, join_all(chunk.iter().map(|message| send(&channel, exchange, queue, message))));
+            let sent = timeout(wait, join_all(chunk.iter().map(|message| send(&channel, queue(message), message))));
             let Ok(sent) = sent.await else {
                 let shown = self.broker.address.shown();
                 let error = self.broker.unavailable(format!("{shown} takes nothing; has it a memory or disk alarm?"));
@@ -216,21 +215,13 @@ impl Publishing {
     }
 
     /// Why a message came back.
-    fn nowhere(&self, exchange: &str, route: &str) -> String {
+    fn nowhere(&self, queue: &str) -> String {
         let then = if self.broker.settings.declare {
             "it is made again with the next try"
         } else {
             "make it (queue.amqp.declare is false)"
         };
-        if exchange.is_empty() {
-            format!("a message was returned as not to be routed: the queue {route} is gone from the broker; {then}")
-        } else {
-            let (first, last) = (self.broker.queues.first(), self.broker.queues.last());
-            let (first, last) = (first.map_or("", |name| name), last.map_or("", |name| name));
-            format!(
-                "a message was returned as not to be routed: nothing is bound to the exchange {exchange}, which needs the queues {first} to {last}, each bound with the key 1; {then}"
-            )
-        }
+        format!("a message was returned as not to be routed: the queue {queue} is gone from the broker; {then}")
     }
 
     /// The broker returns a message before it confirms it, and the library (lapin 4.12) hands the returned one to the confirm that comes
@@ -243,7 +234,7 @@ impl Publishing {
         }
         for confirmed in &batch {
             if let Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) = &confirmed.outcome {
-                let reason = self.nowhere(message.exchange.as_str(), message.routing_key.as_str());
+                let reason = self.nowhere(message.routing_key.as_str());
                 if confirmed.channel == self.channels {
                     self.channel = None;
                     self.broker.forget();
@@ -281,13 +272,7 @@ impl Publishing {
     }
 }
 
-async fn send(
-    channel: &Channel,
-    exchange: &str,
-    queue: Option<&str>,
-    message: &Outgoing,
-) -> lapin::Result<lapin::PublisherConfirm> {
+async fn send(channel: &Channel, queue: &str, message: &Outgoing) -> lapin::Result<lapin::PublisherConfirm> {
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let route = queue.map_or_else(|| message.route.clone(), Into::into);
-    channel.basic_publish(exchange.into(), route, options, &message.body, message.properties.clone()).await
+    channel.basic_publish("".into(), queue.into(), options, &message.body, message.properties.clone()).await
 }

@@ -8,7 +8,7 @@ use lapin::{Channel, Connection, ExchangeKind};
 
 use super::broker::{Broker, Failure};
 
-/// Keeps a routing key on one queue. A plugin of the broker.
+/// For other programs that publish: keeps a routing key on one queue, until all of the broker starts again. A plugin.
 pub(super) const EXCHANGE_TYPE: &str = "x-consistent-hash";
 /// The first release that limits the returns of a quorum queue where nothing is said, and takes "no limit" for an answer.
 pub(super) const LIMITS_RETURNS: u64 = 4;
