@@ -58,9 +58,22 @@ fn process_killed_again_and_again_under_load_loses_nothing(driver: Driver) {
 }
 
 fn broker_killed_under_load_and_started_again_loses_nothing(driver: Driver) {
+    broker_killed(driver, "");
+}
+
+/// What is in a shard when the broker goes comes before what is sent when it is back.
+#[cfg(feature = "amqp")]
+#[test]
+fn broker_with_shards_killed_under_load_keeps_the_order_of_each_login_on_amqp() {
+    let Some(driver) = Driver::amqp() else { return };
+    let _alone = driver.alone();
+    broker_killed(driver, "queue.amqp.shards = 8\n");
+}
+
+fn broker_killed(driver: Driver, settings: &str) {
     let (total, down) = trial::size((20_000, Duration::from_secs(5)), (200_000, Duration::from_secs(30)));
     let mut rig = Rig::new(driver);
-    let site = rig.site("");
+    let site = rig.site(settings);
     let mut load = Load::new(total, 500, 2, 0..=50, &mut rig.random);
     let program = site.start();
     let first = rig.send(&site, load.shares.remove(0));
@@ -89,7 +102,7 @@ fn broker_killed_under_load_and_started_again_loses_nothing(driver: Driver) {
         ("seconds until all was handled afterwards", format!("{:.1}", back.elapsed().as_secs_f64())),
         ("reports that came again after they were handled", repeated(&program).to_string()),
     ];
-    rig.print("broker killed", &table);
+    rig.print(if settings.is_empty() { "broker killed" } else { "broker with shards killed" }, &table);
     assert!(in_flight > 0.0 && accepted < load.total, "nothing was in flight: this proves nothing");
     assert_eq!(program.terminate(), Some(0));
 }

@@ -6,8 +6,8 @@
 //!                  └─────────────────── dead letters ─────────────────────────┘
 //! ```
 //!
-//! With `queue.amqp.shards` the queue is several: `<name>-0`, `<name>-1`, …, behind an exchange that keeps a key on one of them, and each
-//! is taken from by one process at a time.
+//! With `queue.amqp.shards` the queue is several: `<name>-0`, `<name>-1`, …. A key has one of them, and each is taken from by one process
+//! at a time.
 //!
 //! `address` knows where the broker is and what its refusals mean, `broker` and `wire` connect, `topology` declares, `policies` looks for
 //! limits that the broker's policies set, `link` is the thread that publishes and looks (`publisher`, `dead`), `form` is how a message

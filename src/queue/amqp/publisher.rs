@@ -25,8 +25,10 @@ const CHUNK: usize = 30;
 /// How long a channel may be refused everything before another one takes its place: a broker that has told a channel to stop, because the
 /// queue is at its bound, does not tell it to go on when the bound is taken away.
 const REFUSED: std::time::Duration = std::time::Duration::from_secs(5);
-/// How long the client library may take to say that what was under way on a channel is lost.
+/// How long the client library may take to say that something that was under way on a channel is lost.
 const HEARD: std::time::Duration = std::time::Duration::from_millis(100);
+/// For how long all of that is listened to.
+const HEARD_ALL: std::time::Duration = std::time::Duration::from_secs(1);
 /// The longest wait before the broker is tried again: a connection attempt costs it nothing.
 pub(super) const RECONNECT_MOST: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -169,13 +171,14 @@ impl Publishing {
         if let Some(channel) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
             return Ok(Arc::clone(channel));
         }
-        (self.channel, self.refused) = (None, None);
+        self.channel = None;
         if let Some((until, error)) = &self.closed_until
             && *until > Instant::now()
         {
             return Err(error.clone());
         }
         self.hear_of_earlier_channels().await;
+        self.refused = None;
         match self.open_channel().await {
             Ok(channel) => {
                 if self.failures > 0 {
@@ -201,9 +204,12 @@ impl Publishing {
     }
 
     /// Before anything is published on another channel, whoever waits for what was under way on one that is gone hears of that: the next
-    /// report of the same login goes behind it.
+    /// report of the same login goes behind it. One that was refused may go on answering for long.
     async fn hear_of_earlier_channels(&mut self) {
-        while let Ok(Some(first)) = timeout(HEARD, self.confirms.next()).await {
+        let until = Instant::now() + HEARD_ALL;
+        while Instant::now() < until
+            && let Ok(Some(first)) = timeout(HEARD, self.confirms.next()).await
+        {
             self.confirmed(first);
         }
     }
