@@ -223,13 +223,19 @@ async fn look_at_dead_letters_that_comes_to_nothing_keeps_none_of_them() {
     script("stop").await;
 }
 
+/// Has the driver reach its broker through the fault proxy.
+fn through_proxy(driver: &mut Amqp) -> Option<Proxy> {
+    let (listen, broker) = (free_ports(1), driver.rabbit.server.port);
+    let proxy = Proxy::open(listen, broker)?;
+    driver.settings = settings(&driver.rabbit.url().replace(&broker.to_string(), &listen.to_string()));
+    Some(proxy)
+}
+
 /// Here an answer that comes late says nothing of the queue's leader.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn empty_queue_of_a_broker_far_away_is_known_to_be_empty() {
     let Some(mut driver) = Amqp::start() else { return };
-    let (listen, broker) = (free_ports(1), driver.rabbit.server.port);
-    let Some(proxy) = Proxy::open(listen, broker) else { return };
-    driver.settings = settings(&driver.rabbit.url().replace(&broker.to_string(), &listen.to_string()));
+    let Some(proxy) = through_proxy(&mut driver) else { return };
     let queue = driver.open().await;
     let _far = proxy.delay(Duration::from_millis(200));
     let asked = Instant::now();
@@ -242,9 +248,7 @@ async fn empty_queue_of_a_broker_far_away_is_known_to_be_empty() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publish_that_was_given_up_before_its_turn_is_not_done() {
     let Some(mut driver) = Amqp::start() else { return };
-    let (listen, broker) = (free_ports(1), driver.rabbit.server.port);
-    let Some(proxy) = Proxy::open(listen, broker) else { return };
-    driver.settings = settings(&driver.rabbit.url().replace(&broker.to_string(), &listen.to_string()));
+    let Some(proxy) = through_proxy(&mut driver) else { return };
     let queue = driver.open().await;
     let publisher = queue.publisher();
     let far = proxy.delay(Duration::from_millis(500));
