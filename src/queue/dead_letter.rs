@@ -27,17 +27,31 @@ pub struct DeadLetter {
     pub coordinates: String,
 }
 
+/// Why and when a message was rejected. Its letter is the same however often it is written: where the place of the letters takes one and
+/// says so too late, the next try puts it there again.
+#[derive(Debug)]
+pub(super) struct Rejection {
+    pub(super) reason: Reason,
+    micros: i64,
+}
+
+impl Rejection {
+    pub(super) fn now(reason: Reason) -> Self {
+        Self { reason, micros: Time::now().micros() }
+    }
+}
+
 impl DeadLetter {
-    /// The letter of a message that is rejected now; `unique` tells it from others of the same microsecond. One that was a dead letter
-    /// before goes on counting its attempts: who looks at it sees that sending it again did not help.
-    pub(super) fn of(message: &Message, mut reason: Reason, coordinates: String, unique: &str) -> Self {
-        let now = Time::now().micros();
+    /// The letter of a rejected message; `unique` tells it from others of the same microsecond. One that was a dead letter before goes on
+    /// counting its attempts: who looks at it sees that sending it again did not help.
+    pub(super) fn of(message: &Message, rejection: &Rejection, coordinates: String, unique: &str) -> Self {
+        let (mut reason, micros) = (rejection.reason.clone(), rejection.micros);
         let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
         reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
         // Of one that was cut and sent again the whole is still where it was.
         let stood = message.header(headers::CUT).filter(|stood| stood.len() <= MAX_COORDINATES);
         let coordinates = stood.map_or(coordinates, str::to_owned);
-        Self { id: letter_id(now, unique), message: message.clone(), reason, rejected_micros: now, coordinates }
+        Self { id: letter_id(micros, unique), message: message.clone(), reason, rejected_micros: micros, coordinates }
     }
 
     /// Keeps so many bytes of the body, and a quarter of that of the headers, of what is too large for the place of the letters.
@@ -228,7 +242,7 @@ mod tests {
         let copy = letter().into_copy();
         assert_eq!((copy.header(headers::ONLY), copy.header(headers::ATTEMPTS)), (Some("spray"), Some("3")));
         let reason = Reason { only: Vec::new(), attempts: 2, ..letter().reason };
-        let again = DeadLetter::of(&copy, reason, "reports/0/9".to_owned(), "9");
+        let again = DeadLetter::of(&copy, &Rejection::now(reason), "reports/0/9".to_owned(), "9");
         assert_eq!(again.reason.attempts, 5);
         let copy = again.into_copy();
         assert_eq!((copy.header(headers::ONLY), copy.header(headers::ATTEMPTS)), (Some("spray"), Some("5")));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::dead_letter::Rejection;
 use super::offsets::OffsetWindow;
 use super::{Message, Reason, Unsettled};
 
@@ -18,7 +19,14 @@ pub(super) enum Stage {
     /// Handed out again when due.
     Waiting,
     /// On its way to the dead letters.
-    Rejected(Box<Reason>),
+    Rejected(Box<Rejection>),
+}
+
+impl Stage {
+    /// Rejected now.
+    pub(super) fn rejected(reason: Reason) -> Self {
+        Self::Rejected(Box::new(Rejection::now(reason)))
+    }
 }
 
 #[derive(Debug)]
@@ -276,7 +284,7 @@ mod tests {
         let now = Instant::now();
         let reason = Reason { kind: ReasonKind::Policy, text: String::new(), only: Vec::new(), attempts: 1 };
         assert!(flights.add(0, 1, message(1), Stage::Out));
-        assert!(flights.taken_back(0, Stage::Rejected(Box::new(reason))).is_some());
+        assert!(flights.taken_back(0, Stage::rejected(reason)).is_some());
         assert_eq!((flights.out(), flights.busy()), (0, 1));
         flights.again_at(0, now);
         assert_eq!((flights.busy(), flights.due(now), flights.busy()), (0, Some(0), 1));

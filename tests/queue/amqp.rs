@@ -357,9 +357,11 @@ async fn what_is_worked_on_for_too_long_goes_back_and_what_was_done_meanwhile_do
 async fn what_waits_for_long_while_others_are_worked_on_goes_back_before_more_is_handed_out() {
     for rejected in [false, true] {
         let Some(mut driver) = Amqp::start() else { return };
+        drop(driver.open().await);
+        driver.settings.declare = !rejected;
         let (mut subscription, mut five, _queues) = five_of_ten(&mut driver).await;
         if rejected {
-            // It waits for its dead letter, then.
+            // It waits for its dead letter, then: nobody makes that queue again.
             assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{}.dead", driver.name), "").0, 204);
         }
         let taken = Instant::now();
@@ -500,6 +502,53 @@ async fn message_stays_where_it_is_while_the_dead_letters_refuse_it() {
         depth.dead == rejected && depth.messages == 100 - rejected
     })
     .await;
+    end(subscription).await;
+}
+
+/// Rejects so many messages while the queue of dead letters answers nobody, until the first are given up. Gives the source that has them.
+async fn reject_in_silence(driver: &Amqp, queue: &dyn Queue, count: u32) -> Subscription {
+    start::keep_the_log();
+    queue.publisher().publish(numbered(0..count)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let taken = take(&mut subscription, count as usize).await;
+    let dead = format!("{}.dead", driver.name);
+    driver.script("do-silence", &dead).await;
+    taken.into_iter().for_each(|delivery| delivery.token.reject(reason(&[])));
+    until("the silence is not told", async || start::logged(&[&dead, "a dead letter was not taken"])).await;
+    subscription
+}
+
+/// It is tried again before the broker has done what it was asked first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letter_that_is_confirmed_too_late_is_one_and_comes_back_once() {
+    let Some(mut driver) = Amqp::start() else { return };
+    driver.settings.confirm_timeout = Duration::from_secs(1);
+    let queue = driver.open().await;
+    let subscription = reject_in_silence(&driver, &*queue, 1).await;
+    driver.script("do-wake", &format!("{}.dead", driver.name)).await;
+    until("it is no dead letter", async || {
+        let depth = queue.depth().await.unwrap();
+        depth.messages == 0 && depth.dead > 1
+    })
+    .await;
+    end(subscription).await;
+    let letters = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap();
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert!(queue.dead_letters().resend(letters[0].id.clone()).await.unwrap());
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.messages, depth.dead), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_that_nobody_takes_keep_no_report_from_its_queue() {
+    let Some(mut driver) = Amqp::start() else { return };
+    driver.settings.confirm_timeout = Duration::from_secs(1);
+    let queue = driver.open().await;
+    let subscription = reject_in_silence(&driver, &*queue, 5_000).await;
+    for number in 5_000..5_010 {
+        queue.publisher().publish(numbered(number..number + 1)).await.unwrap();
+    }
+    driver.script("do-wake", &format!("{}.dead", driver.name)).await;
     end(subscription).await;
 }
 

@@ -18,8 +18,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::super::{Backoff, QueueError};
 use super::Settings;
 use super::address::Address;
+use super::form::{self, Outgoing};
 use super::link::OpenError;
-use super::publisher::RECONNECT_MOST;
+use super::publisher::{RECONNECT_MOST, To};
 use super::wire::Wire;
 use crate::complaints::Complaints;
 use crate::telemetry::Metrics;
@@ -70,6 +71,8 @@ pub(super) struct Broker {
     pub(super) shown: Vec<Shown>,
     pub(super) complaints: Complaints,
     wire: Wire,
+    /// A connection of its own: where a quorum queue takes nothing more, the broker stops reading from whoever publishes to it.
+    wire_to_dead: Wire,
     major: OnceCell<u64>,
 }
 
@@ -135,6 +138,7 @@ impl Broker {
             queues,
             complaints: Complaints::default(),
             wire: Wire::new("publisher"),
+            wire_to_dead: Wire::new("dead letters"),
             major: OnceCell::new(),
         }
     }
@@ -147,17 +151,22 @@ impl Broker {
         self.unavailable(self.address.explain(error))
     }
 
+    pub(super) fn failure(&self, error: &lapin::Error) -> Failure {
+        Failure { error: self.failed(error), lasting: Address::lasting(error) }
+    }
+
     /// Whether the queue has shards, be it one.
     pub(super) const fn sharded(&self) -> bool {
         self.settings.shards > 0
     }
 
-    /// The queue of a key with this hash. Not by the exchange: which queue that gives a key goes by the order in which the queues were
-    /// bound, and a broker that starts again binds them in any order (the plugin, 3.10), so that a login's next reports would go to
-    /// another shard while the last still wait in theirs.
-    pub(super) fn shard(&self, hash: u64) -> &str {
-        let at = usize::try_from(hash % self.queues.len() as u64).unwrap_or_default();
-        &self.queues[at]
+    /// The queue of a message. Not by the exchange: which queue that gives a key goes by the order in which the queues were bound, and a
+    /// broker that starts again binds them in any order (the plugin, 3.10), so that a login's next reports would go to another shard while
+    /// the last still wait in theirs.
+    pub(super) fn shard(&self, message: &Outgoing) -> &str {
+        let shards = self.queues.len() as u64;
+        let at = if shards > 1 { form::hash(message) % shards } else { 0 };
+        &self.queues[usize::try_from(at).unwrap_or_default()]
     }
 
     /// Waits for the broker no longer than is set.
@@ -233,9 +242,16 @@ impl Broker {
         self.within("connect", Connection::connect_uri_with_config(uri, properties, tls, runtime)).await
     }
 
-    /// A channel of the connection that publishes and looks, after the queues were declared where it is a new one.
-    pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
-        Ok(self.wire.channel(self, true).await?.1)
+    const fn wire(&self, to: To) -> &Wire {
+        match to {
+            To::Queue => &self.wire,
+            To::Dead => &self.wire_to_dead,
+        }
+    }
+
+    /// A channel of the connection that publishes and looks there, after the queues were declared where it is a new one.
+    pub(super) async fn channel(&self, to: To) -> Result<Channel, QueueError> {
+        Ok(self.wire(to).channel(self, true).await?.1)
     }
 
     /// A name as the wire has it.
@@ -315,13 +331,13 @@ impl Broker {
     }
 
     /// The next channel comes with a new connection, after the queues were declared again.
-    pub(super) fn forget(&self) {
-        self.wire.forget();
+    pub(super) fn forget(&self, to: To) {
+        self.wire(to).forget();
     }
 
     /// Closes the connection in an orderly way.
-    pub(super) async fn close(&self) {
-        self.wire.close(self).await;
+    pub(super) async fn close(&self, to: To) {
+        self.wire(to).close(self).await;
     }
 }
 

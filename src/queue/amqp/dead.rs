@@ -3,7 +3,7 @@
 //! Owns the rule that a look changes nothing: the queue has no limit of returns, and a look ends when the broker has got back what it
 //! had handed out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,12 +45,13 @@ pub(super) struct Dead {
 struct Look {
     broker: Arc<Broker>,
     channel: Channel,
+    /// Some more than once: one that the broker confirmed too late was sent again. They are one, and go together.
     letters: Vec<(u64, DeadLetter)>,
 }
 
 impl Look {
     async fn open(broker: Arc<Broker>) -> Result<Self, QueueError> {
-        let channel = broker.channel().await?;
+        let channel = broker.channel(To::Dead).await?;
         let mut look = Self { broker, channel, letters: Vec::new() };
         if let Err(error) = look.take().await {
             look.broker.done(&look.channel).await;
@@ -88,6 +89,27 @@ impl Look {
 
     /// Takes those with these ids out for good, and gives the rest back. `true`: some of them may be left, look again.
     async fn close(self, gone: &BTreeSet<String>) -> Result<bool, QueueError> {
+        let taken_out = self.take_out(gone).await;
+        let Self { broker, channel, letters } = self;
+        // However that went: what is held here nobody else sees.
+        let closed = broker.within("close", channel.close(200, "done".into())).await;
+        let (taken_out, left) = taken_out?;
+        closed?;
+        // The queue gets them back a little later than the channel is closed; whoever looks next must find them.
+        let rest = (letters.len() - taken_out) as u64;
+        let channel = broker.channel(To::Dead).await?;
+        let deadline = Instant::now() + RETURN;
+        let mut ready = broker.ready(&channel, &broker.dead).await?;
+        while ready < rest && Instant::now() < deadline {
+            sleep(Duration::from_millis(5)).await;
+            ready = broker.ready(&channel, &broker.dead).await?;
+        }
+        broker.done(&channel).await;
+        Ok(left || (taken_out > 0 && ready > rest))
+    }
+
+    /// Acks letters with these ids: how many, and whether some of them are left.
+    async fn take_out(&self, gone: &BTreeSet<String>) -> Result<(usize, bool), QueueError> {
         let Self { broker, channel, letters } = self;
         let goes = |(_, letter): &&(u64, DeadLetter)| gone.contains(&letter.id);
         let front = letters.iter().take_while(goes).count();
@@ -99,22 +121,14 @@ impl Look {
         for tag in others.iter().take(singly) {
             broker.within("ack", channel.basic_ack(*tag, BasicAckOptions::default())).await?;
         }
-        broker.within("close", channel.close(200, "done".into())).await?;
-        let rest = (letters.len() - front - singly) as u64;
-        // The queue gets them back a little later than the channel is closed; whoever looks next must find them.
-        let channel = broker.channel().await?;
-        let deadline = Instant::now() + RETURN;
-        let mut ready = broker.ready(&channel, &broker.dead).await?;
-        while ready < rest && Instant::now() < deadline {
-            sleep(Duration::from_millis(5)).await;
-            ready = broker.ready(&channel, &broker.dead).await?;
-        }
-        broker.within("close", channel.close(200, "done".into())).await?;
-        Ok(singly < others.len() || (front + singly > 0 && ready > rest))
+        Ok((front + singly, singly < others.len()))
     }
 
-    fn find(&self, ids: &[String]) -> Vec<DeadLetter> {
-        self.letters.iter().map(|(_, letter)| letter).filter(|letter| ids.contains(&letter.id)).cloned().collect()
+    /// Those that are meant, each once, oldest first.
+    fn find(&self, meant: impl Fn(&DeadLetter) -> bool) -> Vec<DeadLetter> {
+        let meant = self.letters.iter().map(|(_, letter)| letter).filter(|letter| meant(letter));
+        let each: BTreeMap<&str, &DeadLetter> = meant.map(|letter| (letter.id.as_str(), letter)).collect();
+        each.into_values().cloned().collect()
     }
 }
 
@@ -148,10 +162,8 @@ impl DeadLetters for Dead {
         most: usize,
     ) -> BoxFuture<'_, Result<Vec<DeadLetter>, QueueError>> {
         self.with(move |_, look| {
-            let meant =
-                |letter: &&DeadLetter| filter.matches(letter) && after.as_ref().is_none_or(|after| letter.id > *after);
-            let mut letters: Vec<_> = look.letters.iter().map(|(_, letter)| letter).filter(meant).cloned().collect();
-            letters.sort_by(|a, b| a.id.cmp(&b.id));
+            let is_after = |letter: &DeadLetter| after.as_ref().is_none_or(|after| letter.id > *after);
+            let mut letters = look.find(|letter| filter.matches(letter) && is_after(letter));
             letters.truncate(most);
             std::future::ready(Ok((letters, Vec::new())))
         })
@@ -167,7 +179,7 @@ impl DeadLetters for Dead {
 
     fn resend_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
         self.with(move |link, look| {
-            let letters = look.find(&ids);
+            let letters = look.find(|letter| ids.contains(&letter.id));
             async move {
                 let found: Vec<String> = letters.iter().map(|letter| letter.id.clone()).collect();
                 let mut copies = Vec::new();
@@ -185,7 +197,8 @@ impl DeadLetters for Dead {
 
     fn drop_all(&self, ids: Vec<String>) -> BoxFuture<'_, Result<Vec<String>, QueueError>> {
         self.with(move |_, look| {
-            let found: Vec<String> = look.find(&ids).into_iter().map(|letter| letter.id).collect();
+            let found = look.find(|letter| ids.contains(&letter.id)).into_iter().map(|letter| letter.id);
+            let found: Vec<String> = found.collect();
             std::future::ready(Ok((found.clone(), found)))
         })
     }

@@ -58,8 +58,6 @@ struct Burial {
 pub(super) struct Outgoing {
     pub(super) properties: BasicProperties,
     pub(super) body: Bytes,
-    /// Of the key: what its shard goes by.
-    pub(super) hash: u64,
 }
 
 /// The wire form of a message. `Err`: the bytes of its headers, which are too many.
@@ -94,12 +92,16 @@ fn finish(message: &Message, table: FieldTable) -> Result<Outgoing, usize> {
     let seconds = u64::try_from(message.published.micros().div_euclid(1_000_000)).unwrap_or(0);
     let properties =
         BasicProperties::default().with_delivery_mode(PERSISTENT).with_timestamp(seconds).with_headers(table);
-    Ok(Outgoing { properties, body: message.body.clone(), hash: hash(&message.key) })
+    Ok(Outgoing { properties, body: message.body.clone() })
 }
 
 /// The first 64 bits of the key's SHA-256: every process and every release must find the same shard by it.
-fn hash(key: &str) -> u64 {
-    let digest = Sha256::digest(key);
+pub(super) fn hash(message: &Outgoing) -> u64 {
+    let key = message.properties.headers().as_ref().and_then(|table| table.inner().get(KEY));
+    let digest = match key {
+        Some(AMQPValue::LongString(key)) => Sha256::digest(key.as_bytes()),
+        _ => Sha256::digest(""),
+    };
     digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
@@ -218,6 +220,7 @@ fn text(value: &AMQPValue) -> Option<String> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::super::dead_letter::Rejection;
     use super::*;
 
     fn headers() -> impl Strategy<Value = Vec<(String, String)>> {
@@ -232,7 +235,7 @@ mod tests {
             let out = outgoing(&message).unwrap();
             prop_assert_eq!(super::message(&out.properties, out.body), message.clone());
             let reason = Reason { kind: ReasonKind::Policy, text: "t".into(), only: vec!["a".into()], attempts: 2 };
-            let letter = DeadLetter::of(&message, reason, "reports/1/2".into(), "2");
+            let letter = DeadLetter::of(&message, &Rejection::now(reason), "reports/1/2".into(), "2");
             let out = buried(&letter).unwrap();
             prop_assert_eq!(super::letter("reports", &out.properties, out.body), letter);
         }
@@ -259,7 +262,7 @@ mod tests {
 
     #[test]
     fn hash_of_a_key_never_changes() {
-        assert_eq!(hash("anna"), 0x5557_9b55_7896_d0ce);
+        assert_eq!(hash(&outgoing(&Message::new("anna", "")).unwrap()), 0x5557_9b55_7896_d0ce);
     }
 
     #[test]

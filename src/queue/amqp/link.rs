@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -35,7 +35,8 @@ const CHANNEL: usize = 4096;
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) broker: Arc<Broker>,
-    requests: mpsc::Sender<Request>,
+    to_queue: mpsc::Sender<Request>,
+    to_dead: mpsc::Sender<Request>,
     runtime: Handle,
 }
 
@@ -43,13 +44,16 @@ impl Link {
     fn start(broker: Arc<Broker>, label: &'static str) -> Result<Self, QueueError> {
         let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| broker.unavailable(e))?;
         let handle = runtime.handle().clone();
-        let (requests, waiting) = mpsc::channel(REQUESTS);
+        let (to_queue, for_queue) = mpsc::channel(REQUESTS);
+        let (to_dead, for_dead) = mpsc::channel(REQUESTS);
         let publisher = Arc::clone(&broker);
-        std::thread::Builder::new()
-            .name(format!("amqp-{label}"))
-            .spawn(move || runtime.block_on(publisher::run(publisher, waiting)))
-            .map_err(|error| broker.unavailable(error))?;
-        Ok(Self { broker, requests, runtime: handle })
+        let publish = move || {
+            let to_queue = publisher::run(Arc::clone(&publisher), To::Queue, for_queue);
+            runtime.block_on(join(to_queue, publisher::run(publisher, To::Dead, for_dead)))
+        };
+        let thread = std::thread::Builder::new().name(format!("amqp-{label}"));
+        thread.spawn(publish).map_err(|error| broker.unavailable(error))?;
+        Ok(Self { broker, to_queue, to_dead, runtime: handle })
     }
 
     /// Does something on the link's thread.
@@ -68,9 +72,12 @@ impl Link {
         }
         let closed = || QueueError::Closed(self.broker.name.clone());
         let (answer, answered) = oneshot::channel();
+        let requests = match to {
+            To::Queue => &self.to_queue,
+            To::Dead => &self.to_dead,
+        };
         let confirmed = async {
-            let request = Request { to, messages, answer };
-            self.requests.send(request).await.map_err(|_| closed())?;
+            requests.send(Request { messages, answer }).await.map_err(|_| closed())?;
             answered.await.map_err(|_| closed())?
         };
         let wait = self.broker.settings.confirm_timeout;
@@ -195,7 +202,7 @@ impl Queue for AmqpQueue {
         Box::pin(self.link.run(async move {
             // While somebody looks at the dead letters they are out of their queue.
             let _nobody_looks = looking.lock().await;
-            let channel = broker.channel().await?;
+            let channel = broker.channel(To::Queue).await?;
             let mut depth = Depth { dead: broker.ready(&channel, &broker.dead).await?, ..Depth::default() };
             for (name, shown) in broker.queues.iter().zip(&broker.shown) {
                 let ready = broker.ready(&channel, name).await?;

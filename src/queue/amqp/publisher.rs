@@ -1,4 +1,4 @@
-//! The task that publishes: one channel in confirm mode, many messages in flight, one answer for each request.
+//! The task that publishes to one place: one channel in confirm mode, many messages in flight, one answer for each request.
 //!
 //! Owns the channel and every confirm that is outstanding on it. A message counts as published only when the broker has confirmed it
 //! and has returned none of its channel by then.
@@ -43,7 +43,6 @@ pub(super) enum To {
 
 /// Messages for one place, and who waits for them.
 pub(super) struct Request {
-    pub(super) to: To,
     pub(super) messages: Vec<Outgoing>,
     pub(super) answer: oneshot::Sender<Result<(), QueueError>>,
 }
@@ -65,6 +64,7 @@ type Confirm = Pin<Box<dyn Future<Output = Confirmed> + Send>>;
 
 struct Publishing {
     broker: Arc<Broker>,
+    to: To,
     channel: Option<Arc<Channel>>,
     /// Since when the broker confirms nothing on this channel.
     refused: Option<Instant>,
@@ -81,9 +81,10 @@ struct Publishing {
 }
 
 /// Publishes until nobody can ask any more.
-pub(super) async fn run(broker: Arc<Broker>, mut requests: mpsc::Receiver<Request>) {
+pub(super) async fn run(broker: Arc<Broker>, to: To, mut requests: mpsc::Receiver<Request>) {
     let mut publishing = Publishing {
         broker,
+        to,
         channel: None,
         refused: None,
         confirms: FuturesUnordered::new(),
@@ -105,16 +106,16 @@ pub(super) async fn run(broker: Arc<Broker>, mut requests: mpsc::Receiver<Reques
             },
         }
     }
-    publishing.broker.close().await;
+    publishing.broker.close(to).await;
 }
 
 impl Publishing {
     async fn take(&mut self, request: Request) {
-        let Request { to, messages, answer } = request;
-        let broker = Arc::clone(&self.broker);
+        let Request { messages, answer } = request;
+        let (broker, to) = (Arc::clone(&self.broker), self.to);
         let queue = |message: &Outgoing| match to {
-            To::Queue => broker.shard(message.hash),
-            To::Dead => broker.dead.as_str(),
+            To::Queue => broker.shard(message),
+            To::Dead => &broker.dead,
         };
         let channel = match self.channel().await {
             Ok(channel) => channel,
@@ -215,7 +216,7 @@ impl Publishing {
     }
 
     async fn open_channel(&self) -> Result<Channel, QueueError> {
-        let channel = self.broker.channel().await?;
+        let channel = self.broker.channel(self.to).await?;
         self.broker.within("confirm mode", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
     }
@@ -243,7 +244,7 @@ impl Publishing {
                 let reason = self.nowhere(message.routing_key.as_str());
                 if confirmed.channel == self.channels {
                     self.channel = None;
-                    self.broker.forget();
+                    self.broker.forget(self.to);
                 }
                 let newest = self.returned.as_ref().map_or(0, |(newest, _)| *newest);
                 self.returned = Some((newest.max(confirmed.channel), reason));

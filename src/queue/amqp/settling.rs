@@ -28,8 +28,9 @@ impl Session<'_> {
                 }
             }
             Settlement::Reject(reason) => {
-                self.flights.taken_back(tag, Stage::Rejected(Box::new(reason)));
-                self.bury(tag);
+                if self.flights.taken_back(tag, Stage::rejected(reason)).is_some() {
+                    self.bury(tag);
+                }
             }
         }
     }
@@ -130,9 +131,9 @@ impl Session<'_> {
     pub(super) fn bury(&mut self, tag: u64) {
         let coordinates = self.coordinates(tag);
         let Some(open) = self.flights.get(tag) else { return };
-        let Stage::Rejected(reason) = &open.stage else { return };
+        let Stage::Rejected(rejection) = &open.stage else { return };
         let unique = coordinates.rsplit('/').take(2).collect::<Vec<_>>().join("-");
-        let mut letter = DeadLetter::of(&open.message, reason.as_ref().clone(), coordinates, &unique);
+        let mut letter = DeadLetter::of(&open.message, rejection, coordinates, &unique);
         let outgoing = form::buried(&letter).or_else(|_| {
             letter.message.headers.clear();
             letter.reason.text.push_str(" (its headers were too large to be kept)");
@@ -154,8 +155,8 @@ impl Session<'_> {
         let broker = &self.parts.link.broker;
         match done {
             Ok(()) => {
-                if let Some(Stage::Rejected(reason)) = self.flights.get(tag).map(|open| &open.stage) {
-                    broker.metrics.rejected.with_label_values(&[&reason.kind.to_string()]).inc();
+                if let Some(Stage::Rejected(rejection)) = self.flights.get(tag).map(|open| &open.stage) {
+                    broker.metrics.rejected.with_label_values(&[&rejection.reason.kind.to_string()]).inc();
                 }
                 self.finish(tag);
             }

@@ -8,15 +8,20 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::dead_letter::letter_id;
-use super::super::{DeadLetter, DeadLetters, Filter, Message, QueueError, Reason};
+use super::super::dead_letter::{Rejection, letter_id};
+use super::super::{DeadLetter, DeadLetters, Filter, Message, QueueError};
 use super::command::{Command, Room};
 use super::log::Log;
 use super::record;
 
-/// The key and the bytes of the letter of a message that is rejected now.
-pub(super) fn letter(sequence: u64, message: &Message, reason: Reason, coordinates: String) -> (String, Vec<u8>) {
-    let letter = DeadLetter::of(message, reason, coordinates, &format!("{sequence:x}"));
+/// The key and the bytes of the letter of a rejected message.
+pub(super) fn letter(
+    sequence: u64,
+    message: &Message,
+    rejection: &Rejection,
+    coordinates: String,
+) -> (String, Vec<u8>) {
+    let letter = DeadLetter::of(message, rejection, coordinates, &format!("{sequence:x}"));
     // A message that came out of this log goes back into it: none of its lengths is over the format's.
     let bytes = record::encode_letter(&letter).unwrap_or_default();
     (letter.id, bytes)

@@ -32,7 +32,7 @@ impl Source {
             attempts: 0,
         };
         tracing::error!(coordinates = self.coordinates(sequence), "damaged record in the queue");
-        if self.flights.add(sequence, size, Arc::new(message), Stage::Rejected(Box::new(reason))) {
+        if self.flights.add(sequence, size, Arc::new(message), Stage::rejected(reason)) {
             self.bury(sequence);
         }
     }
@@ -51,7 +51,7 @@ impl Source {
                 }
             }
             Settlement::Reject(reason) => {
-                self.flights.taken_back(tag.sequence, Stage::Rejected(Box::new(reason)));
+                self.flights.taken_back(tag.sequence, Stage::rejected(reason));
                 self.bury(tag.sequence);
             }
         }
@@ -72,8 +72,8 @@ impl Source {
         }
         let coordinates = self.coordinates(sequence);
         let Some(open) = self.flights.get(sequence) else { return };
-        let Stage::Rejected(reason) = &open.stage else { return };
-        let (key, letter) = dead::letter(sequence, &open.message, reason.as_ref().clone(), coordinates);
+        let Stage::Rejected(rejection) = &open.stage else { return };
+        let (key, letter) = dead::letter(sequence, &open.message, rejection, coordinates);
         let command = Command::Bury { sequence, key, letter, answer: self.buried_sender.clone() };
         if self.parts.commands.try_send(command).is_ok() {
             self.burying += 1;
@@ -93,8 +93,8 @@ impl Source {
         self.burying -= 1;
         match done {
             Ok(()) => {
-                if let Some(Stage::Rejected(reason)) = self.flights.get(sequence).map(|open| &open.stage) {
-                    self.parts.log.metrics.rejected.with_label_values(&[&reason.kind.to_string()]).inc();
+                if let Some(Stage::Rejected(rejection)) = self.flights.get(sequence).map(|open| &open.stage) {
+                    self.parts.log.metrics.rejected.with_label_values(&[&rejection.reason.kind.to_string()]).inc();
                 }
                 self.finish(sequence);
             }

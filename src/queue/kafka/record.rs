@@ -130,6 +130,7 @@ mod tests {
     use rdkafka::Timestamp;
     use rdkafka::message::OwnedMessage;
 
+    use super::super::super::dead_letter::Rejection;
     use super::*;
 
     fn record(key: Option<&[u8]>, payload: &[u8], headers: Option<OwnedHeaders>) -> OwnedMessage {
@@ -148,7 +149,7 @@ mod tests {
         };
         let only = vec!["spray".to_owned(), "dormant".to_owned()];
         let reason = Reason { kind: ReasonKind::Policy, text: "it failed".to_owned(), only, attempts: 2 };
-        let letter = DeadLetter::of(&message, reason, "reports/1/40".to_owned(), "1-28");
+        let letter = DeadLetter::of(&message, &Rejection::now(reason), "reports/1/40".to_owned(), "1-28");
         let record = record(Some(letter.id.as_bytes()), &letter.message.body, Some(letter_headers(&letter)));
         assert_eq!(read_letter(&record).unwrap(), letter);
     }

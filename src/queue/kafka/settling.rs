@@ -48,7 +48,7 @@ impl Shared {
                 }
             }
             Settlement::Reject(reason) => {
-                if lanes.taken_back(tag, Stage::Rejected(Box::new(reason))).is_some() {
+                if lanes.taken_back(tag, Stage::rejected(reason)).is_some() {
                     self.bury(lanes, tag);
                 }
             }
@@ -58,11 +58,10 @@ impl Shared {
     /// Sends a rejected message to the dead letters; it is finished when that is confirmed.
     pub(super) fn bury(&self, lanes: &mut Lanes, tag: Tag) {
         let Some(open) = lanes.get(tag) else { return };
-        let Stage::Rejected(reason) = &open.stage else { return };
+        let Stage::Rejected(rejection) = &open.stage else { return };
         let Tag { lane, sequence, .. } = tag;
         let coordinates = format!("{}/{lane}/{sequence}", self.name);
-        let mut letter =
-            DeadLetter::of(&open.message, reason.as_ref().clone(), coordinates, &format!("{lane:x}-{sequence:x}"));
+        let mut letter = DeadLetter::of(&open.message, rejection, coordinates, &format!("{lane:x}-{sequence:x}"));
         if open.cut || open.message.body.len() > HOPELESS {
             letter.cut(BEGINNING);
         }
@@ -71,10 +70,10 @@ impl Shared {
 
     fn buried(&self, lanes: &mut Lanes, tag: Tag, done: Result<(), QueueError>, backoff: Backoff) {
         let Some(open) = lanes.get(tag) else { return };
-        let Stage::Rejected(reason) = &open.stage else { return };
+        let Stage::Rejected(rejection) = &open.stage else { return };
         match done {
             Ok(()) => {
-                self.metrics.rejected.with_label_values(&[&reason.kind.to_string()]).inc();
+                self.metrics.rejected.with_label_values(&[&rejection.reason.kind.to_string()]).inc();
                 lanes.finish(tag);
             }
             // Whoever may write to a topic that takes more than the one of the dead letters would hold the partition up for ever.
