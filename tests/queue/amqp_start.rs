@@ -224,7 +224,7 @@ async fn look_at_dead_letters_that_comes_to_nothing_keeps_none_of_them() {
 }
 
 /// Has the driver reach its broker through the fault proxy.
-fn through_proxy(driver: &mut Amqp) -> Option<Proxy> {
+pub(super) fn through_proxy(driver: &mut Amqp) -> Option<Proxy> {
     let (listen, broker) = (free_ports(1), driver.rabbit.server.port);
     let proxy = Proxy::open(listen, broker)?;
     driver.settings = settings(&driver.rabbit.url().replace(&broker.to_string(), &listen.to_string()));

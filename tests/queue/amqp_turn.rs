@@ -1,6 +1,6 @@
 //! A process that comes back while the broker still has the channel of the one before.
 
-use super::start::{keep_the_log, logged};
+use super::start::{keep_the_log, logged, through_proxy};
 use super::*;
 
 const FEW: Unsettled = Unsettled { messages: 10, bytes: 1 << 20 };
@@ -37,6 +37,21 @@ async fn connection_that_never_ends_is_waited_for_no_longer_than_is_set() {
     before.source.abort();
     // It is the one to be waited for from then on.
     until_taker_has_turn(&driver).await;
+    end(after).await;
+}
+
+/// What is asked and answered for it takes seconds there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn turn_that_was_given_up_is_taken_from_a_broker_far_away_too() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let Some(proxy) = through_proxy(&mut driver) else { return };
+    driver.settings.predecessor_timeout = Duration::from_secs(1);
+    let (before, _in_hand, mut after) = two_of_one_process(&driver).await;
+    assert_eq!(number(&next(&mut after).await), 10);
+    let far = proxy.delay(Duration::from_millis(800));
+    before.source.abort();
+    until_taker_has_turn(&driver).await;
+    drop(far);
     end(after).await;
 }
 

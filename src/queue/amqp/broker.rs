@@ -176,9 +176,7 @@ impl Broker {
         answer: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, Failure> {
         match timeout(self.settings.connect_timeout, answer).await {
-            Ok(answer) => {
-                answer.map_err(|error| Failure { error: self.failed(&error), lasting: Address::lasting(&error) })
-            }
+            Ok(answer) => answer.map_err(|error| self.failure(&error)),
             Err(_) => {
                 let (shown, wait) = (self.address.shown(), self.settings.connect_timeout);
                 let mut reason = format!("{shown} did not answer within {wait:?} ({what})");

@@ -21,6 +21,7 @@ use super::super::way::Settled;
 use super::super::{Delivery, Message, QueueError};
 use super::Settings;
 use super::source::Parts;
+use super::turn::Held;
 use crate::report::Time;
 
 /// A prefetch is a number of 16 bits.
@@ -58,7 +59,7 @@ pub(super) struct Session<'a> {
     connection: Arc<Connection>,
     pub(super) channel: Channel,
     /// Ends with the channel: until then the next process waits.
-    turn: Option<Consumer>,
+    turn: Held,
     pub(super) consumer: Option<Consumer>,
     pub(super) generation: u32,
     /// Queue and channel, for coordinates: no two channels of any process share it.
@@ -192,7 +193,7 @@ impl<'a> Session<'a> {
             return Err(self.parts.link.broker.unavailable("the connection is gone"));
         }
         let (broker, parts) = (Arc::clone(&self.parts.link.broker), &mut *self.parts);
-        parts.turn.keep(&broker, &self.connection, &self.channel, &mut self.turn).await;
+        parts.turn.keep(&broker, &self.connection, &self.channel, &mut self.turn);
         self.consume().await?;
         self.relieve().await?;
         self.flush(false).await

@@ -5,23 +5,22 @@
 //! consumer. Knows only processes of the same data folder, and nothing of shards: there a single active consumer does the same for all
 //! processes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer, Error, ErrorKind};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::broker::{Broker, Failure};
 
 /// How often a turn that was given up is asked for again.
 const AGAIN: Duration = Duration::from_secs(10);
-
-/// How long the broker may take to answer then.
-const LATE: Duration = Duration::from_secs(2);
 
 /// How long the queue may still have a consumer when the turn is free. The leader of a quorum queue hears of a channel's end by itself,
 /// and puts what that had in hand back in the same step in which it takes its consumer away; the turn is free a little before. A consumer
@@ -45,43 +44,69 @@ pub(super) struct Turn {
     denied: bool,
 }
 
-enum Asked<T> {
-    Mine(T),
+/// What a channel has of the turn.
+#[derive(Default)]
+pub(super) enum Held {
+    #[default]
+    Nothing,
+    /// It asked for it, and the broker has not answered yet.
+    Asked(AbortOnDropHandle<Result<Consumer, No>>),
+    /// As long as this is kept.
+    Turn(Consumer),
+}
+
+/// Why a channel does not have the turn.
+pub(super) enum No {
     /// An earlier channel has it.
     Taken,
-    /// The broker lets this user have no such queue.
-    Refused,
+    /// The broker lets this user have no such queue. `denied`: now and later.
+    Refused {
+        denied: bool,
+    },
+    Failed(Failure),
+}
+
+impl From<Failure> for No {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 impl Turn {
-    /// Takes the turn for this channel, which has it as long as what comes back is kept. The error says that an earlier one is still
-    /// there; after `queue.amqp.predecessor_timeout` it is none any more.
+    /// Takes the turn for this channel. The error says that an earlier one is still there; after `queue.amqp.predecessor_timeout` it is
+    /// none any more.
     pub(super) async fn take(
         &mut self,
         broker: &Broker,
         connection: &Connection,
         channel: &Channel,
-    ) -> Result<Option<Consumer>, Failure> {
+    ) -> Result<Held, Failure> {
         if broker.sharded() || !broker.settings.declare || self.denied {
-            return Ok(None);
+            return Ok(Held::Nothing);
         }
-        match self.ask(broker, connection, channel).await? {
-            Asked::Mine(held) => {
+        let asked = async {
+            let queue = broker.queue(&broker.process)?;
+            look(broker, connection, queue.clone()).await?;
+            broker.within("turn", consume(broker, channel, queue)).await?
+        };
+        match asked.await {
+            Ok(consumer) => {
                 (self.since, self.given_up) = (None, None);
                 until_given_back(broker, connection).await?;
-                Ok(Some(held))
+                Ok(Held::Turn(consumer))
             }
             // Waited for in vain once, it is not waited for at each new connection.
-            Asked::Taken if self.given_up.is_some() => Ok(None),
-            Asked::Taken => self.wait(broker),
-            Asked::Refused => {
-                (self.since, self.given_up) = (None, Some(Instant::now()));
-                Ok(None)
+            Err(No::Taken) if self.given_up.is_some() => Ok(Held::Nothing),
+            Err(No::Taken) => self.wait(broker),
+            Err(No::Refused { denied }) => {
+                (self.since, self.given_up, self.denied) = (None, Some(Instant::now()), denied);
+                Ok(Held::Nothing)
             }
+            Err(No::Failed(failure)) => Err(failure),
         }
     }
 
-    fn wait(&mut self, broker: &Broker) -> Result<Option<Consumer>, Failure> {
+    fn wait(&mut self, broker: &Broker) -> Result<Held, Failure> {
         let (since, most) = (*self.since.get_or_insert_with(Instant::now), broker.settings.predecessor_timeout);
         if since.elapsed() < most {
             let error = broker.unavailable(format!(
@@ -101,87 +126,92 @@ impl Turn {
                  file `id` of one of them"
             );
         }
-        Ok(None)
+        Ok(Held::Nothing)
     }
 
-    /// Once given up or lost, it is taken as soon as it is free: the process that comes after this one needs something to wait for.
-    pub(super) async fn keep(
+    /// Once given up or lost, it is taken as soon as it is free: the process that comes after this one needs something to wait for. The
+    /// session does well without it, and does not wait for the answer.
+    pub(super) fn keep(
         &mut self,
-        broker: &Broker,
-        connection: &Connection,
+        broker: &Arc<Broker>,
+        connection: &Arc<Connection>,
         channel: &Channel,
-        held: &mut Option<Consumer>,
+        held: &mut Held,
     ) {
-        // The queue was deleted, or its node is gone.
-        let lost = held.as_mut().and_then(|held| held.next().now_or_never());
-        if matches!(lost, Some(None | Some(Err(_)))) {
-            (*held, self.given_up) = (None, Some(Instant::now()));
-        }
-        if self.denied || self.given_up.is_none_or(|at| at.elapsed() < AGAIN) {
-            return;
-        }
-        // The session waits meanwhile, and may do well without it.
-        let asked = timeout(LATE, self.ask(broker, connection, channel)).await;
-        self.given_up = Some(Instant::now());
-        if let Ok(Ok(Asked::Mine(taken))) = asked {
-            (*held, self.given_up) = (Some(taken), None);
-        }
-    }
-
-    /// On a channel of its own first: with a "no" the broker ends a channel. On `channel` it says no only where two have asked at once.
-    async fn ask(
-        &mut self,
-        broker: &Broker,
-        connection: &Connection,
-        channel: &Channel,
-    ) -> Result<Asked<Consumer>, Failure> {
-        let scout = broker.within("channel", connection.create_channel()).await?;
-        let queue = broker.queue(&broker.process)?;
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
-        arguments.insert("x-expires".into(), AMQPValue::LongInt(EXPIRES));
-        let declared = self.answer(broker, scout.queue_declare(queue.clone(), options, arguments)).await?;
-        let Asked::Mine(seen) = declared else { return Ok(Asked::Refused) };
-        broker.done(&scout).await;
-        if seen.consumer_count() > 0 {
-            return Ok(Asked::Taken);
-        }
-        let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
-        self.answer(broker, channel.basic_consume(queue, "".into(), options, FieldTable::default())).await
-    }
-
-    /// Where the broker refuses, it works without: a user may have no right to this queue, or the node that keeps it may be away.
-    async fn answer<T>(
-        &mut self,
-        broker: &Broker,
-        asked: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<Asked<T>, Failure> {
-        let answered = async {
-            match asked.await {
-                Ok(granted) => Ok(Asked::Mine(granted)),
-                Err(error) => match refusal(&error) {
-                    None => Err(error),
-                    // The same number as for a user without the right.
-                    Some((_, said)) if said.contains("in exclusive use") => Ok(Asked::Taken),
-                    Some((kind, _)) => {
-                        self.denied = matches!(kind, AMQPSoftError::ACCESSREFUSED);
-                        if let Some(kept_back) = broker.complaints.due("turn") {
-                            let (queue, error) = (&broker.process, broker.failed(&error));
-                            tracing::warn!(
-                                queue,
-                                %error,
-                                kept_back,
-                                "this queue keeps the order of a login over a kill, and cannot be had; without it that order is best effort"
-                            );
-                        }
-                        Ok(Asked::Refused)
-                    }
-                },
+        match held {
+            Held::Turn(consumer) => {
+                // The queue was deleted, or its node is gone.
+                if matches!(consumer.next().now_or_never(), Some(None | Some(Err(_)))) {
+                    (*held, self.given_up) = (Held::Nothing, Some(Instant::now()));
+                }
             }
-        };
-        broker.within("turn", answered).await
+            Held::Asked(asked) => match asked.now_or_never() {
+                None => {}
+                Some(Ok(Ok(consumer))) => *held = Held::Turn(consumer),
+                Some(no) => {
+                    self.denied = matches!(no, Ok(Err(No::Refused { denied: true })));
+                    (*held, self.given_up) = (Held::Nothing, Some(Instant::now()));
+                }
+            },
+            Held::Nothing if !self.denied && self.given_up.is_some_and(|at| at.elapsed() >= AGAIN) => {
+                let (broker, connection, channel) = (Arc::clone(broker), Arc::clone(connection), channel.clone());
+                let asked = async move {
+                    let queue = broker.queue(&broker.process)?;
+                    look(&broker, &connection, queue.clone()).await?;
+                    consume(&broker, &channel, queue).await.map_err(|error| broker.failure(&error))?
+                };
+                // The broker may do it, and its answer not come any more: the next channel waits for this one.
+                self.given_up = None;
+                *held = Held::Asked(AbortOnDropHandle::new(tokio::spawn(asked)));
+            }
+            Held::Nothing => {}
+        }
     }
+}
+
+/// Whether the turn is free, on a channel of its own: with a "no" the broker ends a channel.
+async fn look(broker: &Broker, connection: &Connection, queue: ShortString) -> Result<(), No> {
+    let scout = broker.within("channel", connection.create_channel()).await?;
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
+    arguments.insert("x-expires".into(), AMQPValue::LongInt(EXPIRES));
+    let declared = answer(broker, scout.queue_declare(queue, options, arguments));
+    let seen = broker.within("turn", declared).await??;
+    broker.done(&scout).await;
+    if seen.consumer_count() > 0 { Err(No::Taken) } else { Ok(()) }
+}
+
+/// Takes it, where it is free. The broker says no only where two have asked at once.
+async fn consume(broker: &Broker, channel: &Channel, queue: ShortString) -> lapin::Result<Result<Consumer, No>> {
+    let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
+    answer(broker, channel.basic_consume(queue, "".into(), options, FieldTable::default())).await
+}
+
+/// Where the broker refuses, it works without: a user may have no right to this queue, or the node that keeps it may be away.
+async fn answer<T>(broker: &Broker, asked: impl Future<Output = lapin::Result<T>>) -> lapin::Result<Result<T, No>> {
+    let error = match asked.await {
+        Ok(granted) => return Ok(Ok(granted)),
+        Err(error) => error,
+    };
+    let no = match refusal(&error) {
+        None => return Err(error),
+        // The same number as for a user without the right.
+        Some((_, said)) if said.contains("in exclusive use") => No::Taken,
+        Some((kind, _)) => {
+            if let Some(kept_back) = broker.complaints.due("turn") {
+                let (queue, error) = (&broker.process, broker.failed(&error));
+                tracing::warn!(
+                    queue,
+                    %error,
+                    kept_back,
+                    "this queue keeps the order of a login over a kill, and cannot be had; without it that order is best effort"
+                );
+            }
+            No::Refused { denied: matches!(kind, AMQPSoftError::ACCESSREFUSED) }
+        }
+    };
+    Ok(Err(no))
 }
 
 /// Until nothing of the queue is in hand of a channel that has ended.
