@@ -572,6 +572,49 @@ fn missing_topic_ends_the_bridge_with_what_to_do_although_it_could_spool() {
     assert!(site.log_text().contains("topic `never-made` does not exist"), "{}", site.log_text());
 }
 
+/// Records that are written in one go.
+const PIECE: usize = 100;
+
+/// Records that are no reports.
+const BAD: usize = 5;
+
+/// Reports as wforce writes them, and some records that are none.
+fn unkeyed(count: usize, random: &mut StdRng) -> Vec<String> {
+    let mut values: Vec<String> = (0..count)
+        .map(|number| {
+            let mut report = json!({
+                "login": format!("user{}", number % 500), "remote": "192.0.2.1", "attrs": { "n": number.to_string() },
+                "type": "wforce_report",
+            });
+            // One in three has no time of its own: it gets that of its record, each time it is moved.
+            if number % 3 > 0 {
+                report["t"] = json!(trial::now() - 60.0);
+            }
+            report.to_string()
+        })
+        .collect();
+    for _ in 0..BAD {
+        values.insert(random.random_range(0..values.len()), "{\"login\":\"x\"}".to_owned());
+    }
+    values
+}
+
+/// How many were moved after a later one of their login that stood in the same partition of those without a key.
+fn backwards<'a>(read: &[Read], pieces: impl Iterator<Item = &'a [String]>) -> usize {
+    let stood = pieces.flat_map(|piece| (0..UNKEYED).cycle().zip(piece));
+    let stood: BTreeMap<u64, usize> =
+        stood.filter_map(|(partition, value)| Some((numbered(value)?, partition))).collect();
+    let (mut moved, mut last) = (BTreeSet::new(), BTreeMap::new());
+    // What a kill has moved a second time is behind its first.
+    let first = read.iter().filter(|one| moved.insert(one.n()));
+    first.filter(|one| last.insert((&one.key, stood[&one.n()]), one.n()) > Some(one.n())).count()
+}
+
+/// The number of a report, where it is one.
+fn numbered(value: &str) -> Option<u64> {
+    serde_json::from_str::<Value>(value).unwrap()["attrs"]["n"].as_str()?.parse().ok()
+}
+
 /// Writes records without a key, one after another over the partitions, as a REST proxy does; they are confirmed when it returns.
 fn write_unkeyed(producer: &ThreadedProducer<DefaultProducerContext>, topic: &str, values: &[String]) {
     for (number, value) in values.iter().enumerate() {
@@ -613,23 +656,7 @@ fn topic_without_keys_is_moved_to_the_keyed_one_through_a_kill_and_nothing_is_lo
     // The first start makes the topics.
     let mut program = start(&site, "receive");
     program.wait_until("the topics", PATIENCE, |_| status(&site)["queues"]["rekey"]["messages"].is_u64());
-    const BAD: usize = 5;
-    let mut values: Vec<String> = (0..count)
-        .map(|number| {
-            let mut report = json!({
-                "login": format!("user{}", number % 500), "remote": "192.0.2.1", "attrs": { "n": number.to_string() },
-                "type": "wforce_report",
-            });
-            // One in three has no time of its own: it gets that of its record, each time it is moved.
-            if number % 3 > 0 {
-                report["t"] = json!(trial::now() - 60.0);
-            }
-            report.to_string()
-        })
-        .collect();
-    for _ in 0..BAD {
-        values.insert(random.random_range(0..values.len()), "{\"login\":\"x\"}".to_owned());
-    }
+    let values = unkeyed(count, &mut random);
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &kafka.address)
@@ -639,7 +666,7 @@ fn topic_without_keys_is_moved_to_the_keyed_one_through_a_kill_and_nothing_is_lo
     let share = values.len() / (kills + 1) + 1;
     let mut unfinished_at_kill = Vec::new();
     for (round, part) in values.chunks(share).enumerate() {
-        let mut pieces = part.chunks(100);
+        let mut pieces = part.chunks(PIECE);
         if round < kills {
             let goal = random.random_range(1..share / 2) as f64;
             let moved =
@@ -670,15 +697,18 @@ fn topic_without_keys_is_moved_to_the_keyed_one_through_a_kill_and_nothing_is_lo
         assert_eq!(one.key, one.login());
         lanes.entry(one.key.clone()).or_default().insert(one.lane);
     }
+    let backwards = backwards(&read, values.chunks(share).flat_map(|part| part.chunks(PIECE)));
     let table = [
         ("records without a key", values.len().to_string()),
         ("of them no reports, and dead letters of theirs", format!("{BAD} and {}", letters.len())),
         ("not finished at each kill", format!("{unfinished_at_kill:?}")),
         ("reports in the keyed topic, twice", (read.len() - count).to_string()),
+        ("moved after a later one of their login and partition", backwards.to_string()),
         ("reports in the history", stored()["hits"]["total"]["value"].to_string()),
     ];
     trial::print("bridge: rekey", seed, &table);
     assert!(lanes.values().all(|lanes| lanes.len() == 1), "one login's reports are in several partitions");
+    assert_eq!(backwards, 0, "reports overtook others of their login");
     assert_eq!(stored()["hits"]["total"]["value"], total, "a report moved twice is another one");
     assert!(bad == letters.len() && bad >= BAD, "{letters:?}");
     assert!(unfinished_at_kill.iter().any(|left| *left > 0), "all was finished at each kill: this proves nothing");

@@ -113,7 +113,11 @@ impl Driver {
                 "queue.kafka.brokers = [\"127.0.0.1:{port}\"]\nqueue.kafka.group = \"group-{number}\"\n\
                  queue.kafka.create_topics = true\nqueue.kafka.partitions = 8\nqueue.kafka.replication = 1\n"
             ),
-            Self::Amqp(_) => format!("queue.amqp.url = \"amqp://guest:guest@127.0.0.1:{port}/%2f\"\n"),
+            Self::Amqp(rabbit) => format!(
+                "queue.amqp.url = \"amqp://{}@127.0.0.1:{port}/%2f\"\nqueue.amqp.password_file = {:?}\n",
+                rabbitmq::USER,
+                rabbit.password_file()
+            ),
         };
         settings
     }

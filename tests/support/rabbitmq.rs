@@ -6,6 +6,10 @@ use std::sync::OnceLock;
 
 use super::server::{Server, usable};
 
+/// Whose password a program reads from a file.
+pub(crate) const USER: &str = "trackalert";
+const PASSWORD: &str = "s3cret of a file";
+
 /// A running broker.
 pub(crate) struct Rabbit {
     pub(crate) server: Server,
@@ -22,7 +26,19 @@ impl Rabbit {
     pub(crate) fn start() -> Result<Self, String> {
         let rabbit = Self::prepare("rabbitmq_management,rabbitmq_consistent_hash_exchange")?;
         rabbit.server.script("start")?;
+        let made = rabbit.manage("PUT", &format!("users/{USER}"), &format!(r#"{{"password":"{PASSWORD}","tags":""}}"#));
+        let rights = r#"{"configure":".*","write":".*","read":".*"}"#;
+        let given = rabbit.manage("PUT", &format!("permissions/%2F/{USER}"), rights);
+        if (made.0, given.0) != (201, 201) {
+            return Err(format!("the user {USER} could not be made: {made:?}, {given:?}"));
+        }
+        std::fs::write(rabbit.password_file(), format!("{PASSWORD}\n")).map_err(|error| error.to_string())?;
         Ok(rabbit)
+    }
+
+    /// Holds the password of [`USER`].
+    pub(crate) fn password_file(&self) -> PathBuf {
+        self.server.folder.join("password")
     }
 
     /// One that does not run yet. It takes five ports: AMQP, management, the node's own two, AMQP with TLS.
