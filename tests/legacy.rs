@@ -10,6 +10,17 @@ mod old;
 mod stores;
 mod support;
 
+#[path = "legacy/check.rs"]
+mod check;
+#[path = "legacy/geoip.rs"]
+mod geoip;
+#[path = "legacy/loading.rs"]
+mod loading;
+#[path = "legacy/modules.rs"]
+mod modules;
+#[path = "legacy/reload.rs"]
+mod reload;
+
 use axum::Router;
 use axum::http::HeaderMap;
 use base64::Engine;

@@ -9,6 +9,15 @@ mod support;
 #[path = "support/web.rs"]
 mod web;
 
+#[path = "policy/http.rs"]
+mod http;
+#[path = "policy/net.rs"]
+mod net;
+#[path = "policy/require.rs"]
+mod require;
+#[path = "policy/wforce.rs"]
+mod wforce;
+
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;

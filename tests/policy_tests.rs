@@ -5,6 +5,11 @@
 #[path = "support/cases.rs"]
 mod cases;
 
+#[path = "policy_tests/http.rs"]
+mod http;
+#[path = "policy_tests/old.rs"]
+mod old;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -1,11 +1,7 @@
 //! What `trackalert check` says of a configuration of the old program: what each call means here, and what would not work.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-mod support;
-
+use crate::support::program::Site;
 use serde_json::{Value, json};
-use support::program::Site;
 
 /// The exit code and all that is said.
 fn check(lua: &str, arguments: &[&str]) -> (Option<i32>, String) {

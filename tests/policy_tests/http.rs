@@ -1,14 +1,9 @@
 //! What a case of `trackalert test` answers to the HTTP requests of its policy, and which requests it expects: plain examples, and each
 //! way in which one is wrong.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-#[path = "support/cases.rs"]
-mod cases;
-
 use serde_json::Value;
 
-use cases::{QUIET, elements, json, run, site, write};
+use crate::cases::{QUIET, elements, json, run, site, write};
 
 const ONE: &str = "[[case]]\nname = \"x\"\nreports = [{ login = \"ann\", remote = \"192.0.2.1\" }]\n";
 

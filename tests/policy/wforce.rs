@@ -1,21 +1,12 @@
 //! What a policy tells and asks wforce: against servers that answer in wforce's form, and ones that are down.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-#[path = "support/stores.rs"]
-mod stores;
-#[path = "support/policy.rs"]
-mod support;
-#[path = "support/web.rs"]
-mod web;
-
 use std::time::Duration;
 
+use crate::support::{Bench, on_worker, settings};
+use crate::web::{Page, Seen, Server};
 use serde_json::json;
-use support::{Bench, on_worker, settings};
 use trackalert::policy::{Failure, Settings};
 use trackalert::settings::Secret;
-use web::{Page, Seen, Server};
 
 const PASSWORD: &str = "s3cret:with colon";
 

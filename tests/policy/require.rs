@@ -1,15 +1,8 @@
 //! Lua that policies share: what `require` finds, and what it does where it finds nothing or something broken.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-#[path = "support/stores.rs"]
-mod stores;
-#[path = "support/policy.rs"]
-mod support;
-
+use crate::stores::report;
+use crate::support::{Bench, Folder, on_worker, settings};
 use futures_util::future::join_all;
-use stores::report;
-use support::{Bench, Folder, on_worker, settings};
 use trackalert::policy::Failure;
 
 /// Handler body of the policy `p` that has these modules beside it.

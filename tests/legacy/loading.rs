@@ -1,16 +1,7 @@
 //! Configurations of the old program: what works while the file is loaded, what later, and what is told of the rest.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-#[path = "support/policy.rs"]
-mod bench;
-#[path = "support/old.rs"]
-mod old;
-#[path = "support/stores.rs"]
-mod stores;
-
-use bench::on_worker;
-use old::{handle, machine, read, refused};
+use crate::bench::on_worker;
+use crate::old::{handle, machine, read, refused};
 
 /// What this thread writes to the log meanwhile.
 fn logged(work: impl FnOnce()) -> String {

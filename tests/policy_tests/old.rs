@@ -1,13 +1,8 @@
 //! Configurations of the old program under `trackalert test`: their report function, the webhooks that it runs, and what no test reaches.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-#[path = "support/cases.rs"]
-mod cases;
-
 use std::net::TcpListener;
 
-use cases::{Watching, json, run, write};
+use crate::cases::{self, Watching, json, run, write};
 
 /// A folder with an old configuration and its tests.
 fn site(conf: &str, tests: &str) -> tempfile::TempDir {

@@ -1,14 +1,10 @@
 //! Reloads of a configuration of the old program: what its functions need is there when they run, or the functions that run stay.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-mod support;
-
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use support::program::{PATIENCE, Program, Site};
-use support::wire::{Answer, basic, post};
+use crate::support::program::{PATIENCE, Program, Site};
+use crate::support::wire::{Answer, basic, post};
 
 /// A site that runs such a file.
 fn site(lua: &str) -> Site {

@@ -1,13 +1,6 @@
 //! Addresses and sets of networks, given and from files.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-#[path = "support/stores.rs"]
-mod stores;
-#[path = "support/policy.rs"]
-mod support;
-
-use support::{Bench, Folder, on_worker, settings};
+use crate::support::{Bench, Folder, on_worker, settings};
 use trackalert::policy::{Failure, PolicySet};
 
 async fn error_of(body: &str) -> String {

@@ -1,24 +1,14 @@
 //! The modules that configurations of the old program require, against servers that behave well and badly.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-#[path = "support/policy.rs"]
-mod bench;
-#[path = "support/old.rs"]
-mod old;
-#[path = "support/stores.rs"]
-mod stores;
-mod support;
-
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::bench::{on_worker, settings};
+use crate::old::{handle, machine_with};
 use axum::Router;
 use axum::http::HeaderMap;
-use bench::{on_worker, settings};
-use old::{handle, machine_with};
 use serde_json::json;
 use tokio::sync::mpsc;
 use trackalert::policy::Settings;
@@ -363,7 +353,7 @@ fn elasticsearch_and_socket_http_ask_a_server_and_yield() {
 
 #[test]
 fn redis_takes_commands_and_smtp_sends_a_mail() {
-    let Some(redis) = support::server::redis() else { return };
+    let Some(redis) = crate::support::server::redis() else { return };
     let (mail, mut mails) = mail_sink();
     handle(&format!(
         r#"

@@ -1,28 +1,19 @@
 //! What a policy asks of servers over HTTP: against real ones in this process, with every way in which a server can fail to answer.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-#[path = "support/stores.rs"]
-mod stores;
-#[path = "support/policy.rs"]
-mod support;
-#[path = "support/web.rs"]
-mod web;
-
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::stores::report;
+use crate::support::{Bench, on_worker, requests, settings};
+use crate::web::{self, Page, Server};
 use bytesize::ByteSize;
 use futures_util::FutureExt;
-use stores::report;
-use support::{Bench, on_worker, requests, settings};
 use trackalert::outbound::{Settings as TlsSettings, Tls};
 use trackalert::policy::web::{Fetch, Request, Settings as HttpSettings, Web};
 use trackalert::policy::{Failure, PolicySet, Settings};
 use trackalert::telemetry::Metrics;
-use web::{Page, Server};
 
 fn short() -> Settings {
     let base = settings();

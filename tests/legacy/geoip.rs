@@ -1,16 +1,7 @@
 //! GeoIP look-ups under the old names, in files that say something.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test states what it expects")]
-
-#[path = "support/policy.rs"]
-mod bench;
-#[path = "support/old.rs"]
-mod old;
-#[path = "support/stores.rs"]
-mod stores;
-
-use bench::on_worker;
-use old::machine;
+use crate::bench::on_worker;
+use crate::old::machine;
 use serde_json::{Value, json};
 
 /// A file that says this of 192.0.2.0/24, from which the reports of the tests come.
