@@ -5,8 +5,9 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -114,6 +115,36 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 
 async fn until_open(what: &str, queue: &dyn Queue, messages: u64) {
     until(what, async || queue.depth().await.unwrap().messages == messages).await;
+}
+
+/// What the program has logged in this process.
+static LOGGED: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOGGED.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn keep_the_log() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let log = tracing_subscriber::fmt().with_env_filter("off,trackalert=info").with_ansi(false);
+        log.with_writer(|| Log).init();
+    });
+}
+
+/// Whether one line of the log has all of these.
+fn logged(parts: &[&str]) -> bool {
+    let log = String::from_utf8_lossy(&LOGGED.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
+    log.lines().any(|line| parts.iter().all(|part| line.contains(part)))
 }
 
 fn reason(only: &[&str]) -> Reason {

@@ -474,7 +474,7 @@ async fn queues_that_somebody_else_declared_are_taken_as_they_are() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn message_stays_where_it_is_while_the_dead_letters_refuse_it() {
     let Some(driver) = Amqp::start() else { return };
-    start::keep_the_log();
+    keep_the_log();
     let queue = driver.open().await;
     let dead = format!("{}.dead", driver.name);
     let policy = format!(
@@ -490,7 +490,7 @@ async fn message_stays_where_it_is_while_the_dead_letters_refuse_it() {
             delivery.token.reject(reason(&[]));
             rejected += 1;
         }
-        start::logged(&[&dead, "a dead letter was not taken"])
+        logged(&[&dead, "a dead letter was not taken"])
     })
     .await;
     let depth = queue.depth().await.unwrap();
@@ -505,26 +505,27 @@ async fn message_stays_where_it_is_while_the_dead_letters_refuse_it() {
     end(subscription).await;
 }
 
-/// Rejects so many messages while the queue of dead letters answers nobody, until the first are given up. Gives the source that has them.
-async fn reject_in_silence(driver: &Amqp, queue: &dyn Queue, count: u32) -> Subscription {
-    start::keep_the_log();
-    queue.publisher().publish(numbered(0..count)).await.unwrap();
+/// Rejects so many messages while the queue of dead letters answers nobody, until the first are given up. Gives the queue, and the source
+/// that has them.
+async fn reject_in_silence(driver: &mut Amqp, count: u32) -> (Arc<dyn Queue>, Subscription) {
+    keep_the_log();
+    driver.open().await.publisher().publish(numbered(0..count)).await.unwrap();
+    driver.settings.confirm_timeout = Duration::from_secs(3);
+    let queue = driver.open().await;
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
     let taken = take(&mut subscription, count as usize).await;
     let dead = format!("{}.dead", driver.name);
     driver.script("do-silence", &dead).await;
     taken.into_iter().for_each(|delivery| delivery.token.reject(reason(&[])));
-    until("the silence is not told", async || start::logged(&[&dead, "a dead letter was not taken"])).await;
-    subscription
+    until("the silence is not told", async || logged(&[&dead, "a dead letter was not taken"])).await;
+    (queue, subscription)
 }
 
 /// It is tried again before the broker has done what it was asked first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn letter_that_is_confirmed_too_late_is_one_and_comes_back_once() {
     let Some(mut driver) = Amqp::start() else { return };
-    driver.settings.confirm_timeout = Duration::from_secs(1);
-    let queue = driver.open().await;
-    let subscription = reject_in_silence(&driver, &*queue, 1).await;
+    let (queue, subscription) = reject_in_silence(&mut driver, 1).await;
     driver.script("do-wake", &format!("{}.dead", driver.name)).await;
     until("it is no dead letter", async || {
         let depth = queue.depth().await.unwrap();
@@ -539,12 +540,31 @@ async fn letter_that_is_confirmed_too_late_is_one_and_comes_back_once() {
     assert_eq!((depth.messages, depth.dead), (1, 0));
 }
 
+/// The broker puts what a policy has it drop there: two such reports may have the same body, and are two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_of_others_that_are_alike_come_back_each() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    let bare = format!(
+        r#"{{"properties":{{}},"routing_key":"{}.dead","payload":"1","payload_encoding":"string"}}"#,
+        driver.name
+    );
+    for _ in 0..2 {
+        let (status, routed) = driver.rabbit.manage("POST", "exchanges/%2F/amq.default/publish", &bare);
+        assert_eq!((status, &routed["routed"]), (200, &serde_json::json!(true)));
+    }
+    until("they are no dead letters", async || queue.depth().await.unwrap().dead == 2).await;
+    let letters = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap();
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    assert!(queue.dead_letters().resend(letters[0].id.clone()).await.unwrap());
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.messages, depth.dead), (2, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_letters_that_nobody_takes_keep_no_report_from_its_queue() {
     let Some(mut driver) = Amqp::start() else { return };
-    driver.settings.confirm_timeout = Duration::from_secs(1);
-    let queue = driver.open().await;
-    let subscription = reject_in_silence(&driver, &*queue, 5_000).await;
+    let (queue, subscription) = reject_in_silence(&mut driver, 5_000).await;
     for number in 5_000..5_010 {
         queue.publisher().publish(numbered(number..number + 1)).await.unwrap();
     }

@@ -7,7 +7,6 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
 
-use super::start::{keep_the_log, logged};
 use super::*;
 
 /// Address, name of the queue and file of a child that takes.

@@ -1,41 +1,8 @@
 //! Starts against a broker that is down, wants TLS, lacks a plugin or has a policy that would lose messages.
 
-use std::io::Write;
-use std::sync::{Mutex, Once, PoisonError};
-
 use super::*;
 use crate::support::proxy::Proxy;
 use crate::support::server::free_ports;
-
-/// What the program has logged in this process.
-static LOGGED: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-
-struct Log;
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        LOGGED.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-pub(super) fn keep_the_log() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let log = tracing_subscriber::fmt().with_env_filter("off,trackalert=info").with_ansi(false);
-        log.with_writer(|| Log).init();
-    });
-}
-
-/// Whether one line of the log has all of these.
-pub(super) fn logged(parts: &[&str]) -> bool {
-    let log = String::from_utf8_lossy(&LOGGED.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
-    log.lines().any(|line| parts.iter().all(|part| line.contains(part)))
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn start_waits_for_the_broker_and_says_which_plugin_is_missing() {

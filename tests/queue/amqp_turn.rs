@@ -1,6 +1,6 @@
 //! A process that comes back while the broker still has the channel of the one before.
 
-use super::start::{keep_the_log, logged, through_proxy};
+use super::start::through_proxy;
 use super::*;
 
 const FEW: Unsettled = Unsettled { messages: 10, bytes: 1 << 20 };

@@ -45,8 +45,15 @@ pub(super) struct Dead {
 struct Look {
     broker: Arc<Broker>,
     channel: Channel,
-    /// Some more than once: one that the broker confirmed too late was sent again. They are one, and go together.
-    letters: Vec<(u64, DeadLetter)>,
+    letters: Vec<Shown>,
+}
+
+/// A letter of the queue.
+struct Shown {
+    tag: u64,
+    letter: DeadLetter,
+    /// We wrote it: what has the same id is the same letter, which the broker confirmed too late, so that it was sent again.
+    ours: bool,
 }
 
 impl Look {
@@ -79,11 +86,11 @@ impl Look {
             // Fewer: another process looks at the same time, or has dropped some.
             let Ok(Some(next)) = timeout(NEXT, consumers.next()).await else { break };
             let next = next.map_err(|error| broker.failed(&error))?;
-            let letter = form::letter(&broker.name, &next.properties, Bytes::from(next.data));
-            self.letters.push((next.delivery_tag, letter));
+            let (letter, ours) = form::letter(&broker.name, &next.properties, Bytes::from(next.data));
+            self.letters.push(Shown { tag: next.delivery_tag, letter, ours });
         }
         // An ack for many goes by the tags.
-        self.letters.sort_unstable_by_key(|(tag, _)| *tag);
+        self.letters.sort_unstable_by_key(|shown| shown.tag);
         Ok(())
     }
 
@@ -111,12 +118,12 @@ impl Look {
     /// Acks letters with these ids: how many, and whether some of them are left.
     async fn take_out(&self, gone: &BTreeSet<String>) -> Result<(usize, bool), QueueError> {
         let Self { broker, channel, letters } = self;
-        let goes = |(_, letter): &&(u64, DeadLetter)| gone.contains(&letter.id);
+        let goes = |shown: &&Shown| gone.contains(&shown.letter.id);
         let front = letters.iter().take_while(goes).count();
-        if let Some((tag, _)) = front.checked_sub(1).and_then(|last| letters.get(last)) {
-            broker.within("ack", channel.basic_ack(*tag, BasicAckOptions { multiple: true })).await?;
+        if let Some(last) = front.checked_sub(1).and_then(|last| letters.get(last)) {
+            broker.within("ack", channel.basic_ack(last.tag, BasicAckOptions { multiple: true })).await?;
         }
-        let others: Vec<u64> = letters.iter().skip(front).filter(goes).map(|(tag, _)| *tag).collect();
+        let others: Vec<u64> = letters.iter().skip(front).filter(goes).map(|shown| shown.tag).collect();
         let singly = others.len().min(ACKS);
         for tag in others.iter().take(singly) {
             broker.within("ack", channel.basic_ack(*tag, BasicAckOptions::default())).await?;
@@ -126,9 +133,9 @@ impl Look {
 
     /// Those that are meant, each once, oldest first.
     fn find(&self, meant: impl Fn(&DeadLetter) -> bool) -> Vec<DeadLetter> {
-        let meant = self.letters.iter().map(|(_, letter)| letter).filter(|letter| meant(letter));
-        let each: BTreeMap<&str, &DeadLetter> = meant.map(|letter| (letter.id.as_str(), letter)).collect();
-        each.into_values().cloned().collect()
+        let meant = self.letters.iter().filter(|shown| meant(&shown.letter));
+        let each = meant.map(|shown| ((&shown.letter.id, (!shown.ours).then_some(shown.tag)), &shown.letter));
+        each.collect::<BTreeMap<_, _>>().into_values().cloned().collect()
     }
 }
 

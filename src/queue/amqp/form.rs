@@ -162,11 +162,13 @@ pub(super) fn message(properties: &BasicProperties, body: Bytes) -> Message {
     Message { key: text_of(table, KEY).unwrap_or_default(), body, headers, published, untimed: given.is_none() }
 }
 
-/// The dead letter in what came from the dead-letter queue. What somebody else put there gets an id made of its content.
-pub(super) fn letter(queue: &str, properties: &BasicProperties, body: Bytes) -> DeadLetter {
+/// The dead letter in what came from the dead-letter queue. `false`: somebody else put it there, and it gets an id made of its content,
+/// which is not its alone.
+pub(super) fn letter(queue: &str, properties: &BasicProperties, body: Bytes) -> (DeadLetter, bool) {
     let message = message(properties, body);
     let table = properties.headers().as_ref();
     let burial = table.and_then(|table| text_of(table, DEAD)).and_then(|json| serde_json::from_str(&json).ok());
+    let ours = burial.is_some();
     let Burial { id, reason, rejected_micros, coordinates } = burial.unwrap_or_else(|| {
         let hash = Sha256::new().chain_update(message.key.as_bytes()).chain_update(&message.body).finalize();
         let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
@@ -183,7 +185,7 @@ pub(super) fn letter(queue: &str, properties: &BasicProperties, body: Bytes) -> 
             coordinates: format!("{queue}/unknown"),
         }
     });
-    DeadLetter { id, message, reason, rejected_micros, coordinates }
+    (DeadLetter { id, message, reason, rejected_micros, coordinates }, ours)
 }
 
 fn text_of(table: &FieldTable, name: &str) -> Option<String> {
@@ -237,7 +239,7 @@ mod tests {
             let reason = Reason { kind: ReasonKind::Policy, text: "t".into(), only: vec!["a".into()], attempts: 2 };
             let letter = DeadLetter::of(&message, &Rejection::now(reason), "reports/1/2".into(), "2");
             let out = buried(&letter).unwrap();
-            prop_assert_eq!(super::letter("reports", &out.properties, out.body), letter);
+            prop_assert_eq!(super::letter("reports", &out.properties, out.body), (letter, true));
         }
     }
 
@@ -251,9 +253,9 @@ mod tests {
         let read = message(&properties, Bytes::from_static(b"b"));
         assert_eq!(read.headers, [("x-origin".to_owned(), "7".to_owned())]);
         assert_eq!((read.key.as_str(), read.published.micros()), ("", 1_700_000_000_000_000));
-        let first = letter("reports", &properties, Bytes::from_static(b"b"));
-        assert_eq!(first.id, letter("reports", &properties, Bytes::from_static(b"b")).id, "its id changes");
-        let untimed = || letter("reports", &BasicProperties::default(), Bytes::from_static(b"b"));
+        let letter_of = |properties: &BasicProperties| letter("reports", properties, Bytes::from_static(b"b")).0;
+        assert_eq!(letter_of(&properties).id, letter_of(&properties).id, "its id changes");
+        let untimed = || letter_of(&BasicProperties::default());
         let (first, began) = (untimed(), Time::now());
         while Time::now() == began {}
         assert_eq!(first.id, untimed().id, "its id changes with the clock");

@@ -1,4 +1,4 @@
-//! One AMQP queue: its publisher, its looks at the broker, its subscriptions.
+//! One AMQP queue: its publishers, its looks at the broker, its subscriptions.
 //!
 //! Owns the thread on which all but the source talks to the broker. A current-thread runtime of its own is worth a factor to the
 //! client library, and no busy role of the program can keep it from answering the broker's heartbeats.

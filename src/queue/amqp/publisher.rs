@@ -183,7 +183,7 @@ impl Publishing {
         match self.open_channel().await {
             Ok(channel) => {
                 if self.failures > 0 {
-                    tracing::info!(queue = self.broker.name, "the broker takes messages again");
+                    tracing::info!(queue = self.place().0, "the broker takes messages again");
                 }
                 (self.failures, self.closed_until) = (0, None);
                 self.channels += 1;
@@ -194,8 +194,8 @@ impl Publishing {
             Err(error) => {
                 self.failures += 1;
                 let wait = self.broker.reconnect().wait(self.failures, rand::random());
-                if let Some(kept_back) = self.broker.complaints.due("publisher") {
-                    let queue = &self.broker.name;
+                let (queue, complaint) = self.place();
+                if let Some(kept_back) = self.broker.complaints.due(complaint) {
                     tracing::warn!(queue, %error, kept_back, "the broker cannot be published to, trying again");
                 }
                 self.closed_until = Some((Instant::now() + wait, error.clone()));
@@ -219,6 +219,14 @@ impl Publishing {
         let channel = self.broker.channel(self.to).await?;
         self.broker.within("confirm mode", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
+    }
+
+    /// The queue, or that of the dead letters, and what a complaint about it is called.
+    fn place(&self) -> (&str, &'static str) {
+        match self.to {
+            To::Queue => (&self.broker.name, "publisher"),
+            To::Dead => (&self.broker.dead, "publisher of dead letters"),
+        }
     }
 
     /// Why a message came back.

@@ -12,8 +12,9 @@ use futures_util::FutureExt;
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer, Error, ErrorKind};
+use tokio::task::JoinError;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -49,7 +50,9 @@ pub(super) struct Turn {
 pub(super) enum Held {
     #[default]
     Nothing,
-    /// It asked for it, and the broker has not answered yet.
+    /// Whether it is free is asked.
+    Looking(AbortOnDropHandle<Result<(), No>>),
+    /// It was free, and is asked for.
     Asked(AbortOnDropHandle<Result<Consumer, No>>),
     /// As long as this is kept.
     Turn(Consumer),
@@ -85,9 +88,8 @@ impl Turn {
             return Ok(Held::Nothing);
         }
         let asked = async {
-            let queue = broker.queue(&broker.process)?;
-            look(broker, connection, queue.clone()).await?;
-            broker.within("turn", consume(broker, channel, queue)).await?
+            look(broker, connection).await?;
+            broker.within("turn", consume(broker, channel)).await?
         };
         match asked.await {
             Ok(consumer) => {
@@ -145,37 +147,47 @@ impl Turn {
                     (*held, self.given_up) = (Held::Nothing, Some(Instant::now()));
                 }
             }
+            Held::Nothing if !self.denied && self.given_up.is_some_and(|at| at.elapsed() >= AGAIN) => {
+                let (broker, connection) = (Arc::clone(broker), Arc::clone(connection));
+                let looking = tokio::spawn(async move { look(&broker, &connection).await });
+                *held = Held::Looking(AbortOnDropHandle::new(looking));
+            }
+            Held::Nothing => {}
+            Held::Looking(looking) => match looking.now_or_never() {
+                None => {}
+                Some(Ok(Ok(()))) => {
+                    let (broker, channel) = (Arc::clone(broker), channel.clone());
+                    let asked =
+                        async move { consume(&broker, &channel).await.map_err(|error| broker.failure(&error))? };
+                    // The broker may do it, and its answer not come any more: the next channel waits for this one.
+                    self.given_up = None;
+                    *held = Held::Asked(AbortOnDropHandle::new(tokio::spawn(asked)));
+                }
+                Some(no) => *held = self.refused(&no),
+            },
             Held::Asked(asked) => match asked.now_or_never() {
                 None => {}
                 Some(Ok(Ok(consumer))) => *held = Held::Turn(consumer),
-                Some(no) => {
-                    self.denied = matches!(no, Ok(Err(No::Refused { denied: true })));
-                    (*held, self.given_up) = (Held::Nothing, Some(Instant::now()));
-                }
+                Some(no) => *held = self.refused(&no),
             },
-            Held::Nothing if !self.denied && self.given_up.is_some_and(|at| at.elapsed() >= AGAIN) => {
-                let (broker, connection, channel) = (Arc::clone(broker), Arc::clone(connection), channel.clone());
-                let asked = async move {
-                    let queue = broker.queue(&broker.process)?;
-                    look(&broker, &connection, queue.clone()).await?;
-                    consume(&broker, &channel, queue).await.map_err(|error| broker.failure(&error))?
-                };
-                // The broker may do it, and its answer not come any more: the next channel waits for this one.
-                self.given_up = None;
-                *held = Held::Asked(AbortOnDropHandle::new(tokio::spawn(asked)));
-            }
-            Held::Nothing => {}
         }
+    }
+
+    fn refused<T>(&mut self, no: &Result<Result<T, No>, JoinError>) -> Held {
+        self.denied = matches!(no, Ok(Err(No::Refused { denied: true })));
+        self.given_up = Some(Instant::now());
+        Held::Nothing
     }
 }
 
 /// Whether the turn is free, on a channel of its own: with a "no" the broker ends a channel.
-async fn look(broker: &Broker, connection: &Connection, queue: ShortString) -> Result<(), No> {
+async fn look(broker: &Broker, connection: &Connection) -> Result<(), No> {
     let scout = broker.within("channel", connection.create_channel()).await?;
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
     arguments.insert("x-expires".into(), AMQPValue::LongInt(EXPIRES));
+    let queue = broker.queue(&broker.process)?;
     let declared = answer(broker, scout.queue_declare(queue, options, arguments));
     let seen = broker.within("turn", declared).await??;
     broker.done(&scout).await;
@@ -183,7 +195,11 @@ async fn look(broker: &Broker, connection: &Connection, queue: ShortString) -> R
 }
 
 /// Takes it, where it is free. The broker says no only where two have asked at once.
-async fn consume(broker: &Broker, channel: &Channel, queue: ShortString) -> lapin::Result<Result<Consumer, No>> {
+async fn consume(broker: &Broker, channel: &Channel) -> lapin::Result<Result<Consumer, No>> {
+    let queue = match broker.queue(&broker.process) {
+        Ok(queue) => queue,
+        Err(failure) => return Ok(Err(failure.into())),
+    };
     let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
     answer(broker, channel.basic_consume(queue, "".into(), options, FieldTable::default())).await
 }
