@@ -68,6 +68,14 @@ impl Driver for Kafka {
 // Without full_queue_refuses_and_takes_again_after_acks: a topic has no bound that a publisher hears of.
 cases!(Kafka, too_large_is_refused_and_the_largest_is_taken);
 
+/// A property of a topic, as the broker has it.
+async fn property_of(broker: &Broker, topic: &str, name: &str) -> String {
+    use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+    let which = [ResourceSpecifier::Topic(topic)];
+    let found = broker.admin().describe_configs(&which, &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    found.get(name).unwrap().value.clone().unwrap()
+}
+
 /// Deliveries until none has come for so long.
 async fn take_all(subscription: &mut Subscription, quiet: Duration) -> Vec<Delivery> {
     let mut taken = Vec::new();
@@ -101,6 +109,54 @@ async fn backlog_comes_from_all_partitions_side_by_side() {
     }
     let lanes: BTreeSet<_> = take(&mut subscription, 3000).await.iter().map(lane).collect();
     assert!(lanes.len() > 2, "all of it is from {lanes:?}, after {before}: few logins, and the others wait");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_that_nobody_takes_fail_no_report_that_is_on_its_way() {
+    let Some(broker) = broker() else { return };
+    let mut driver = Kafka::new(broker);
+    keep_the_log();
+    driver.settings.delivery_timeout = Duration::from_secs(5);
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..100)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let taken = take(&mut subscription, 100).await;
+    let dead = format!("{}.dead", driver.name);
+    let gone = broker.admin().delete_topics(&[&dead], &rdkafka::admin::AdminOptions::new()).await.unwrap();
+    assert!(gone.iter().all(Result::is_ok), "{gone:?}");
+    until("its topic is still there", async || {
+        let metadata = broker.admin().inner().fetch_metadata(Some(&dead), DEADLINE).unwrap();
+        metadata.topics().iter().all(|topic| topic.partitions().is_empty())
+    })
+    .await;
+    taken.into_iter().for_each(|delivery| delivery.token.reject(reason(&[])));
+    // Each replaced client is told once in half a minute.
+    let replaced = || logged(&[&format!("{:?}", driver.name), "the producer gave messages up"]);
+    let senders = (0..8).map(|_| {
+        let publisher = queue.publisher();
+        async move {
+            let mut after = 0;
+            while after < 5 {
+                publisher.publish(numbered(0..1000)).await.unwrap();
+                after += usize::from(replaced());
+            }
+        }
+    });
+    let deliveries = &mut subscription.deliveries;
+    let taker = async {
+        while let Some(delivery) = deliveries.recv().await {
+            delivery.token.ack()
+        }
+    };
+    tokio::select! {
+        _ = futures_util::future::join_all(senders) => {}
+        () = taker => panic!("the source has ended"),
+        () = tokio::time::sleep(DEADLINE) => panic!("no client was replaced"),
+    }
+    // It makes the topic again.
+    drop(driver.open().await);
+    until("they are no dead letters after all", async || queue.depth().await.is_ok_and(|depth| depth.dead == 100))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,12 +2,9 @@
 
 use super::*;
 
-/// How a topic lets go of its records, as the broker has it.
+/// How a topic lets go of its records.
 async fn cleanup(broker: &Broker, topic: &str) -> String {
-    use rdkafka::admin::{AdminOptions, ResourceSpecifier};
-    let which = [ResourceSpecifier::Topic(topic)];
-    let found = broker.admin().describe_configs(&which, &AdminOptions::new()).await.unwrap().remove(0).unwrap();
-    found.get("cleanup.policy").unwrap().value.clone().unwrap()
+    property_of(broker, topic, "cleanup.policy").await
 }
 
 /// Opens the queue. Gives what that logs: it is all done on one thread, and the log of the process belongs to no test.
@@ -70,4 +67,20 @@ async fn topics_that_are_there_are_used_where_none_may_be_made() {
     until_open("they are not done", &*queue, 0).await;
     assert_eq!(queue.depth().await.unwrap().dead, 1);
     end(subscription).await;
+}
+
+/// A broker refuses all that comes together where that is too large, and none of it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_come_together_are_no_more_than_the_topic_takes_at_once() {
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    // Not to be compressed: the broker counts what comes.
+    let many = || (0..500).map(|n| Message::new(format!("login{n}"), rand::random::<[u8; 1000]>().to_vec())).collect();
+    let unaware = driver.open().await;
+    broker.set_property(&driver.name, "max.message.bytes", "20000").await;
+    until("it takes what it does not take", async || {
+        matches!(unaware.publisher().publish(many()).await, Err(QueueError::TooLarge { .. }))
+    })
+    .await;
+    driver.open().await.publisher().publish(many()).await.unwrap();
 }

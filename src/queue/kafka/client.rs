@@ -121,8 +121,12 @@ fn default(config: &mut ClientConfig, name: &str, value: &str) {
     }
 }
 
-/// A producer whose confirmed messages are on all replicas in sync, in the order of the calls and once.
-pub(super) fn producer(settings: &Settings) -> ClientConfig {
+/// What the client sends to a partition at once by itself.
+const BATCH: usize = 1_000_000;
+
+/// A producer whose confirmed messages are on all replicas in sync, in the order of the calls and once. `most`: bytes that its topic takes
+/// at once.
+pub(super) fn producer(settings: &Settings, most: Option<usize>) -> ClientConfig {
     let mut config = base(settings);
     config.set("enable.idempotence", "true").set("acks", "all");
     // As Java producers do, so that a login keeps its partition whoever publishes.
@@ -131,6 +135,12 @@ pub(super) fn producer(settings: &Settings) -> ClientConfig {
     // The client counts before it compresses. What the queue takes is for its own check, and what a topic takes for the broker's: a message
     // of somebody else that the topic has taken must become a dead letter, too.
     config.set("message.max.bytes", "1000000000");
+    // A broker refuses all that comes together where that is too large.
+    let set = config.get("batch.size").map_or(Ok(BATCH), str::parse);
+    // What is no number the client refuses by its name.
+    if let (Some(most), Ok(set)) = (most, set) {
+        config.set("batch.size", set.min(most.max(1)).to_string());
+    }
     default(&mut config, "compression.codec", "lz4");
     default(&mut config, "linger.ms", "1");
     // A consumer gets whole batches: see its fetch.message.max.bytes.
@@ -179,11 +189,16 @@ mod tests {
             "brokers": ["127.0.0.1:9092"], "group": "trackalert", "password": "", "password_file": "",
             "create_topics": false, "partitions": 1, "replication": 1,
             "session_timeout": "45s", "delivery_timeout": "30s", "revoke_timeout": "10s", "start_timeout": "5m",
-            "properties": { "enable.idempotence": false, "acks": 1, "partitioner": "random", "client.id": "mine" },
+            "properties": { "enable.idempotence": false, "acks": 1, "batch.size": 30000, "partitioner": "random", "client.id": "mine" },
         }))
         .unwrap();
-        let config = producer(&settings);
-        let promised = [("enable.idempotence", "true"), ("acks", "all"), ("partitioner", "murmur2_random")];
+        let config = producer(&settings, Some(20_000));
+        let promised = [
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            ("partitioner", "murmur2_random"),
+            ("batch.size", "20000"),
+        ];
         for (name, value) in promised {
             assert_eq!(config.get(name), Some(value), "{name}");
         }

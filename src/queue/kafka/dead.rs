@@ -116,7 +116,7 @@ impl Dead {
 
     /// Forgets these, all at once, and gives their ids.
     async fn forget(&self, ids: Vec<String>) -> Result<Vec<String>, QueueError> {
-        let forgotten = futures_util::future::join_all(ids.iter().map(|id| self.shared.producer.forget(id))).await;
+        let forgotten = futures_util::future::join_all(ids.iter().map(|id| self.shared.dead_producer.forget(id))).await;
         forgotten.into_iter().collect::<Result<(), QueueError>>()?;
         Ok(ids)
     }

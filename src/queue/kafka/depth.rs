@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
@@ -15,7 +16,9 @@ use super::publisher::lock;
 use super::queue::Shared;
 
 /// How long one question may take.
-const ASK: std::time::Duration = std::time::Duration::from_secs(2);
+const ASK: Duration = Duration::from_secs(2);
+/// Events of the client that are listened to after each question.
+const HEARD: usize = 100;
 /// Partitions of one queue that get a metric of their own.
 const SHOWN: u32 = 256;
 
@@ -38,6 +41,11 @@ impl Asker {
                 .map_err(|error| shared.unavailable(super::topic::client_error(&error)))?,
         };
         let answer = ask(&consumer);
+        // What it has to tell waits in the same queue as what it would read, which is nothing here: unheard, it is kept for ever.
+        for _ in 0..HEARD {
+            // Nothing is assigned: it hears one event and reads nothing.
+            drop(consumer.poll(Duration::ZERO));
+        }
         *held = Some(consumer);
         answer
     }

@@ -1,6 +1,6 @@
 //! The writing side: records on their way to the broker, and what became of each.
 //!
-//! Owns the producer. A call resolves when the broker has confirmed all of its records; how long that may take is bounded by
+//! Owns the producers. A call resolves when the broker has confirmed all of its records; how long that may take is bounded by
 //! `queue.kafka.delivery_timeout`.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -105,6 +105,9 @@ impl ClientContext for Told {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+            self.gave_up.store(true, Ordering::Release);
+        }
         self.to_log.error(error, reason);
     }
 }
@@ -124,51 +127,71 @@ impl ProducerContext for Told {
     }
 }
 
+/// The client, and whether it gave a record up, or will take none any more.
+struct Client {
+    inner: ThreadedProducer<Told>,
+    gave_up: Arc<AtomicBool>,
+}
+
 impl Client {
-    fn new(settings: &Settings, queue: &str, limit: usize, to_log: &ToLog) -> Result<Self, OpenError> {
+    fn new(settings: &Settings, queue: &str, limit: Limit, to_log: &ToLog) -> Result<Self, OpenError> {
         let (gave_up, delivery_timeout) = (Arc::default(), settings.delivery_timeout);
         let told = Told {
             gave_up: Arc::clone(&gave_up),
             queue: queue.to_owned(),
-            limit,
+            limit: limit.message,
             delivery_timeout,
             to_log: to_log.clone(),
         };
-        let made = client::producer(settings).create_with_context(told);
-        let inner = Arc::new(made.map_err(|error| OpenError::Client(client_error(&error)))?);
-        Ok(Self { inner, gave_up })
+        let made = client::producer(settings, limit.batch).create_with_context(told);
+        Ok(Self { inner: made.map_err(|error| OpenError::Client(client_error(&error)))?, gave_up })
+    }
+
+    fn hand_over(&self, record: BaseRecord<'_, str, [u8], Box<Waiter>>, size: usize) -> Result<(), QueueError> {
+        let Err((error, record)) = self.inner.send(record) else { return Ok(()) };
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+            self.gave_up.store(true, Ordering::Release);
+        }
+        let error = self.inner.context().error(&error, size);
+        record.delivery_opaque.done(Err(error.clone()));
+        Err(error)
     }
 }
 
-/// The producer of one queue and of its dead letters.
-pub(super) struct Producer {
-    queue: String,
-    dead: String,
-    max_message: usize,
-    settings: Settings,
-    to_log: ToLog,
-    client: Mutex<Client>,
+/// What a topic takes, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    /// The body of one message.
+    pub(super) message: usize,
+    /// Messages that are sent together, where the broker has said so.
+    pub(super) batch: Option<usize>,
 }
 
-/// The client, and whether it gave a record up.
-struct Client {
-    inner: Arc<ThreadedProducer<Told>>,
-    gave_up: Arc<AtomicBool>,
+/// What writes to one topic: the reports (or alerts), or their dead letters. Each has a client of its own: one whose topic takes nothing
+/// gives up what it has, and must not take what goes elsewhere with it.
+pub(super) struct Producer {
+    queue: String,
+    topic: String,
+    limit: Limit,
+    settings: Settings,
+    to_log: ToLog,
+    /// Held while a call hands its messages over, so that none goes to a client that was replaced.
+    client: Mutex<Client>,
 }
 
 impl Producer {
     pub(super) fn new(
         settings: &Settings,
         queue: &str,
-        dead: &str,
-        max_message: usize,
+        topic: &str,
+        limit: Limit,
         to_log: &ToLog,
     ) -> Result<Self, OpenError> {
-        let client = Client::new(settings, queue, max_message, to_log)?;
+        let client = Client::new(settings, queue, limit, to_log)?;
         Ok(Self {
             queue: queue.to_owned(),
-            dead: dead.to_owned(),
-            max_message,
+            topic: topic.to_owned(),
+            limit,
             settings: settings.clone(),
             to_log: to_log.clone(),
             client: Mutex::new(client),
@@ -176,45 +199,41 @@ impl Producer {
     }
 
     /// A client that has given nothing up. One that has may never publish again: where a partition was without a leader for a moment, the
-    /// idempotent producer of librdkafka 2.12 was seen to wait for it for ever, with the broker up (a broker that stalls is enough). Its
-    /// callers send again what they did not hear of, under the same ids.
-    fn healthy(&self) -> Arc<ThreadedProducer<Told>> {
-        let mut client = lock(&self.client);
-        if client.gave_up.load(Ordering::Acquire) {
-            match Client::new(&self.settings, &self.queue, self.max_message, &self.to_log) {
+    /// idempotent producer of librdkafka 2.12 was seen to wait for it for ever, with the broker up (a broker that stalls is enough); and
+    /// after an error that it calls fatal it takes nothing. Its callers send again what they did not hear of, under the same ids.
+    fn healthy<'a>(&self, held: &'a mut Client) -> &'a Client {
+        if held.gave_up.load(Ordering::Acquire) {
+            match Client::new(&self.settings, &self.queue, self.limit, &self.to_log) {
                 Ok(new) => {
-                    let old = std::mem::replace(&mut *client, new);
+                    let old = std::mem::replace(held, new);
                     let why = "one that has given messages up may never publish again";
                     self.to_log.complain("given up", &why, "the producer gave messages up; a new one takes its place");
-                    // Before the new one sends: what is left in the old one must not come behind it. Waiting for its end would hold
-                    // up a worker.
-                    old.inner.purge(PurgeConfig::default().queue().inflight());
+                    // What is left in the old one must not come behind what the new one sends, which has to connect first. Its threads may
+                    // be looking the name of a broker up, for as long as that takes: whoever waited for them here would hold a worker up,
+                    // and all that publish.
+                    old.inner.purge(PurgeConfig::default().queue().inflight().non_blocking());
                     std::thread::spawn(move || drop(old));
                 }
                 Err(error) => tracing::error!(queue = self.queue, %error, "kafka: no new producer could be made"),
             }
         }
-        Arc::clone(&client.inner)
+        held
     }
 
-    fn hand_over(&self, record: BaseRecord<'_, str, [u8], Box<Waiter>>, size: usize) -> Result<(), QueueError> {
-        let client = self.healthy();
-        match client.send(record) {
-            Ok(()) => Ok(()),
-            Err((error, record)) => {
-                let error = client.context().error(&error, size);
-                record.delivery_opaque.done(Err(error.clone()));
-                Err(error)
-            }
-        }
+    /// Hands one record over. Where that fails, its waiter was told.
+    fn hand_over(&self, record: BaseRecord<'_, str, [u8], Box<Waiter>>, size: usize) {
+        let _ = self.healthy(&mut lock(&self.client)).hand_over(record, size);
     }
 
     /// Sends messages. The answer comes when all are confirmed, or given up.
     fn send(&self, messages: &[Message]) -> Result<oneshot::Receiver<Result<(), QueueError>>, QueueError> {
-        if let Some(large) = messages.iter().find(|message| message.body.len() > self.max_message) {
+        let limit = self.limit.message;
+        if let Some(large) = messages.iter().find(|message| message.body.len() > limit) {
             let size = large.body.len();
-            return Err(QueueError::TooLarge { queue: self.queue.clone(), size, limit: self.max_message });
+            return Err(QueueError::TooLarge { queue: self.queue.clone(), size, limit });
         }
+        let mut held = lock(&self.client);
+        let client = self.healthy(&mut held);
         let (answer, answered) = oneshot::channel();
         let call =
             Arc::new(Call { left: AtomicUsize::new(1), failed: Mutex::new(None), answer: Mutex::new(Some(answer)) });
@@ -222,11 +241,11 @@ impl Producer {
         for message in messages {
             call.left.fetch_add(1, Ordering::AcqRel);
             let waiter = Box::new(Waiter::Call(Arc::clone(&call)));
-            let record = BaseRecord::with_opaque_to(&self.queue, waiter).key(message.key.as_str());
+            let record = BaseRecord::with_opaque_to(&self.topic, waiter).key(message.key.as_str());
             let (millis, headers) = record::stamped(message, now);
             let record = with_headers(record.payload(&message.body[..]).timestamp(millis), headers);
             // What comes after one that was not taken would overtake it.
-            if self.hand_over(record, message.body.len()).is_err() {
+            if client.hand_over(record, message.body.len()).is_err() {
                 break;
             }
         }
@@ -243,20 +262,20 @@ impl Producer {
         answered.await.map_err(|_| QueueError::Closed(self.queue.clone()))?
     }
 
-    /// Sends a letter to the dead-letter topic; what became of it is told to `source`, also where it was not taken at all.
+    /// Sends a letter, where the topic is that of the dead ones; what became of it is told to `source`, also where it was not taken at all.
     pub(super) fn bury(&self, tag: Tag, letter: &DeadLetter, source: &mpsc::UnboundedSender<Buried>) {
         let waiter = Box::new(Waiter::Letter(tag, source.clone()));
-        let record = BaseRecord::with_opaque_to(&self.dead, waiter).key(letter.id.as_str());
+        let record = BaseRecord::with_opaque_to(&self.topic, waiter).key(letter.id.as_str());
         let record = record.payload(&letter.message.body[..]).headers(record::letter_headers(letter));
-        let _ = self.hand_over(record, letter.message.body.len());
+        self.hand_over(record, letter.message.body.len());
     }
 
     /// Forgets a letter: a record without a payload, which lets the broker remove the one before.
     pub(super) async fn forget(&self, id: &str) -> Result<(), QueueError> {
         let (source, mut told) = mpsc::unbounded_channel();
         let tag = Tag { lane: 0, generation: 0, sequence: 0 };
-        let record = BaseRecord::<str, [u8], _>::with_opaque_to(&self.dead, Box::new(Waiter::Letter(tag, source)));
-        let _ = self.hand_over(record.key(id), 0);
+        let record = BaseRecord::<str, [u8], _>::with_opaque_to(&self.topic, Box::new(Waiter::Letter(tag, source)));
+        self.hand_over(record.key(id), 0);
         told.recv().await.map_or_else(|| Err(QueueError::Closed(self.queue.clone())), |(_, done)| done)
     }
 }

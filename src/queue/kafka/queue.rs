@@ -15,7 +15,7 @@ use super::super::{
 use super::client::ToLog;
 use super::dead::Dead;
 use super::lanes::Lanes;
-use super::publisher::{Buried, ENVELOPE, KafkaPublisher, Producer, lock};
+use super::publisher::{Buried, ENVELOPE, KafkaPublisher, Limit, Producer, lock};
 use super::source::{self, Parts};
 use super::topic::{self, OpenError, Shape};
 use super::{Settings, depth};
@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) metrics: Arc<Metrics>,
     pub(super) producer: Arc<Producer>,
+    /// Of the dead letters.
+    pub(super) dead_producer: Producer,
     /// Where what its clients tell goes.
     pub(super) to_log: ToLog,
     pub(super) lanes: Mutex<Lanes>,
@@ -87,8 +89,10 @@ impl KafkaQueue {
             Shape { name: &dead, partitions: 1, compacted: true, max_message: max_record + ENVELOPE },
         ];
         let to_log = ToLog::of(name);
-        topic::ensure(settings, &shapes, &to_log)?;
-        let producer = Arc::new(Producer::new(settings, name, &dead, max_message, &to_log)?);
+        let [batch, dead_batch] = topic::ensure(settings, &shapes, &to_log)?;
+        let limit = |batch| Limit { message: max_message, batch };
+        let producer = Arc::new(Producer::new(settings, name, name, limit(batch), &to_log)?);
+        let dead_producer = Producer::new(settings, name, &dead, limit(dead_batch), &to_log)?;
         let (settlements, settled) = mpsc::unbounded_channel();
         let (buried_sender, buried) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
@@ -98,6 +102,7 @@ impl KafkaQueue {
             settings: settings.clone(),
             metrics,
             producer,
+            dead_producer,
             to_log,
             lanes: Mutex::new(Lanes::default()),
             settlements,

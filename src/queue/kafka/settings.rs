@@ -108,7 +108,7 @@ pub fn is_secret(name: &str) -> bool {
 }
 
 /// Properties that are not for people to set, and why: a promise of the program rests on them, or a setting has another name.
-pub const OURS: [(&str, &str); 22] = [
+pub const OURS: [(&str, &str); 23] = [
     ("bootstrap.servers", "set queue.kafka.brokers"),
     ("metadata.broker.list", "set queue.kafka.brokers"),
     ("group.id", "set queue.kafka.group"),
@@ -127,6 +127,7 @@ pub const OURS: [(&str, &str); 22] = [
     ("group.instance.id", KEPT),
     ("group.protocol", KEPT),
     ("partitioner", KEPT),
+    ("delivery.report.only.error", KEPT),
     ("isolation.level", KEPT),
     ("enable.partition.eof", KEPT),
     ("transactional.id", KEPT),

@@ -65,7 +65,7 @@ impl Shared {
         if open.cut || open.message.body.len() > HOPELESS {
             letter.cut(BEGINNING);
         }
-        self.producer.bury(tag, &letter, &self.buried_sender);
+        self.dead_producer.bury(tag, &letter, &self.buried_sender);
     }
 
     fn buried(&self, lanes: &mut Lanes, tag: Tag, done: Result<(), QueueError>, backoff: Backoff) {

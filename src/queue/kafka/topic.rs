@@ -3,9 +3,10 @@
 //! Owns the start: it waits for a broker that does not answer yet, within a bound, and says what is missing in the words of the settings,
 //! and where dead letters would not be kept. Never changes a topic that is there.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigEntry, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -64,8 +65,13 @@ pub(super) struct Shape<'a> {
     pub(super) max_message: usize,
 }
 
-/// Waits for a broker, then looks for the topics and makes them where the settings say so. Blocks.
-pub(super) fn ensure(settings: &Settings, shapes: &[Shape<'_>], to_log: &ToLog) -> Result<(), OpenError> {
+/// Waits for a broker, then looks for the topics and makes them where the settings say so. Gives how many bytes each takes at once, where
+/// the broker tells. Blocks.
+pub(super) fn ensure<const N: usize>(
+    settings: &Settings,
+    shapes: &[Shape<'_>; N],
+    to_log: &ToLog,
+) -> Result<[Option<usize>; N], OpenError> {
     let brokers = settings.brokers.join(",");
     let listener = Listener::new(to_log);
     let looker: BaseConsumer<Listener> = client::reader(settings)
@@ -81,10 +87,18 @@ pub(super) fn ensure(settings: &Settings, shapes: &[Shape<'_>], to_log: &ToLog) 
             create(settings, shape, to_log)?;
         }
     }
-    for shape in shapes.iter().filter(|shape| shape.compacted) {
-        warn_of_retention(settings, shape.name, &listener, left(settings, began));
-    }
-    Ok(())
+    Ok(shapes.each_ref().map(|shape| {
+        let most = left(settings, began);
+        // A broker that does not tell, or not this user, holds no start up.
+        let told = described(settings, shape.name, &listener, most).inspect_err(|reason| {
+            tracing::debug!(topic = shape.name, reason, "kafka: how a topic is kept is not told")
+        });
+        let value = |name: &str| Some(told.as_ref().ok()?.get(name)?.value.clone().unwrap_or_default());
+        if shape.compacted {
+            warn_of_retention(settings, shape.name, value);
+        }
+        value("max.message.bytes")?.parse().ok()
+    }))
 }
 
 /// How long the next question may take: no longer than what is left of the start, and long enough for an answer.
@@ -189,31 +203,35 @@ fn create(settings: &Settings, shape: &Shape<'_>, to_log: &ToLog) -> Result<(), 
     Ok(())
 }
 
-/// Says where a topic that was there before lets dead letters go: they would be gone before anybody has looked at them, without a word. A
-/// broker that does not tell, or not this user, holds no start up.
-fn warn_of_retention(settings: &Settings, topic: &str, listener: &Listener, most: Duration) {
-    match kept(settings, topic, listener, most) {
-        // `compact,delete` lets go of them, too.
-        Ok([policy, retention_ms, retention_bytes])
-            if policy.split(',').any(|one| one.trim() == "delete")
-                && [&retention_ms, &retention_bytes].into_iter().any(|bound| bound != "-1") =>
-        {
-            tracing::warn!(
-                topic,
-                cleanup_policy = policy,
-                retention_ms,
-                retention_bytes,
-                "kafka: dead letters vanish from this topic when its retention is over; to keep them: kafka-configs --bootstrap-server {} --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy=compact",
-                settings.brokers.join(",")
-            )
-        }
-        Ok(_) => {}
-        Err(reason) => tracing::debug!(topic, reason, "kafka: not told whether dead letters are kept"),
+/// Says where a topic that was there before lets dead letters go: they would be gone before anybody has looked at them, without a word.
+fn warn_of_retention(settings: &Settings, topic: &str, value: impl Fn(&str) -> Option<String>) {
+    let [Some(policy), Some(retention_ms), Some(retention_bytes)] =
+        ["cleanup.policy", "retention.ms", "retention.bytes"].map(value)
+    else {
+        return;
+    };
+    // `compact,delete` lets go of them, too.
+    if policy.split(',').any(|one| one.trim() == "delete")
+        && [&retention_ms, &retention_bytes].into_iter().any(|bound| bound != "-1")
+    {
+        tracing::warn!(
+            topic,
+            cleanup_policy = policy,
+            retention_ms,
+            retention_bytes,
+            "kafka: dead letters vanish from this topic when its retention is over; to keep them: kafka-configs --bootstrap-server {} --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy=compact",
+            settings.brokers.join(",")
+        );
     }
 }
 
-/// A topic's `cleanup.policy`, `retention.ms` and `retention.bytes`.
-fn kept(settings: &Settings, topic: &str, listener: &Listener, most: Duration) -> Result<[String; 3], String> {
+/// How a topic is set.
+fn described(
+    settings: &Settings,
+    topic: &str,
+    listener: &Listener,
+    most: Duration,
+) -> Result<HashMap<String, ConfigEntry>, String> {
     let admin: AdminClient<Listener> =
         client::base(settings).create_with_context(listener.clone()).map_err(|error| client_error(&error))?;
     let options = AdminOptions::new().request_timeout(Some(most));
@@ -223,6 +241,5 @@ fn kept(settings: &Settings, topic: &str, listener: &Listener, most: Duration) -
     let answers = runtime.block_on(asked).map_err(|error| error.to_string())?;
     let answer = answers.into_iter().next().ok_or_else(|| "no answer".to_owned())?;
     let found = answer.map_err(|code| code.to_string())?;
-    let value = |name: &str| found.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
-    Ok(["cleanup.policy", "retention.ms", "retention.bytes"].map(value))
+    Ok(found.entries.into_iter().map(|entry| (entry.name.clone(), entry)).collect())
 }
