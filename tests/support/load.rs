@@ -202,7 +202,7 @@ impl Rig {
         in_hand
     }
 
-    /// Waits until every report is in the history and the queues are empty, then holds that each stands there once, has counted once and
+    /// Waits until every report is in the history, every alert has arrived and the queues are empty, then holds that each stands there once, has counted once and
     /// in its login's order, and that its alert arrived.
     pub(crate) fn everything_handled(&self, site: &Site, program: &Program, load: &Load) {
         let history = || {
@@ -210,12 +210,16 @@ impl Rig {
             let body = json!({ "size": 0, "track_total_hits": true, "aggs": { "logins": logins } });
             self.runtime.block_on(query(&site.address, body))
         };
+        let arrived = |kind, count| self.inbox.of_kind(kind).len() >= count;
         let mut idle = None;
-        program.wait_until("every report in the history", PATIENCE, |program| {
-            // What is missing when there was nothing left to be done for so long does not come any more.
+        program.wait_until("every report in the history and every alert", PATIENCE, |program| {
+            // What is missing when there was nothing left to be done for so long does not come any more. On a slow machine the metrics of
+            // the queues are late: an alert may still be on its way.
             idle = program.idle().then(|| idle.unwrap_or_else(Instant::now));
             idle.is_some_and(|since: Instant| since.elapsed() > GIVEN_UP)
                 || history()["hits"]["total"]["value"] == json!(load.total)
+                    && arrived("count", load.logins)
+                    && arrived("marked", load.marked)
         });
         program.wait_idle(PATIENCE);
         let history = history();
@@ -235,7 +239,8 @@ impl Rig {
         for count in counts {
             assert_eq!(count.alert["evidence"]["n"], json!(load.per_login), "a report counted twice or not at all");
         }
-        assert_eq!(self.inbox.of_kind("marked").len(), load.marked, "alerts that arrived");
+        let marked = self.inbox.of_kind("marked").len();
+        assert_eq!(marked, load.marked, "alerts that arrived; the log:\n{}", site.log_text());
         assert_eq!(self.inbox.of_kind("same").len(), 1, "an alert was sent again within its window");
         self.in_order();
         for queue in ["reports", "alerts"] {
