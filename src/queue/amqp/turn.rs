@@ -194,7 +194,7 @@ async fn look(broker: &Broker, connection: &Connection) -> Result<(), No> {
     if seen.consumer_count() > 0 { Err(No::Taken) } else { Ok(()) }
 }
 
-/// Takes it, where it is free. The broker says no only where two have asked at once.
+/// Takes it, where it is free. The broker says no, and ends the channel, only where another has taken it since it was looked for.
 async fn consume(broker: &Broker, channel: &Channel) -> lapin::Result<Result<Consumer, No>> {
     let queue = match broker.queue(&broker.process) {
         Ok(queue) => queue,
