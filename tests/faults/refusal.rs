@@ -27,12 +27,7 @@ impl Refusal {
             #[cfg(feature = "kafka")]
             Self::Kafka(kafka) => kafka.second.kill(),
             #[cfg(feature = "amqp")]
-            Self::Amqp(rabbit, alerts) => {
-                let policy = format!(
-                    r#"{{"pattern":"^{alerts}$","apply-to":"queues","definition":{{"max-length":100,"overflow":"reject-publish"}}}}"#
-                );
-                assert_eq!(rabbit.manage("PUT", &format!("policies/%2F/{alerts}"), &policy).0, 201);
-            }
+            Self::Amqp(rabbit, alerts) => rabbit.bound(alerts, 100),
         }
     }
 
@@ -41,9 +36,7 @@ impl Refusal {
             #[cfg(feature = "kafka")]
             Self::Kafka(kafka) => kafka.second.start_again(),
             #[cfg(feature = "amqp")]
-            Self::Amqp(rabbit, alerts) => {
-                assert_eq!(rabbit.manage("DELETE", &format!("policies/%2F/{alerts}"), "").0, 204);
-            }
+            Self::Amqp(rabbit, alerts) => rabbit.unbound(alerts),
         }
     }
 }

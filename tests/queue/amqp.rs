@@ -85,6 +85,14 @@ impl Amqp {
         tokio::task::spawn_blocking(move || server.script(&what)).await.unwrap().unwrap();
     }
 
+    /// Puts a message there as others do, of which nothing but its body is known.
+    fn publish_bare(&self, queue: &str) {
+        let bare =
+            format!(r#"{{"properties":{{}},"routing_key":"{queue}","payload":"1","payload_encoding":"string"}}"#);
+        let (status, routed) = self.rabbit.manage("POST", "exchanges/%2F/amq.default/publish", &bare);
+        assert_eq!((status, &routed["routed"]), (200, &serde_json::json!(true)));
+    }
+
     /// What the management API says of a queue.
     fn asked(&self, queue: &str) -> serde_json::Value {
         self.rabbit.manage("GET", &format!("queues/%2F/{queue}"), "").1
@@ -199,11 +207,7 @@ async fn refused_and_unroutable_publishes_are_errors() {
     next(&mut subscription).await.token.ack();
     end(subscription).await;
 
-    let policy = format!(
-        r#"{{"pattern":"^{}$","apply-to":"queues","definition":{{"max-length":3,"overflow":"reject-publish"}}}}"#,
-        driver.name
-    );
-    assert_eq!(driver.rabbit.manage("PUT", &format!("policies/%2F/{}", driver.name), &policy).0, 201);
+    driver.rabbit.bound(&driver.name, 3);
     let mut accepted = 0;
     until("the bound of the broker is no error", async || {
         let refused = publisher.publish(numbered(0..1)).await;
@@ -217,9 +221,9 @@ async fn refused_and_unroutable_publishes_are_errors() {
     }
     until("it stays refused", async || publisher.publish(numbered(0..1)).await.is_ok()).await;
     end(subscription).await;
-    assert_eq!(driver.rabbit.manage("DELETE", &format!("policies/%2F/{}", driver.name), "").0, 204);
+    driver.rabbit.unbound(&driver.name);
 
-    assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{}", driver.name), "").0, 204);
+    driver.rabbit.delete(&driver.name);
     // So many that the broker answers for some while others are still written.
     let many = futures_util::future::join_all((0..3000).map(|n| publisher.publish(numbered(n..n + 1)))).await;
     let confirmed = many.iter().filter(|done| done.is_ok()).count() as u64;
@@ -238,14 +242,9 @@ async fn publishes_are_taken_again_when_the_bound_of_a_full_queue_is_taken_away(
     let Some(driver) = Amqp::start() else { return };
     let queue = driver.open().await;
     let publisher = queue.publisher();
-    let path = format!("policies/%2F/{}", driver.name);
-    let policy = format!(
-        r#"{{"pattern":"^{}$","apply-to":"queues","definition":{{"max-length":3,"overflow":"reject-publish"}}}}"#,
-        driver.name
-    );
-    assert_eq!(driver.rabbit.manage("PUT", &path, &policy).0, 201);
+    driver.rabbit.bound(&driver.name, 3);
     until("the bound is no error", async || publisher.publish(numbered(0..1)).await.is_err()).await;
-    assert_eq!(driver.rabbit.manage("DELETE", &path, "").0, 204);
+    driver.rabbit.unbound(&driver.name);
     until("it stays refused", async || publisher.publish(numbered(0..1)).await.is_ok()).await;
 }
 
@@ -362,7 +361,7 @@ async fn what_waits_for_long_while_others_are_worked_on_goes_back_before_more_is
         let (mut subscription, mut five, _queues) = five_of_ten(&mut driver).await;
         if rejected {
             // It waits for its dead letter, then: nobody makes that queue again.
-            assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{}.dead", driver.name), "").0, 204);
+            driver.rabbit.delete(&format!("{}.dead", driver.name));
         }
         let taken = Instant::now();
         let first = five.remove(0).token;
@@ -477,10 +476,7 @@ async fn message_stays_where_it_is_while_the_dead_letters_refuse_it() {
     keep_the_log();
     let queue = driver.open().await;
     let dead = format!("{}.dead", driver.name);
-    let policy = format!(
-        r#"{{"pattern":"^{dead}$","apply-to":"queues","definition":{{"max-length":1,"overflow":"reject-publish"}}}}"#
-    );
-    assert_eq!(driver.rabbit.manage("PUT", &format!("policies/%2F/{dead}"), &policy).0, 201);
+    driver.rabbit.bound(&dead, 1);
     queue.publisher().publish(numbered(0..100)).await.unwrap();
     let mut subscription = queue.subscribe(Unsettled { messages: 1, bytes: 1 << 20 }, BACKOFF).unwrap();
     // One by one, until one is not taken: the broker lets some more in than its bound says.
@@ -496,7 +492,7 @@ async fn message_stays_where_it_is_while_the_dead_letters_refuse_it() {
     let depth = queue.depth().await.unwrap();
     assert!(depth.dead < rejected, "{rejected} were rejected, {} are dead letters", depth.dead);
     assert_eq!(depth.messages + depth.dead, 100, "one is in neither");
-    assert_eq!(driver.rabbit.manage("DELETE", &format!("policies/%2F/{dead}"), "").0, 204);
+    driver.rabbit.unbound(&dead);
     until("it is no dead letter after all", async || {
         let depth = queue.depth().await.unwrap();
         depth.dead == rejected && depth.messages == 100 - rejected
@@ -533,11 +529,17 @@ async fn letter_that_is_confirmed_too_late_is_one_and_comes_back_once() {
     })
     .await;
     end(subscription).await;
-    let letters = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap();
-    assert_eq!(letters.len(), 1, "{letters:?}");
-    assert!(queue.dead_letters().resend(letters[0].id.clone()).await.unwrap());
+    all_come_back(&*queue, 1).await;
+}
+
+/// So many letters are shown, one id is sent again, and so many messages are back.
+async fn all_come_back(queue: &dyn Queue, letters: usize) {
+    let dead = queue.dead_letters();
+    let shown = dead.list(Filter::default(), None, 10).await.unwrap();
+    assert_eq!(shown.len(), letters, "{shown:?}");
+    assert!(dead.resend(shown[0].id.clone()).await.unwrap());
     let depth = queue.depth().await.unwrap();
-    assert_eq!((depth.messages, depth.dead), (1, 0));
+    assert_eq!((depth.messages, depth.dead), (letters as u64, 0));
 }
 
 /// The broker puts what a policy has it drop there: two such reports may have the same body, and are two.
@@ -545,20 +547,11 @@ async fn letter_that_is_confirmed_too_late_is_one_and_comes_back_once() {
 async fn letters_of_others_that_are_alike_come_back_each() {
     let Some(driver) = Amqp::start() else { return };
     let queue = driver.open().await;
-    let bare = format!(
-        r#"{{"properties":{{}},"routing_key":"{}.dead","payload":"1","payload_encoding":"string"}}"#,
-        driver.name
-    );
     for _ in 0..2 {
-        let (status, routed) = driver.rabbit.manage("POST", "exchanges/%2F/amq.default/publish", &bare);
-        assert_eq!((status, &routed["routed"]), (200, &serde_json::json!(true)));
+        driver.publish_bare(&format!("{}.dead", driver.name));
     }
     until("they are no dead letters", async || queue.depth().await.unwrap().dead == 2).await;
-    let letters = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap();
-    assert_eq!(letters.len(), 2, "{letters:?}");
-    assert!(queue.dead_letters().resend(letters[0].id.clone()).await.unwrap());
-    let depth = queue.depth().await.unwrap();
-    assert_eq!((depth.messages, depth.dead), (2, 0));
+    all_come_back(&*queue, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -577,10 +570,7 @@ async fn message_to_which_nobody_gave_a_time_says_so() {
     let Some(driver) = Amqp::start() else { return };
     let queue = driver.open().await;
     queue.publisher().publish(numbered(0..1)).await.unwrap();
-    let bare =
-        format!(r#"{{"properties":{{}},"routing_key":"{}","payload":"1","payload_encoding":"string"}}"#, driver.name);
-    let (status, routed) = driver.rabbit.manage("POST", "exchanges/%2F/amq.default/publish", &bare);
-    assert_eq!((status, &routed["routed"]), (200, &serde_json::json!(true)));
+    driver.publish_bare(&driver.name);
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
     let untimed: Vec<bool> = take(&mut subscription, 2).await.iter().map(|delivery| delivery.message.untimed).collect();
     assert_eq!(untimed, [false, true]);

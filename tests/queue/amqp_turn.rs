@@ -208,7 +208,7 @@ async fn process_whose_turn_is_free_before_the_deliveries_are_back_waits_for_the
     let mut before = first.subscribe(FEW, BACKOFF).unwrap();
     let _in_hand = take(&mut before, 10).await;
     let turn = format!("{}.process.one", driver.name);
-    assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{turn}"), "").0, 204);
+    driver.rabbit.delete(&turn);
     let mut after = second.subscribe(MANY, BACKOFF).unwrap();
     until("it does not wait", async || logged(&[&driver.name, "is not back yet"])).await;
     before.source.abort();

@@ -112,6 +112,24 @@ impl Rabbit {
         (status, serde_json::from_str(body).unwrap_or_default())
     }
 
+    /// Has the broker refuse what a queue has no place for.
+    pub(crate) fn bound(&self, queue: &str, most: u32) {
+        let policy = format!(
+            r#"{{"pattern":"^{queue}$","apply-to":"queues","definition":{{"max-length":{most},"overflow":"reject-publish"}}}}"#
+        );
+        assert_eq!(self.manage("PUT", &format!("policies/%2F/{queue}"), &policy).0, 201);
+    }
+
+    /// Takes that bound away.
+    pub(crate) fn unbound(&self, queue: &str) {
+        assert_eq!(self.manage("DELETE", &format!("policies/%2F/{queue}"), "").0, 204);
+    }
+
+    /// Deletes a queue.
+    pub(crate) fn delete(&self, queue: &str) {
+        assert_eq!(self.manage("DELETE", &format!("queues/%2F/{queue}"), "").0, 204);
+    }
+
     /// Cuts every connection whose name contains this. Gives how many.
     pub(crate) fn cut(&self, name: &str) -> usize {
         let mut cut = 0;

@@ -68,7 +68,7 @@ pub(super) struct Broker {
     /// The queue by which the broker knows the source of this process.
     pub(super) process: String,
     /// What is held of each of `queues`.
-    pub(super) shown: Vec<Shown>,
+    pub(super) in_hand: Vec<InHand>,
     pub(super) complaints: Complaints,
     wire: Wire,
     /// A connection of its own: where a quorum queue takes nothing more, the broker stops reading from whoever publishes to it.
@@ -94,14 +94,14 @@ impl Seen {
 
 /// What the source holds un-acked, for whoever asks how full the queue is: the broker counts only what it has not handed out.
 #[derive(Default)]
-pub(super) struct Shown {
+pub(super) struct InHand {
     pub(super) messages: AtomicU64,
     pub(super) bytes: AtomicU64,
     /// Microseconds; 0: none.
     pub(super) oldest: AtomicU64,
 }
 
-impl Shown {
+impl InHand {
     pub(super) fn set(&self, messages: usize, bytes: usize, oldest: u64) {
         self.messages.store(messages as u64, Ordering::Relaxed);
         self.bytes.store(bytes as u64, Ordering::Relaxed);
@@ -134,7 +134,7 @@ impl Broker {
             max_message,
             members: format!("{name}.members"),
             process: format!("{name}.process.{process}"),
-            shown: queues.iter().map(|_| Shown::default()).collect(),
+            in_hand: queues.iter().map(|_| InHand::default()).collect(),
             queues,
             complaints: Complaints::default(),
             wire: Wire::new("publisher"),

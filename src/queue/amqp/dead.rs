@@ -45,11 +45,11 @@ pub(super) struct Dead {
 struct Look {
     broker: Arc<Broker>,
     channel: Channel,
-    letters: Vec<Shown>,
+    letters: Vec<Found>,
 }
 
 /// A letter of the queue.
-struct Shown {
+struct Found {
     tag: u64,
     letter: DeadLetter,
     /// We wrote it: what has the same id is the same letter, which the broker confirmed too late, so that it was sent again.
@@ -87,10 +87,10 @@ impl Look {
             let Ok(Some(next)) = timeout(NEXT, consumers.next()).await else { break };
             let next = next.map_err(|error| broker.failed(&error))?;
             let (letter, ours) = form::letter(&broker.name, &next.properties, Bytes::from(next.data));
-            self.letters.push(Shown { tag: next.delivery_tag, letter, ours });
+            self.letters.push(Found { tag: next.delivery_tag, letter, ours });
         }
         // An ack for many goes by the tags.
-        self.letters.sort_unstable_by_key(|shown| shown.tag);
+        self.letters.sort_unstable_by_key(|found| found.tag);
         Ok(())
     }
 
@@ -118,12 +118,12 @@ impl Look {
     /// Acks letters with these ids: how many, and whether some of them are left.
     async fn take_out(&self, gone: &BTreeSet<String>) -> Result<(usize, bool), QueueError> {
         let Self { broker, channel, letters } = self;
-        let goes = |shown: &&Shown| gone.contains(&shown.letter.id);
+        let goes = |found: &&Found| gone.contains(&found.letter.id);
         let front = letters.iter().take_while(goes).count();
         if let Some(last) = front.checked_sub(1).and_then(|last| letters.get(last)) {
             broker.within("ack", channel.basic_ack(last.tag, BasicAckOptions { multiple: true })).await?;
         }
-        let others: Vec<u64> = letters.iter().skip(front).filter(goes).map(|shown| shown.tag).collect();
+        let others: Vec<u64> = letters.iter().skip(front).filter(goes).map(|found| found.tag).collect();
         let singly = others.len().min(ACKS);
         for tag in others.iter().take(singly) {
             broker.within("ack", channel.basic_ack(*tag, BasicAckOptions::default())).await?;
@@ -133,8 +133,8 @@ impl Look {
 
     /// Those that are meant, each once, oldest first.
     fn find(&self, meant: impl Fn(&DeadLetter) -> bool) -> Vec<DeadLetter> {
-        let meant = self.letters.iter().filter(|shown| meant(&shown.letter));
-        let each = meant.map(|shown| ((&shown.letter.id, (!shown.ours).then_some(shown.tag)), &shown.letter));
+        let meant = self.letters.iter().filter(|found| meant(&found.letter));
+        let each = meant.map(|found| ((&found.letter.id, (!found.ours).then_some(found.tag)), &found.letter));
         each.collect::<BTreeMap<_, _>>().into_values().cloned().collect()
     }
 }

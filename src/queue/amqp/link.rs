@@ -204,11 +204,11 @@ impl Queue for AmqpQueue {
             let _nobody_looks = looking.lock().await;
             let channel = broker.channel(To::Queue).await?;
             let mut depth = Depth { dead: broker.ready(&channel, &broker.dead).await?, ..Depth::default() };
-            for (name, shown) in broker.queues.iter().zip(&broker.shown) {
+            for (name, in_hand) in broker.queues.iter().zip(&broker.in_hand) {
                 let ready = broker.ready(&channel, name).await?;
-                depth.messages += ready + shown.messages.load(Ordering::Relaxed);
-                depth.bytes += shown.bytes.load(Ordering::Relaxed);
-                let oldest = i64::try_from(shown.oldest.load(Ordering::Relaxed)).unwrap_or(0);
+                depth.messages += ready + in_hand.messages.load(Ordering::Relaxed);
+                depth.bytes += in_hand.bytes.load(Ordering::Relaxed);
+                let oldest = i64::try_from(in_hand.oldest.load(Ordering::Relaxed)).unwrap_or(0);
                 let oldest = (oldest > 0).then(|| Time::from_micros(oldest));
                 depth.oldest = [depth.oldest, oldest].into_iter().flatten().min();
             }

@@ -15,7 +15,7 @@ pub(super) const RETURNS: i64 = 5;
 
 /// What the management API says of a queue.
 #[derive(Deserialize)]
-struct Shown {
+struct Described {
     policy: Option<String>,
     operator_policy: Option<String>,
     effective_policy_definition: Option<Value>,
@@ -48,7 +48,7 @@ impl Broker {
         for name in self.queues.iter().chain([&self.dead]) {
             match self.ask(name).await {
                 // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
-                Ok(shown) => self.tell_limit(name, &shown, self.major().await.unwrap_or(0)),
+                Ok(described) => self.tell_limit(name, &described, self.major().await.unwrap_or(0)),
                 Err(error) => {
                     tracing::warn!(queue = name, %error, "queue.amqp.management_url does not answer: whether a policy of the broker limits returns is not known");
                     return;
@@ -57,7 +57,7 @@ impl Broker {
         }
     }
 
-    async fn ask(&self, queue: &str) -> Result<Shown, String> {
+    async fn ask(&self, queue: &str) -> Result<Described, String> {
         let (user, password, vhost) = self.address.login();
         let mut url = outbound::url(&self.settings.management_url)?;
         url.path_segments_mut()
@@ -80,12 +80,13 @@ impl Broker {
         serde_json::from_slice(&body).map_err(|error| format!("its answer is not understood: {error}"))
     }
 
-    fn tell_limit(&self, queue: &str, shown: &Shown, major: u64) {
+    fn tell_limit(&self, queue: &str, described: &Described, major: u64) {
         const LOSS: &str = "what is given back more often (a drain, an outage, a look at dead letters) the broker drops, or moves to the dead letters where the queue names them as its dead-letter exchange";
-        match limit_in(shown, major) {
+        match limit_in(described, major) {
             None => {}
             Some(Limit::Policy(limit)) => {
-                let policies: Vec<_> = [&shown.policy, &shown.operator_policy].into_iter().flatten().cloned().collect();
+                let policies: Vec<_> =
+                    [&described.policy, &described.operator_policy].into_iter().flatten().cloned().collect();
                 let policies = policies.join(", ");
                 tracing::warn!(
                     queue,
@@ -123,10 +124,10 @@ impl Broker {
 }
 
 /// The limit that is in force. -1 is none; from 4.0 on.
-fn limit_in(shown: &Shown, major: u64) -> Option<Limit> {
+fn limit_in(described: &Described, major: u64) -> Option<Limit> {
     let number = |table: &Option<Value>, name: &str| table.as_ref()?.get(name)?.as_i64();
-    let of_policy = number(&shown.effective_policy_definition, "delivery-limit");
-    let declared = number(&shown.arguments, "x-delivery-limit");
+    let of_policy = number(&described.effective_policy_definition, "delivery-limit");
+    let declared = number(&described.arguments, "x-delivery-limit");
     match (of_policy, declared) {
         (Some(limit), _) if limit >= 0 => Some(Limit::Policy(limit)),
         // Before 4.0, -1 is reached at the first return.
@@ -142,7 +143,7 @@ mod tests {
 
     #[test]
     fn limit_is_found_where_one_is_in_force() {
-        let limit = |json: &str, major| limit_in(&serde_json::from_str::<Shown>(json).unwrap(), major);
+        let limit = |json: &str, major| limit_in(&serde_json::from_str::<Described>(json).unwrap(), major);
         assert_eq!(
             limit(r#"{"policy":"p","effective_policy_definition":{"delivery-limit":7}}"#, 3),
             Some(Limit::Policy(7))
@@ -157,7 +158,7 @@ mod tests {
     fn limit_of_the_queue_itself_is_found_too() {
         let limit = |arguments: &str, major| {
             let json = format!(r#"{{"effective_policy_definition":[],"arguments":{arguments}}}"#);
-            limit_in(&serde_json::from_str::<Shown>(&json).unwrap(), major)
+            limit_in(&serde_json::from_str::<Described>(&json).unwrap(), major)
         };
         assert_eq!(limit(r#"{"x-queue-type":"quorum","x-delivery-limit":-1}"#, 4), None);
         assert_eq!(limit(r#"{"x-queue-type":"quorum"}"#, 4), Some(Limit::Default));

@@ -253,7 +253,7 @@ impl<'a> Session<'a> {
     fn show(&self) {
         let oldest = self.flights.oldest().or_else(|| self.ahead.front().map(|ahead| &ahead.message));
         let oldest = oldest.map_or(0, |message| u64::try_from(message.published.micros()).unwrap_or(0));
-        self.parts.shown().set(self.open, self.flights.held().bytes + self.ahead_bytes, oldest);
+        self.parts.in_hand().set(self.open, self.flights.held().bytes + self.ahead_bytes, oldest);
     }
 
     /// Waits for whatever comes first. `full`: there is something to hand out and no place for it. `Some`: the channel is lost.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::way::{Settled, Way};
 use super::super::{Backoff, Delivery, QueueError, Unsettled};
-use super::broker::Shown;
+use super::broker::InHand;
 use super::link::Link;
 use super::session::{End, Session};
 use super::shards;
@@ -68,8 +68,8 @@ impl Parts {
     }
 
     /// What is held of it.
-    pub(super) fn shown(&self) -> &Shown {
-        &self.link.broker.shown[self.lane as usize]
+    pub(super) fn in_hand(&self) -> &InHand {
+        &self.link.broker.in_hand[self.lane as usize]
     }
 
     /// What one lane may have unsettled.
@@ -122,7 +122,7 @@ pub(super) async fn lane(parts: &mut Parts, settlements: &mut mpsc::UnboundedRec
                 failures = 0;
                 let end = session.run(settlements).await;
                 session.close(!matches!(end, End::Lost(_))).await;
-                parts.shown().set(0, 0, 0);
+                parts.in_hand().set(0, 0, 0);
                 // The connection of shards is not one's own: where it is gone, the next channel finds out.
                 match &end {
                     _ if parts.sharded() => {}
