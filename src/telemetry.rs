@@ -51,7 +51,10 @@ fn filter(level: &str) -> String {
 pub fn init_log(settings: &LogSettings) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter(&settings.level)).map_err(|error| format!("log.level: {error}"))?;
     let terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written (a full disk, a reader that is gone) is left out. Told of on stderr, which is where it could not be
+    // written, it would end the thread that had something to say.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let text = match settings.format {
         LogFormat::Auto => terminal,
         LogFormat::Text => true,

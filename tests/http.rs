@@ -469,6 +469,16 @@ fn report_comes_over_tls_and_a_renewed_certificate_is_used_after_sighup() {
 }
 
 #[test]
+fn log_that_cannot_be_written_stops_nothing() {
+    let site = site("");
+    std::os::unix::fs::symlink("/dev/full", site.log()).unwrap();
+    let program = site.start();
+    assert_eq!(post(&program.address, "/command/report", "", REPORT).status, 200);
+    only_good(&program, 1);
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
 fn listener_in_use_is_told_with_what_to_do() {
     let site = site("");
     let _taken = TcpListener::bind(&site.address).unwrap();
