@@ -2,6 +2,7 @@
 //!
 //! Owns the fixed properties that the promises of the program rest on. Never logs a value of a property.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::runtime::Handle;
 
 use super::Settings;
 use crate::complaints::Complaints;
@@ -81,6 +83,37 @@ impl ClientContext for ToLog {
 
 impl ConsumerContext for ToLog {}
 
+/// A client that ends on a thread of its own. Its threads may be looking the name of a broker up, for as long as that takes, and it ends
+/// after them: whoever waited for that would hold a worker up, or the end of the program, where a second signal is not heard any more.
+pub(super) struct EndsBeside<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> EndsBeside<T> {
+    pub(super) const fn new(client: T) -> Self {
+        Self(Some(client))
+    }
+}
+
+impl<T: Send + 'static> Deref for EndsBeside<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        let Some(client) = &self.0 else { unreachable!("it is taken out when this is dropped") };
+        client
+    }
+}
+
+impl<T: Send + 'static> Drop for EndsBeside<T> {
+    fn drop(&mut self) {
+        let client = self.0.take();
+        match Handle::try_current() {
+            // At the end of the program these are waited for, a moment.
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(client))),
+            // A source's thread, which has to poll.
+            Err(_) => drop(std::thread::spawn(move || drop(client))),
+        }
+    }
+}
+
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
@@ -88,6 +121,8 @@ fn millis(duration: Duration) -> String {
 /// What every client gets. What people set comes first, so that what a promise rests on wins. Alone it is for a client that neither reads
 /// nor writes: that would warn of each property of one that does.
 pub(super) fn base(settings: &Settings) -> ClientConfig {
+    // Before librdkafka does it: its OpenSSL would be torn down at the exit of the process, under the threads of a client that has not ended.
+    openssl_sys::init();
     let mut config = ClientConfig::new();
     // A list or a date among them was refused when the configuration was checked.
     for (name, value) in settings.properties.flat().unwrap_or_default() {

@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::super::{Depth, QueueError};
-use super::client::{self, ToLog};
+use super::client::{self, EndsBeside, ToLog};
 use super::dead::Dead;
 use super::publisher::lock;
 use super::queue::Shared;
@@ -24,7 +24,7 @@ const SHOWN: u32 = 256;
 
 /// A client to ask with, made when it is needed first.
 #[derive(Default)]
-pub(super) struct Asker(Mutex<Option<BaseConsumer<ToLog>>>);
+pub(super) struct Asker(Mutex<Option<EndsBeside<BaseConsumer<ToLog>>>>);
 
 impl Asker {
     /// Asks one question at a time.
@@ -36,9 +36,10 @@ impl Asker {
         let mut held = lock(&self.0);
         let consumer = match held.take() {
             Some(consumer) => consumer,
-            None => client::reader(&shared.settings)
-                .create_with_context(shared.to_log.clone())
-                .map_err(|error| shared.unavailable(super::topic::client_error(&error)))?,
+            None => {
+                let made = client::reader(&shared.settings).create_with_context(shared.to_log.clone());
+                EndsBeside::new(made.map_err(|error| shared.unavailable(super::topic::client_error(&error)))?)
+            }
         };
         let answer = ask(&consumer);
         // What it has to tell waits in the same queue as what it would read, which is nothing here: unheard, it is kept for ever.

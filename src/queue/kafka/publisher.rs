@@ -16,7 +16,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{DeadLetter, Message, Publisher, QueueError, Tag};
-use super::client::ToLog;
+use super::client::{EndsBeside, ToLog};
 use super::topic::{OpenError, client_error};
 use super::{Settings, client, record};
 use crate::report::Time;
@@ -129,7 +129,7 @@ impl ProducerContext for Told {
 
 /// The client, and whether it gave a record up, or will take none any more.
 struct Client {
-    inner: ThreadedProducer<Told>,
+    inner: EndsBeside<ThreadedProducer<Told>>,
     gave_up: Arc<AtomicBool>,
 }
 
@@ -144,7 +144,8 @@ impl Client {
             to_log: to_log.clone(),
         };
         let made = client::producer(settings, limit.batch).create_with_context(told);
-        Ok(Self { inner: made.map_err(|error| OpenError::Client(client_error(&error)))?, gave_up })
+        let made = made.map_err(|error| OpenError::Client(client_error(&error)))?;
+        Ok(Self { inner: EndsBeside::new(made), gave_up })
     }
 
     fn hand_over(&self, record: BaseRecord<'_, str, [u8], Box<Waiter>>, size: usize) -> Result<(), QueueError> {
@@ -208,11 +209,8 @@ impl Producer {
                     let old = std::mem::replace(held, new);
                     let why = "one that has given messages up may never publish again";
                     self.to_log.complain("given up", &why, "the producer gave messages up; a new one takes its place");
-                    // What is left in the old one must not come behind what the new one sends, which has to connect first. Its threads may
-                    // be looking the name of a broker up, for as long as that takes: whoever waited for them here would hold a worker up,
-                    // and all that publish.
+                    // What is left in the old one must not come behind what the new one sends, which has to connect first.
                     old.inner.purge(PurgeConfig::default().queue().inflight().non_blocking());
-                    std::thread::spawn(move || drop(old));
                 }
                 Err(error) => tracing::error!(queue = self.queue, %error, "kafka: no new producer could be made"),
             }
