@@ -21,7 +21,7 @@ use refusal::Refusal;
 use support::driver::{Driver, on_brokers};
 use support::load::{Load, PATIENCE, Rig, last_of, repeated, unsettled};
 use support::program::{Program, Site};
-use support::proxy::{Fault, Proxy};
+use support::proxy::{Lasts, Proxy};
 use support::trial;
 
 on_brokers!(
@@ -33,15 +33,25 @@ on_brokers!(
 );
 
 fn connection_cut_under_load_loses_nothing_and_work_resumes(driver: Driver) {
-    under_load(driver, "connection cut", trial::size(5, 30), Proxy::cut);
+    under_load(driver, "connection cut", trial::size(5, 30), "", |proxy| Box::new(proxy.cut()));
 }
 
 fn connection_delayed_by_five_seconds_under_load_loses_nothing_and_work_resumes(driver: Driver) {
-    under_load(driver, "each byte 5 s late", trial::size(8, 30), |proxy| proxy.delay(Duration::from_secs(5)));
+    let late = Duration::from_secs(5);
+    under_load(driver, "each byte 5 s late", trial::size(8, 30), "", |proxy| Box::new(proxy.delay(late)));
 }
 
 fn connection_reset_again_and_again_under_load_loses_nothing_and_work_resumes(driver: Driver) {
-    under_load(driver, "connection reset", trial::size(5, 30), Proxy::reset);
+    under_load(driver, "connection reset", trial::size(5, 30), "", |proxy| Box::new(proxy.reset()));
+}
+
+/// The processes that share the shards publish to each other, too, and nothing of that must keep acks from the broker.
+#[cfg(feature = "amqp")]
+#[test]
+fn broker_with_a_memory_alarm_under_load_loses_nothing_and_work_resumes_on_amqp() {
+    let Some(driver @ Driver::Amqp(rabbit)) = Driver::amqp() else { return };
+    let _alone = driver.alone();
+    under_load(driver, "memory alarm", trial::size(5, 30), "queue.amqp.shards = 8\n", |_| Box::new(rabbit.alarm()));
 }
 
 /// What was seen while a fault lasted.
@@ -72,11 +82,17 @@ fn watch(program: &Program, lasts: Duration) -> Seen {
     seen
 }
 
-fn under_load(driver: Driver, name: &str, seconds: u64, begin: impl FnOnce(&Proxy) -> Fault<'_>) {
+fn under_load(
+    driver: Driver,
+    name: &str,
+    seconds: u64,
+    settings: &str,
+    begin: impl FnOnce(&Proxy) -> Box<dyn Lasts + '_>,
+) {
     let mut rig = Rig::new(driver);
     let (listen, to) = driver.way_through_a_proxy();
     let Some(proxy) = Proxy::open(listen, to) else { return };
-    let site = rig.site_through(listen, "");
+    let site = rig.site_through(listen, settings);
     let mut load = Load::new(trial::size(20_000, 200_000), 500, 2, 0..=50, &mut rig.random);
     let program = site.start();
     // Until something is taken in: a group may need seconds to come together, and the load would be over by then.

@@ -11,6 +11,8 @@ use trackalert::settings::Secret;
 use super::support::rabbitmq::{self, Rabbit};
 use super::*;
 
+#[path = "amqp_alarm.rs"]
+mod alarm;
 #[path = "amqp_shards.rs"]
 mod shards;
 #[path = "amqp_start.rs"]

@@ -19,6 +19,9 @@ pub(crate) struct Proxy {
     pub(crate) port: u16,
 }
 
+/// What is over when it is dropped.
+pub(crate) trait Lasts {}
+
 /// A fault that lasts.
 #[must_use = "dropped, the fault is over"]
 pub(crate) struct Fault<'a> {
@@ -70,6 +73,8 @@ impl Proxy {
         assert!((200..300).contains(&answer.status), "{method} {path}: {answer:?}");
     }
 }
+
+impl Lasts for Fault<'_> {}
 
 impl Drop for Fault<'_> {
     fn drop(&mut self) {

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use super::proxy::Lasts;
 use super::server::{Server, usable};
 
 /// Whose password a program reads from a file.
@@ -13,6 +14,19 @@ const PASSWORD: &str = "s3cret of a file";
 /// A running broker.
 pub(crate) struct Rabbit {
     pub(crate) server: Server,
+}
+
+/// A broker's alarm.
+#[must_use = "dropped, the alarm is over"]
+pub(crate) struct Alarm<'a>(&'a Server);
+
+impl Lasts for Alarm<'_> {}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        let calm = self.0.script("do-calm");
+        assert!(calm.is_ok() || std::thread::panicking(), "{calm:?}");
+    }
 }
 
 /// The broker of this binary. `None`: it cannot run here, which was said.
@@ -80,6 +94,12 @@ impl Rabbit {
     /// Where a certificate or a key lies.
     pub(crate) fn tls(&self, name: &str) -> PathBuf {
         self.server.folder.join("data/tls").join(format!("{name}.pem"))
+    }
+
+    /// Has it take no message, as where it has too little memory.
+    pub(crate) fn alarm(&self) -> Alarm<'_> {
+        self.server.script("do-alarm").unwrap();
+        Alarm(&self.server)
     }
 
     /// Stops the broker and starts it on the same port and folder.

@@ -70,9 +70,12 @@ pub(super) struct Broker {
     /// What is held of each of `queues`.
     pub(super) in_hand: Vec<InHand>,
     pub(super) complaints: Complaints,
+    /// Publishes to the queue.
     wire: Wire,
     /// A connection of its own: where a quorum queue takes nothing more, the broker stops reading from whoever publishes to it.
     wire_to_dead: Wire,
+    /// Publishes nothing: at an alarm, too, the broker reads from it.
+    wire_to_look: Wire,
     major: OnceCell<u64>,
 }
 
@@ -139,6 +142,7 @@ impl Broker {
             complaints: Complaints::default(),
             wire: Wire::new("publisher"),
             wire_to_dead: Wire::new("dead letters"),
+            wire_to_look: Wire::new("looks"),
             major: OnceCell::new(),
         }
     }
@@ -217,7 +221,7 @@ impl Broker {
     }
 
     async fn first(&self) -> Result<(), Failure> {
-        let (connection, channel) = self.wire.channel(self, false).await?;
+        let (connection, channel) = self.wire_to_look.channel(self, false).await?;
         self.look_for_left(&connection).await?;
         self.declare(&connection).await?;
         self.done(&channel).await;
@@ -247,9 +251,23 @@ impl Broker {
         }
     }
 
-    /// A channel of the connection that publishes and looks there, after the queues were declared where it is a new one.
-    pub(super) async fn channel(&self, to: To) -> Result<Channel, QueueError> {
-        Ok(self.wire(to).channel(self, true).await?.1)
+    /// A channel to publish on, after the queues were declared where its connection is a new one.
+    pub(super) async fn channel(&self, to: To) -> Result<(Arc<Connection>, Channel), QueueError> {
+        Ok(self.wire(to).channel(self, true).await?)
+    }
+
+    /// A channel to look at the queues with, after they were declared where its connection is a new one.
+    pub(super) async fn looking(&self) -> Result<Channel, QueueError> {
+        Ok(self.wire_to_look.channel(self, true).await?.1)
+    }
+
+    /// At an alarm a broker reads nothing any more from a connection on which something was published since.
+    pub(super) fn alarm(&self) -> Failure {
+        let shown = self.address.shown();
+        let reason = format!(
+            "{shown} has a memory or disk alarm and takes nothing until that is over (`rabbitmq-diagnostics alarms` there shows which)"
+        );
+        Failure { error: self.unavailable(reason), lasting: false }
     }
 
     /// A name as the wire has it.
@@ -333,9 +351,11 @@ impl Broker {
         self.wire(to).forget();
     }
 
-    /// Closes the connection in an orderly way.
-    pub(super) async fn close(&self, to: To) {
-        self.wire(to).close(self).await;
+    /// Closes the connections in an orderly way.
+    pub(super) async fn close(&self) {
+        for wire in [&self.wire, &self.wire_to_dead, &self.wire_to_look] {
+            wire.close(self).await;
+        }
     }
 }
 

@@ -58,7 +58,7 @@ struct Found {
 
 impl Look {
     async fn open(broker: Arc<Broker>) -> Result<Self, QueueError> {
-        let channel = broker.channel(To::Dead).await?;
+        let channel = broker.looking().await?;
         let mut look = Self { broker, channel, letters: Vec::new() };
         if let Err(error) = look.take().await {
             look.broker.done(&look.channel).await;
@@ -104,7 +104,7 @@ impl Look {
         closed?;
         // The queue gets them back a little later than the channel is closed; whoever looks next must find them.
         let rest = (letters.len() - taken_out) as u64;
-        let channel = broker.channel(To::Dead).await?;
+        let channel = broker.looking().await?;
         let deadline = Instant::now() + RETURN;
         let mut ready = broker.ready(&channel, &broker.dead).await?;
         while ready < rest && Instant::now() < deadline {

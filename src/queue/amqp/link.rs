@@ -49,7 +49,11 @@ impl Link {
         let publisher = Arc::clone(&broker);
         let publish = move || {
             let to_queue = publisher::run(Arc::clone(&publisher), To::Queue, for_queue);
-            runtime.block_on(join(to_queue, publisher::run(publisher, To::Dead, for_dead)))
+            let to_dead = publisher::run(Arc::clone(&publisher), To::Dead, for_dead);
+            runtime.block_on(async {
+                join(to_queue, to_dead).await;
+                publisher.close().await;
+            });
         };
         let thread = std::thread::Builder::new().name(format!("amqp-{label}"));
         thread.spawn(publish).map_err(|error| broker.unavailable(error))?;
@@ -202,7 +206,7 @@ impl Queue for AmqpQueue {
         Box::pin(self.link.run(async move {
             // While somebody looks at the dead letters they are out of their queue.
             let _nobody_looks = looking.lock().await;
-            let channel = broker.channel(To::Queue).await?;
+            let channel = broker.looking().await?;
             let mut depth = Depth { dead: broker.ready(&channel, &broker.dead).await?, ..Depth::default() };
             for (name, in_hand) in broker.queues.iter().zip(&broker.in_hand) {
                 let ready = broker.ready(&channel, name).await?;

@@ -25,6 +25,8 @@ use super::wire::Wire;
 const CALM: Duration = Duration::from_secs(1);
 /// How long a process that hears nobody waits before it takes all shards. It is no matter of order: where somebody has them, it waits.
 const ALONE: Duration = Duration::from_millis(250);
+/// How long a process may take to tell the others that it goes: else they find out by themselves.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Signs of life within the time after which silence counts as death.
 const BEATS: u32 = 4;
 /// Signs of life that wait for a process; the oldest go.
@@ -33,7 +35,8 @@ const WAITING: i32 = 10_000;
 /// One process among those that take from a queue.
 pub(super) struct Member {
     pub(super) broker: Arc<Broker>,
-    pub(super) wire: Arc<Wire>,
+    /// A connection of its own, because it publishes: at an alarm the broker reads nothing more from such a one, and no ack either.
+    pub(super) wire: Wire,
     pub(super) me: Arc<str>,
     /// Our shards.
     pub(super) mine: watch::Sender<Vec<u32>>,
@@ -67,15 +70,29 @@ impl Word {
 }
 
 impl Member {
-    /// Until it leaves.
+    /// Until it leaves, or a moment longer, where it cannot say so.
     pub(super) async fn run(self) {
+        let gone = async {
+            self.leave.cancelled().await;
+            sleep(GOODBYE).await;
+        };
+        tokio::select! {
+            () = self.stay() => {}
+            () = gone => {}
+        }
+        self.wire.close(&self.broker).await;
+    }
+
+    async fn stay(&self) {
         let mut seen = BTreeMap::new();
         let mut failures = 0;
         while !self.leave.is_cancelled() {
             let Err(error) = self.attend(&mut seen, &mut failures).await else { return };
             failures += 1;
             let wait = self.broker.reconnect().wait(failures, rand::random());
-            tracing::warn!(queue = self.broker.name, %error, ?wait, "the other processes that take from the shards are not heard, trying again");
+            if let Some(kept_back) = self.broker.complaints.due("members") {
+                tracing::warn!(queue = self.broker.name, %error, kept_back, "the other processes that take from the shards are not heard, trying again");
+            }
             tokio::select! {
                 () = sleep(wait) => {}
                 () = self.leave.cancelled() => {}

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures_util::future::{FutureExt, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation};
+use lapin::{Channel, Confirmation, Connection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
@@ -65,7 +65,7 @@ type Confirm = Pin<Box<dyn Future<Output = Confirmed> + Send>>;
 struct Publishing {
     broker: Arc<Broker>,
     to: To,
-    channel: Option<Arc<Channel>>,
+    channel: Option<(Arc<Connection>, Arc<Channel>)>,
     /// Since when the broker confirms nothing on this channel.
     refused: Option<Instant>,
     confirms: FuturesUnordered<Confirm>,
@@ -106,7 +106,6 @@ pub(super) async fn run(broker: Arc<Broker>, to: To, mut requests: mpsc::Receive
             },
         }
     }
-    publishing.broker.close(to).await;
 }
 
 impl Publishing {
@@ -169,8 +168,14 @@ impl Publishing {
         if self.refused.is_some_and(|since| since.elapsed() >= REFUSED) {
             (self.channel, self.refused) = (None, None);
         }
-        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
-            return Ok(Arc::clone(channel));
+        if let Some((connection, channel)) = self.channel.clone().filter(|(_, channel)| channel.status().connected()) {
+            if connection.status().blocked() {
+                let error = self.broker.alarm().error;
+                self.failed(&error);
+                return Err(error);
+            }
+            self.works();
+            return Ok(channel);
         }
         self.channel = None;
         if let Some((until, error)) = &self.closed_until
@@ -181,26 +186,34 @@ impl Publishing {
         self.hear_of_earlier_channels().await;
         self.refused = None;
         match self.open_channel().await {
-            Ok(channel) => {
-                if self.failures > 0 {
-                    tracing::info!(queue = self.place().0, "the broker takes messages again");
-                }
-                (self.failures, self.closed_until) = (0, None);
+            Ok((connection, channel)) => {
+                self.works();
                 self.channels += 1;
                 let channel = Arc::new(channel);
-                self.channel = Some(Arc::clone(&channel));
+                self.channel = Some((connection, Arc::clone(&channel)));
                 Ok(channel)
             }
             Err(error) => {
-                self.failures += 1;
+                self.failed(&error);
                 let wait = self.broker.reconnect().wait(self.failures, rand::random());
-                let (queue, complaint) = self.place();
-                if let Some(kept_back) = self.broker.complaints.due(complaint) {
-                    tracing::warn!(queue, %error, kept_back, "the broker cannot be published to, trying again");
-                }
                 self.closed_until = Some((Instant::now() + wait, error.clone()));
                 Err(error)
             }
+        }
+    }
+
+    fn works(&mut self) {
+        if self.failures > 0 {
+            tracing::info!(queue = self.place().0, "the broker takes messages again");
+        }
+        (self.failures, self.closed_until) = (0, None);
+    }
+
+    fn failed(&mut self, error: &QueueError) {
+        self.failures = self.failures.saturating_add(1);
+        let (queue, complaint) = self.place();
+        if let Some(kept_back) = self.broker.complaints.due(complaint) {
+            tracing::warn!(queue, %error, kept_back, "the broker cannot be published to, trying again");
         }
     }
 
@@ -215,10 +228,10 @@ impl Publishing {
         }
     }
 
-    async fn open_channel(&self) -> Result<Channel, QueueError> {
-        let channel = self.broker.channel(self.to).await?;
+    async fn open_channel(&self) -> Result<(Arc<Connection>, Channel), QueueError> {
+        let (connection, channel) = self.broker.channel(self.to).await?;
         self.broker.within("confirm mode", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(channel)
+        Ok((connection, channel))
     }
 
     /// The queue, or that of the dead letters, and what a complaint about it is called.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::way::Settled;
 use super::members::Member;
 use super::source::{self, Parts};
+use super::wire::Wire;
 
 /// A shard that is ours.
 struct Lane {
@@ -27,7 +28,7 @@ pub(super) async fn run(parts: &mut Parts, settlements: &mut mpsc::UnboundedRece
     let leave = CancellationToken::new();
     let member = Member {
         broker: Arc::clone(&parts.link.broker),
-        wire: Arc::clone(&parts.wire),
+        wire: Wire::new("members"),
         me: Arc::clone(&parts.member),
         mine: mine_sender,
         leave: leave.clone(),

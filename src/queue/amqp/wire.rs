@@ -21,13 +21,18 @@ impl Wire {
         Self { role, connection: Mutex::default() }
     }
 
-    /// A channel on the connection that is there, or on a new one. `declare`: after the queues were declared on a new one.
+    /// A channel on the connection that is there, or on a new one. `declare`: after the queues were declared on a new one. One that the
+    /// broker does not read from stays: a new one would go the same way with the first message, and as nothing can be written to the old
+    /// one, not even that it is closed, its thread and buffers would stay, too.
     pub(super) async fn channel(&self, broker: &Broker, declare: bool) -> Result<(Arc<Connection>, Channel), Failure> {
         let mut held = self.connection.lock().await;
-        if let Some(connection) = held.as_ref().filter(|connection| connection.status().connected())
-            && let Ok(channel) = broker.within("channel", connection.create_channel()).await
-        {
-            return Ok((Arc::clone(connection), channel));
+        if let Some(connection) = held.as_ref().filter(|connection| connection.status().connected()) {
+            if connection.status().blocked() {
+                return Err(broker.alarm());
+            }
+            if let Ok(channel) = broker.within("channel", connection.create_channel()).await {
+                return Ok((Arc::clone(connection), channel));
+            }
         }
         *held = None;
         let connection = Arc::new(broker.connect(self.role).await?);
@@ -46,9 +51,9 @@ impl Wire {
         }
     }
 
-    /// Closes the connection in an orderly way.
+    /// Closes the connection in an orderly way, where the broker reads that.
     pub(super) async fn close(&self, broker: &Broker) {
-        if let Some(connection) = self.connection.lock().await.take() {
+        if let Some(connection) = self.connection.lock().await.take().filter(|one| !one.status().blocked()) {
             let _ = broker.within("close", connection.close(200, "done".into())).await;
         }
     }
