@@ -221,7 +221,7 @@ impl Broker {
     }
 
     async fn first(&self) -> Result<(), Failure> {
-        let (connection, channel) = self.wire_to_look.channel(self, false).await?;
+        let (connection, channel) = self.wire.channel(self, false).await?;
         self.look_for_left(&connection).await?;
         self.declare(&connection).await?;
         self.done(&channel).await;
