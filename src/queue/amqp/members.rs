@@ -89,6 +89,10 @@ impl Member {
         while !self.leave.is_cancelled() {
             let Err(error) = self.attend(&mut seen, &mut failures).await else { return };
             failures += 1;
+            // Those that live are silent as well then. Whoever takes from a shard keeps it; one whose process goes has somebody who waits.
+            if self.wire.blocked().await && self.forget_silent(&mut seen) {
+                self.reckon(&seen);
+            }
             let wait = self.broker.reconnect().wait(failures, rand::random());
             if let Some(kept_back) = self.broker.complaints.due("members") {
                 tracing::warn!(queue = self.broker.name, %error, kept_back, "the other processes that take from the shards are not heard, trying again");
@@ -155,9 +159,7 @@ impl Member {
                     let now = Instant::now();
                     if beat <= now {
                         beat = now + silence / BEATS;
-                        let before = seen.len();
-                        seen.retain(|member, at| *member == *self.me || *at + silence > now);
-                        if seen.len() != before {
+                        if self.forget_silent(seen) {
                             calm.get_or_insert(now);
                         }
                         self.say(&channel, Word::Here).await?;
@@ -169,6 +171,13 @@ impl Member {
                 }
             }
         }
+    }
+
+    /// Forgets the others who were not heard for so long that they count as dead. `true`: there were such.
+    fn forget_silent(&self, seen: &mut BTreeMap<String, Instant>) -> bool {
+        let (now, silence, before) = (Instant::now(), self.broker.settings.member_timeout, seen.len());
+        seen.retain(|member, at| *member == *self.me || *at + silence > now);
+        seen.len() != before
     }
 
     /// A queue that is ours alone and goes with us.

@@ -66,6 +66,8 @@ struct Publishing {
     broker: Arc<Broker>,
     to: To,
     channel: Option<(Arc<Connection>, Arc<Channel>)>,
+    /// Something lies on that channel whose confirm nobody waits for: it is used no more.
+    stuck: bool,
     /// Since when the broker confirms nothing on this channel.
     refused: Option<Instant>,
     confirms: FuturesUnordered<Confirm>,
@@ -86,6 +88,7 @@ pub(super) async fn run(broker: Arc<Broker>, to: To, mut requests: mpsc::Receive
         broker,
         to,
         channel: None,
+        stuck: false,
         refused: None,
         confirms: FuturesUnordered::new(),
         open: HashMap::new(),
@@ -116,8 +119,8 @@ impl Publishing {
             To::Queue => broker.shard(message),
             To::Dead => &broker.dead,
         };
-        let channel = match self.channel().await {
-            Ok(channel) => channel,
+        let (connection, channel) = match self.channel().await {
+            Ok(both) => both,
             Err(error) => return drop(answer.send(Err(error))),
         };
         // Whoever gave it up meanwhile sends it again another way, and what follows it behind that.
@@ -131,9 +134,14 @@ impl Publishing {
             let wait = self.broker.settings.confirm_timeout;
             let sent = timeout(wait, join_all(chunk.iter().map(|message| send(&channel, queue(message), message))));
             let Ok(sent) = sent.await else {
+                // At an alarm the channel is kept till its end: closed, that would be written before what lies on it.
+                self.stuck = true;
                 let shown = self.broker.address.shown();
-                let error = self.broker.unavailable(format!("{shown} takes nothing; has it a memory or disk alarm?"));
-                self.channel = None;
+                let error = if connection.status().blocked() {
+                    self.broker.alarm().error
+                } else {
+                    self.broker.unavailable(format!("{shown} took nothing for {wait:?}; has it too much to do?"))
+                };
                 return self.fail(id, error);
             };
             for confirm in sent {
@@ -164,20 +172,24 @@ impl Publishing {
         }
     }
 
-    async fn channel(&mut self) -> Result<Arc<Channel>, QueueError> {
+    async fn channel(&mut self) -> Result<(Arc<Connection>, Arc<Channel>), QueueError> {
         if self.refused.is_some_and(|since| since.elapsed() >= REFUSED) {
             (self.channel, self.refused) = (None, None);
         }
         if let Some((connection, channel)) = self.channel.clone().filter(|(_, channel)| channel.status().connected()) {
             if connection.status().blocked() {
                 let error = self.broker.alarm().error;
-                self.failed(&error);
+                // It counts the tries to connect.
+                self.failures = self.failures.max(1);
+                self.complain(&error);
                 return Err(error);
             }
-            self.works();
-            return Ok(channel);
+            if !self.stuck {
+                self.works();
+                return Ok((connection, channel));
+            }
         }
-        self.channel = None;
+        (self.channel, self.stuck) = (None, false);
         if let Some((until, error)) = &self.closed_until
             && *until > Instant::now()
         {
@@ -189,12 +201,13 @@ impl Publishing {
             Ok((connection, channel)) => {
                 self.works();
                 self.channels += 1;
-                let channel = Arc::new(channel);
-                self.channel = Some((connection, Arc::clone(&channel)));
-                Ok(channel)
+                let both = (connection, Arc::new(channel));
+                self.channel = Some(both.clone());
+                Ok(both)
             }
             Err(error) => {
-                self.failed(&error);
+                self.failures = self.failures.saturating_add(1);
+                self.complain(&error);
                 let wait = self.broker.reconnect().wait(self.failures, rand::random());
                 self.closed_until = Some((Instant::now() + wait, error.clone()));
                 Err(error)
@@ -209,8 +222,7 @@ impl Publishing {
         (self.failures, self.closed_until) = (0, None);
     }
 
-    fn failed(&mut self, error: &QueueError) {
-        self.failures = self.failures.saturating_add(1);
+    fn complain(&self, error: &QueueError) {
         let (queue, complaint) = self.place();
         if let Some(kept_back) = self.broker.complaints.due(complaint) {
             tracing::warn!(queue, %error, kept_back, "the broker cannot be published to, trying again");

@@ -27,11 +27,13 @@ impl Wire {
     pub(super) async fn channel(&self, broker: &Broker, declare: bool) -> Result<(Arc<Connection>, Channel), Failure> {
         let mut held = self.connection.lock().await;
         if let Some(connection) = held.as_ref().filter(|connection| connection.status().connected()) {
+            if !connection.status().blocked()
+                && let Ok(channel) = broker.within("channel", connection.create_channel()).await
+            {
+                return Ok((Arc::clone(connection), channel));
+            }
             if connection.status().blocked() {
                 return Err(broker.alarm());
-            }
-            if let Ok(channel) = broker.within("channel", connection.create_channel()).await {
-                return Ok((Arc::clone(connection), channel));
             }
         }
         *held = None;
@@ -42,6 +44,12 @@ impl Wire {
         let channel = broker.within("channel", connection.create_channel()).await?;
         *held = Some(Arc::clone(&connection));
         Ok((connection, channel))
+    }
+
+    /// Whether the broker reads nothing from the connection, because of an alarm.
+    pub(super) async fn blocked(&self) -> bool {
+        let held = self.connection.lock().await;
+        held.as_ref().is_some_and(|connection| connection.status().connected() && connection.status().blocked())
     }
 
     /// The next channel comes with a new connection.
