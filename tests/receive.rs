@@ -392,6 +392,28 @@ fn bad_reports() -> Vec<(String, &'static str, Vec<u8>)> {
 }
 
 #[test]
+fn more_reports_than_a_request_may_have_are_refused_before_they_take_memory() {
+    let site = site("");
+    let program = site.start();
+    let as_many = |one: &str| one.repeat((15 << 20) / one.len());
+    let requests = [
+        ("/topics/logins", KAFKA, format!("{{\"records\":[{}0]}}", as_many("0,"))),
+        ("/topics/logins", KAFKA, format!("{{\"records\":[{}0]}}", as_many("{\"value\":{}},"))),
+        ("/v1/reports", "", as_many("{\"login\":\"a\",\"remote\":\"::\"}\n")),
+        ("/v1/reports", "", as_many("0\n")),
+    ];
+    let (_, before) = program.memory_mib();
+    for (path, headers, body) in requests {
+        let answer = post(&site.address, path, headers, body);
+        assert!(answer.status == 413 && answer.body.contains("receive.max_reports"), "{path}: {answer:?}");
+    }
+    let (_, after) = program.memory_mib();
+    assert!(after < before + 100.0, "{before:.0} MiB became {after:.0}");
+    assert_eq!(refused(&program, "too_large"), 4.0);
+    assert_eq!(program.terminate(), Some(0));
+}
+
+#[test]
 fn each_malformed_report_is_refused_in_every_form_by_its_field_and_disturbs_nothing() {
     let site = site(&format!("{SMALL}receive.webhook_secrets = [\"second\"]\n"));
     let program = site.start();

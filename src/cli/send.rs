@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// At most so many lines a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// Lines in one request
+    /// Lines in one request; the server takes no more than its receive.max_reports
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch: u32,
     /// Begin with this line

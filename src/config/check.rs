@@ -8,6 +8,7 @@ use super::merged::Merged;
 use super::unknown::{CHANNEL_KEYS, nearest};
 use super::{amqp, hooks, kafka};
 use crate::http::Listen;
+use crate::receive::MAX_REPORTS;
 
 /// Key, kinds of this program, kinds to come.
 const KINDS: [(&str, &[&str], &[&str]); 4] = [
@@ -26,11 +27,12 @@ const WFORCE: &str = "policy.wforce.servers";
 const MOST_WFORCE: usize = 64;
 
 /// Key, least, most, and why.
-const WHOLE: [(&str, i64, i64, &str); 30] = [
+const WHOLE: [(&str, i64, i64, &str); 31] = [
     ("http.max_connections", 1, 1_000_000, ""),
     ("http.max_headers", 8, 10_000, ""),
     ("receive.max_attrs", 1, 100_000, ""),
     ("receive.spool_logins", 1, 10_000_000, ""),
+    ("receive.max_reports", 1, MAX_REPORTS as i64, ""),
     ("queue.embedded.max_batch", 1, 1_000_000, ""),
     ("queue.embedded.segment_messages", 100, 100_000_000, ""),
     ("queue.kafka.partitions", 1, 100_000, ""),

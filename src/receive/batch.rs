@@ -17,6 +17,12 @@ use crate::report::Time;
 /// The refused lines that an answer names; the further ones are only counted, so that a bad batch is not answered with a larger one.
 const MAX_NAMED: usize = 1000;
 
+/// The lines that are not empty, with their numbers, counted from 0.
+fn lines(body: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).enumerate();
+    lines.filter(|(_, line)| !line.is_empty())
+}
+
 pub(super) async fn reports(
     State(receiver): State<Arc<Receiver>>,
     Extension(Authenticated(authenticated)): Extension<Authenticated>,
@@ -25,13 +31,14 @@ pub(super) async fn reports(
     if !authenticated {
         return receiver.unauthorized("unauthorized", "Unauthorized");
     }
+    let most = receiver.max_reports;
+    if lines(&body).take(most + 1).count() > most {
+        receiver.refused("too_large");
+        return answer::failure(StatusCode::PAYLOAD_TOO_LARGE, &super::too_many(most));
+    }
     let received = Time::now();
     let (mut messages, mut refused, mut unnamed) = (Vec::new(), Vec::<Value>::new(), 0_usize);
-    for (index, line) in body.split(|byte| *byte == b'\n').enumerate() {
-        let line = line.trim_ascii();
-        if line.is_empty() {
-            continue;
-        }
+    for (index, line) in lines(&body) {
         match receiver.message(line, received) {
             Ok(message) => messages.push(message),
             Err(_) if refused.len() >= MAX_NAMED => unnamed += 1,

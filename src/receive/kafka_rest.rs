@@ -3,6 +3,7 @@
 //! Owns its envelope. The topic's name is not looked at: there is one reports queue. Each record is answered for itself, as the proxy
 //! does; there is no partition and no offset to tell, so both count from 0.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -11,10 +12,11 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Authenticated, Receiver, answer};
+use super::{Authenticated, MAX_REPORTS, Receiver, answer};
 use crate::decode;
 use crate::report::Time;
 
@@ -29,7 +31,36 @@ const NOT_RETRIABLE: u32 = 1;
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow)]
-    records: Vec<&'a RawValue>,
+    records: Records<'a>,
+}
+
+/// As many records as are looked at: each costs far more here than the two bytes that it may have.
+struct Records<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Records<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Kept;
+
+        impl<'de> Visitor<'de> for Kept {
+            type Value = Vec<&'de RawValue>;
+
+            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                to.write_str("an array")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<Self::Value, A::Error> {
+                let mut kept = Vec::new();
+                while let Some(record) = all.next_element()? {
+                    if kept.len() <= MAX_REPORTS {
+                        kept.push(record);
+                    }
+                }
+                Ok(kept)
+            }
+        }
+
+        from.deserialize_seq(Kept).map(Self)
+    }
 }
 
 #[derive(Deserialize)]
@@ -56,8 +87,13 @@ pub(super) async fn records(
         receiver.refused("header");
         return error(StatusCode::UNSUPPORTED_MEDIA_TYPE, &format!("Content-Type: {CONTENT_TYPE} is expected"));
     }
-    let records = match decode::object::<Envelope<'_>>(&body) {
-        Ok(envelope) if !envelope.records.is_empty() => envelope.records,
+    let most = receiver.max_reports;
+    let records = match decode::object::<Envelope<'_>>(&body).map(|envelope| envelope.records.0) {
+        Ok(records) if records.len() > most => {
+            receiver.refused("too_large");
+            return error(StatusCode::PAYLOAD_TOO_LARGE, &super::too_many(most));
+        }
+        Ok(records) if !records.is_empty() => records,
         refused => {
             receiver.refused("malformed");
             let reason = refused.err().map_or("`records` is empty".to_owned(), |malformed| malformed.to_string());

@@ -40,12 +40,16 @@ use crate::report::Time;
 use crate::settings::Secret;
 use crate::telemetry::Metrics;
 
+/// The most that `receive.max_reports` may be.
+pub const MAX_REPORTS: usize = 1_000_000;
+
 /// Section `[receive]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "config/default.toml is the reference, and a test holds that every key stands there")]
 pub struct Settings {
     pub webhook_secrets: Vec<Secret>,
     pub webhook_secrets_file: PathBuf,
+    pub max_reports: usize,
     pub max_report: ByteSize,
     pub max_field: ByteSize,
     pub max_attrs: usize,
@@ -108,6 +112,8 @@ impl Stamper {
 pub struct Receiver {
     webhook_secrets: Vec<Secret>,
     stamper: Stamper,
+    /// Of one request.
+    max_reports: usize,
     publish_timeout: Duration,
     publisher: Arc<dyn Publisher>,
     metrics: Arc<Metrics>,
@@ -120,6 +126,7 @@ impl Receiver {
         Self {
             webhook_secrets: settings.webhook_secrets.clone(),
             stamper: Stamper::new(settings, Arc::clone(&metrics)),
+            max_reports: settings.max_reports,
             publish_timeout: settings.publish_timeout,
             publisher,
             metrics,
@@ -176,6 +183,11 @@ impl Receiver {
         self.refused(reason);
         answer::unauthorized(text)
     }
+}
+
+/// Why a request is refused as a whole.
+fn too_many(most: usize) -> String {
+    format!("more than {most} reports in one request (receive.max_reports); send them in several")
 }
 
 /// A refusal in the form of the route of a path, for whoever refuses a request before that route has it.
