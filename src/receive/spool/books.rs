@@ -82,6 +82,19 @@ impl<E> Books<E> {
         first
     }
 
+    /// Whoever waited for this to be written does so no longer. `None`: it is written, or being written.
+    pub(super) fn withdraw(&mut self, number: u64) -> Option<E> {
+        self.held.remove(&number)
+    }
+
+    /// A report is in the spool that did not come this way: a dead letter of it that was sent again.
+    pub(super) fn came_back(&mut self, login: &str) {
+        self.total += 1;
+        if let Some(count) = self.logins.get_mut(login) {
+            *count += 1;
+        }
+    }
+
     /// Something is held, written or not.
     pub(super) fn is_holding(&self) -> bool {
         !self.held.is_empty()
@@ -157,6 +170,17 @@ mod tests {
         assert_eq!(books.way(false, one("ann")), Way::Behind(4));
         assert!(books.gone(one("ann")));
         assert_eq!(books.way(false, one("ann")), Way::Direct(5));
+    }
+
+    #[test]
+    fn letter_that_was_sent_again_ahead_of_a_report_does_not_stand_for_it() {
+        let mut books = Books::new(0, 10);
+        books.way(false, one("ann"));
+        books.hold(0, one("ann"), ());
+        books.came_back("ann");
+        assert!(!books.gone(one("ann")));
+        assert_eq!(books.way(false, one("ann")), Way::Behind(1));
+        assert!(books.gone(one("ann")));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::carry::{Carried, Carrier, Step};
 use super::Spool;
-use crate::queue::{Backoff, Delivery, Queue, Subscription, Unsettled};
+use crate::queue::{Backoff, Delivery, Queue, Subscription, Unsettled, headers};
 
 /// What is taken from the spool ahead of the broker.
 const AHEAD: Unsettled = Unsettled { messages: 4000, bytes: 32 * 1024 * 1024 };
@@ -101,6 +101,10 @@ impl Forwarder {
     fn take(&mut self, delivery: Delivery) {
         let Delivery { message, coordinates, token, .. } = delivery;
         let message = Arc::unwrap_or_clone(message);
+        // Nobody counted it when it was sent again.
+        if message.headers.iter().any(|(name, _)| name == headers::ATTEMPTS) {
+            self.spool.books().came_back(&message.key);
+        }
         self.carrier.push(Carried { message, token, coordinates });
     }
 
@@ -132,7 +136,7 @@ impl Forwarder {
         let Ok(depth) = self.queue.depth().await else { return };
         let mut books = self.spool.books();
         let quiet = writes == self.spool.writes.load(Ordering::Acquire)
-            && !self.spool.writing.load(Ordering::Acquire)
+            && self.spool.writing().is_none()
             && !books.is_holding();
         if depth.messages == 0 && quiet && books.emptied() {
             drop(books);

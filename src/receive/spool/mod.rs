@@ -14,8 +14,10 @@
 
 mod books;
 mod forward;
+#[cfg(test)]
+mod tests;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,9 +70,11 @@ pub struct Spool {
     down: watch::Sender<bool>,
     /// There may be something to write.
     wake: Notify,
-    /// Batches that were begun to be written, and whether one is being written.
+    /// Batches that were begun to be written, and since when one is being written.
     writes: AtomicU64,
-    writing: AtomicBool,
+    writing: Mutex<Option<Instant>>,
+    /// How long a sender waits at most.
+    patience: Duration,
     /// Since when there is something in it.
     filled: Mutex<Option<Instant>>,
     forwarded: AtomicU64,
@@ -108,6 +112,22 @@ impl Drop for OnItsWay<'_> {
     }
 }
 
+/// Reports that are to be written. Whoever waits for that no longer was told that they are not there: written all the same, they would be
+/// there twice, and a disk that stands still would fill the memory with them.
+struct Withdrawn<'a> {
+    spool: &'a Spool,
+    number: u64,
+}
+
+impl Drop for Withdrawn<'_> {
+    fn drop(&mut self) {
+        let entry = self.spool.books().withdraw(self.number);
+        if let Some(entry) = entry {
+            self.spool.not_kept(&entry, &"nothing was written in time (receive.publish_timeout); is its disk well?");
+        }
+    }
+}
+
 fn logins(messages: &[Message]) -> impl Iterator<Item = &str> {
     messages.iter().map(|message| message.key.as_str())
 }
@@ -126,7 +146,8 @@ impl Spool {
             down: watch::Sender::new(false),
             wake: Notify::new(),
             writes: AtomicU64::new(0),
-            writing: AtomicBool::new(false),
+            writing: Mutex::default(),
+            patience: parts.settings.publish_timeout,
             filled: Mutex::new((before > 0).then(Instant::now)),
             forwarded: AtomicU64::new(0),
             metrics: parts.metrics,
@@ -153,11 +174,20 @@ impl Spool {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Since when a batch is being written.
+    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn filled(&self) -> MutexGuard<'_, Option<Instant>> {
         self.filled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn one(&self, messages: Vec<Message>) -> Result<(), QueueError> {
+        // The disk stands still, and there may be nothing to try the broker with: whoever has nothing in the spool does that.
+        if *self.down.borrow() && self.writing().is_some_and(|since| since.elapsed() > self.patience) {
+            self.broker_works();
+        }
         let way = self.books().way(*self.down.borrow(), logins(&messages));
         match way {
             Way::Behind(number) => self.keep(number, messages).await,
@@ -199,6 +229,7 @@ impl Spool {
     /// Into the spool; resolves when that is on disk.
     async fn keep(&self, number: u64, messages: Vec<Message>) -> Result<(), QueueError> {
         let (answer, answered) = oneshot::channel();
+        let _withdrawn_where_nobody_waits = Withdrawn { spool: self, number };
         let keys: Vec<String> = logins(&messages).map(str::to_owned).collect();
         {
             let mut books = self.books();
@@ -253,7 +284,7 @@ impl Spool {
             let entries = self.next_entries();
             if !entries.is_empty() {
                 self.write_all(entries).await;
-                self.writing.store(false, Ordering::Release);
+                *self.writing() = None;
                 continue;
             }
             if stop.is_cancelled() {
@@ -277,7 +308,7 @@ impl Spool {
         }
         if !entries.is_empty() {
             self.writes.fetch_add(1, Ordering::AcqRel);
-            self.writing.store(true, Ordering::Release);
+            *self.writing() = Some(Instant::now());
         }
         entries
     }
@@ -301,7 +332,7 @@ impl Spool {
         }
     }
 
-    fn not_kept(&self, entry: &Entry, error: &QueueError) {
+    fn not_kept(&self, entry: &Entry, error: &dyn std::fmt::Display) {
         if self.books().gone(logins(&entry.messages)) {
             tracing::error!(%error, "the spool does not take reports");
             *self.filled() = None;
