@@ -238,6 +238,26 @@ async fn refused_and_unroutable_publishes_are_errors() {
     assert!(messages > confirmed, "{confirmed} and more were confirmed, {messages} are there");
 }
 
+/// The tests' broker takes 1 MiB, and closes the channel on which more comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_that_the_broker_calls_too_large_is_told_so_and_fails_no_other_twice() {
+    const MOST: usize = 1 << 20;
+    let Some(driver) = Amqp::start() else { return };
+    let (name, settings, metrics) = (driver.name.clone(), driver.settings.clone(), Arc::clone(&driver.metrics));
+    let open = move || AmqpQueue::open(&name, "process", &settings, BACKOFF, 4 * MOST, metrics, "reports").unwrap();
+    let queue = tokio::task::spawn_blocking(open).await.unwrap();
+    let publisher = queue.publisher();
+    for round in 0..3 {
+        let others = futures_util::future::join_all((0..50).map(|n| publisher.publish(numbered(n..n + 1))));
+        let (large, others) = tokio::join!(publisher.publish(vec![Message::new("k", vec![0; 2 * MOST])]), others);
+        let large = large.unwrap_err();
+        assert!(matches!(large, QueueError::TooLarge { size, limit: MOST, .. } if size == 2 * MOST), "{large}");
+        for error in others.into_iter().filter_map(Result::err) {
+            assert!(round == 0 && matches!(error, QueueError::Unavailable { .. }), "round {round}: {error}");
+        }
+    }
+}
+
 /// The broker goes on refusing on the channel to which it has said once that the queue is full.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishes_are_taken_again_when_the_bound_of_a_full_queue_is_taken_away() {

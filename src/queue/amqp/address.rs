@@ -95,6 +95,13 @@ impl Address {
         format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
     }
 
+    /// The most bytes of one message that the broker takes, where it closed a channel because one had more.
+    pub(super) fn largest(error: &Error) -> Option<usize> {
+        let ErrorKind::ProtocolError(error) = error.kind() else { return None };
+        let (said, most) = error.get_message().as_str().rsplit_once(" max size ")?;
+        if said.contains("larger than") { most.trim().parse().ok() } else { None }
+    }
+
     /// What an error means and what to do.
     pub(super) fn explain(&self, error: &Error) -> String {
         let shown = self.shown();
@@ -144,6 +151,9 @@ impl Address {
             AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("x-delivery-limit") => format!(
                 "{shown}: {said}; the queue is of a time when the broker had no limit of returns, and has one now: stop what sends to it, handle the rest with queue.amqp.declare = false, delete it, and start with queue.amqp.declare = true (docs/deploy.md, \"From RabbitMQ 3 to 4\")"
             ),
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if Self::largest(error).is_some() => {
+                format!("{shown}: {said}; raise max_message_size there, or set receive.max_report below it")
+            }
             AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => format!(
                 "{shown}: {said}; where the queue exists in another form, set queue.amqp.declare = false to take it as it is, or delete it"
             ),

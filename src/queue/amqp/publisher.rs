@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::super::QueueError;
+use super::address::Address;
 use super::broker::Broker;
 use super::form::Outgoing;
 
@@ -49,6 +50,8 @@ pub(super) struct Request {
 
 struct Pending {
     left: usize,
+    /// Bytes of the largest message.
+    largest: usize,
     failed: Option<QueueError>,
     answer: oneshot::Sender<Result<(), QueueError>>,
 }
@@ -68,6 +71,9 @@ struct Publishing {
     channel: Option<(Arc<Connection>, Arc<Channel>)>,
     /// Something lies on that channel whose confirm nobody waits for: it is used no more.
     stuck: bool,
+    /// The connection of the newest channel, and the most bytes of a message that the broker takes there, once it has refused one.
+    connection: Option<Arc<Connection>>,
+    most: Option<usize>,
     /// Since when the broker confirms nothing on this channel.
     refused: Option<Instant>,
     confirms: FuturesUnordered<Confirm>,
@@ -89,6 +95,8 @@ pub(super) async fn run(broker: Arc<Broker>, to: To, mut requests: mpsc::Receive
         to,
         channel: None,
         stuck: false,
+        connection: None,
+        most: None,
         refused: None,
         confirms: FuturesUnordered::new(),
         open: HashMap::new(),
@@ -127,9 +135,15 @@ impl Publishing {
         if answer.is_closed() {
             return;
         }
+        let largest = messages.iter().map(|message| message.body.len()).max().unwrap_or(0);
+        // The broker would close the channel, and with it fail what others have under way there.
+        if let Some(limit) = self.most.filter(|most| largest > *most) {
+            let queue = self.broker.name.clone();
+            return drop(answer.send(Err(QueueError::TooLarge { queue, size: largest, limit })));
+        }
         let id = self.next_request;
         self.next_request += 1;
-        self.open.insert(id, Pending { left: messages.len(), failed: None, answer });
+        self.open.insert(id, Pending { left: messages.len(), largest, failed: None, answer });
         for chunk in messages.chunks(CHUNK) {
             let wait = self.broker.settings.confirm_timeout;
             let sent = timeout(wait, join_all(chunk.iter().map(|message| send(&channel, queue(message), message))));
@@ -156,12 +170,24 @@ impl Publishing {
                         }));
                     }
                     Err(error) => {
-                        let error = self.broker.failed(&error);
+                        let error = self.explain(id, &error);
                         self.channel = None;
                         return self.fail(id, error);
                     }
                 }
             }
+        }
+    }
+
+    /// What an error of the client library means to a request.
+    fn explain(&mut self, request: u64, error: &lapin::Error) -> QueueError {
+        let largest = self.open.get(&request).map_or(0, |pending| pending.largest);
+        self.most = Address::largest(error).or(self.most);
+        match Address::largest(error) {
+            Some(limit) if largest > limit => {
+                QueueError::TooLarge { queue: self.broker.name.clone(), size: largest, limit }
+            }
+            _ => self.broker.failed(error),
         }
     }
 
@@ -201,6 +227,10 @@ impl Publishing {
             Ok((connection, channel)) => {
                 self.works();
                 self.channels += 1;
+                // Another connection may be to a broker that was set otherwise.
+                if !self.connection.as_ref().is_some_and(|before| Arc::ptr_eq(before, &connection)) {
+                    (self.connection, self.most) = (Some(Arc::clone(&connection)), None);
+                }
                 let both = (connection, Arc::new(channel));
                 self.channel = Some(both.clone());
                 Ok(both)
@@ -284,22 +314,20 @@ impl Publishing {
             }
         }
         for Confirmed { request, channel, outcome } in batch {
-            let broker = &self.broker;
             let returned = self.returned.as_ref().filter(|(newest, _)| channel <= *newest);
             let failed = match outcome {
-                Ok(_) if returned.is_some() => returned.map(|(_, reason)| reason.clone()),
+                Ok(_) if returned.is_some() => returned.map(|(_, reason)| self.broker.unavailable(reason)),
                 Ok(Confirmation::Ack(_)) => {
                     self.refused = None;
                     None
                 }
                 Ok(Confirmation::Nack(_)) => {
                     self.refused.get_or_insert_with(Instant::now);
-                    Some("the broker refused a message (is the queue at its bound?)".to_owned())
+                    Some(self.broker.unavailable("the broker refused a message (is the queue at its bound?)"))
                 }
-                Ok(Confirmation::NotRequested) => Some("the channel is not in confirm mode".to_owned()),
-                Err(error) => Some(broker.address.explain(&error)),
+                Ok(Confirmation::NotRequested) => Some(self.broker.unavailable("the channel is not in confirm mode")),
+                Err(error) => Some(self.explain(request, &error)),
             };
-            let failed = failed.map(|reason| broker.unavailable(reason));
             let Some(pending) = self.open.get_mut(&request) else { continue };
             pending.left -= 1;
             pending.failed = pending.failed.take().or(failed);
