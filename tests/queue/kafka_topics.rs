@@ -84,3 +84,26 @@ async fn messages_that_come_together_are_no_more_than_the_topic_takes_at_once() 
     .await;
     driver.open().await.publisher().publish(many()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_of_a_topic_that_was_made_anew_are_shown_and_those_before_are_not() {
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    let reject = async |queue: &dyn Queue, count: u32| {
+        queue.publisher().publish(numbered(0..count)).await.unwrap();
+        let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+        for delivery in take(&mut subscription, count as usize).await {
+            delivery.token.reject(reason(&[]));
+        }
+        let dead = async || queue.depth().await.is_ok_and(|depth| depth.dead == u64::from(count));
+        until("they are no dead letters", dead).await;
+        end(subscription).await;
+    };
+    let queue = driver.open().await;
+    reject(&*queue, 5).await;
+    broker.delete_topic(&format!("{}.dead", driver.name)).await;
+    reject(&*driver.open().await, 2).await;
+    until("the letters of before are counted", async || queue.depth().await.is_ok_and(|depth| depth.dead == 2)).await;
+    let listed = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap();
+    assert_eq!(listed.len(), 2, "{listed:?}");
+}

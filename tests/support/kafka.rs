@@ -48,6 +48,23 @@ impl Broker {
         rdkafka::ClientConfig::new().set("bootstrap.servers", &self.address).create().unwrap()
     }
 
+    /// Deletes a topic; when this ends the broker has none of that name any more.
+    #[cfg(feature = "kafka")]
+    pub(crate) async fn delete_topic(&self, topic: &str) {
+        let admin = self.admin();
+        let gone = admin.delete_topics(&[topic], &rdkafka::admin::AdminOptions::new()).await.unwrap();
+        assert!(gone.iter().all(Result::is_ok), "{gone:?}");
+        let began = std::time::Instant::now();
+        loop {
+            let metadata = admin.inner().fetch_metadata(Some(topic), super::wire::PATIENCE).unwrap();
+            if metadata.topics().iter().all(|topic| topic.partitions().is_empty()) {
+                return;
+            }
+            assert!(began.elapsed() < super::wire::PATIENCE, "{topic} is still there");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
     /// Sets one property of a topic, and all others back.
     #[cfg(feature = "kafka")]
     pub(crate) async fn set_property(&self, topic: &str, name: &str, value: &str) {

@@ -57,18 +57,24 @@ impl Dead {
     /// Brings the index up to the end of the topic.
     fn follow<T>(&self, consumer: &BaseConsumer<ToLog>, look: impl FnOnce(&Index) -> T) -> Result<T, QueueError> {
         let mut index = lock(&self.index);
-        let index = &mut *index;
-        let Index { alive, next } = index;
-        read(&self.shared, consumer, next, |record| {
-            if let Some(id) = record::letter_id(record) {
-                if record.payload().is_some() {
-                    alive.insert(id)
-                } else {
-                    alive.remove(&id)
-                };
+        loop {
+            let Index { alive, next } = &mut *index;
+            let went_back = !read(&self.shared, consumer, next, |record| {
+                if let Some(id) = record::letter_id(record) {
+                    if record.payload().is_some() {
+                        alive.insert(id)
+                    } else {
+                        alive.remove(&id)
+                    };
+                }
+            })?;
+            if !went_back {
+                return Ok(look(&index));
             }
-        })?;
-        Ok(look(index))
+            let topic = &self.shared.dead;
+            tracing::warn!(topic, "kafka: the topic of the dead letters was made anew; it is read from its beginning");
+            *index = Index::default();
+        }
     }
 
     /// The letters that match, oldest first, after an id. Blocks.
@@ -122,19 +128,23 @@ impl Dead {
     }
 }
 
-/// Reads the topic on from `next` (or its beginning) to where it ended when the reading began.
+/// Reads the topic on from `next` (or its beginning) to where it ended when the reading began. `false`: it ends before that, so that it is
+/// another one, and nothing was read.
 fn read(
     shared: &Shared,
     consumer: &BaseConsumer<ToLog>,
     next: &mut BTreeMap<i32, u64>,
     mut take: impl FnMut(&BorrowedMessage<'_>),
-) -> Result<(), QueueError> {
+) -> Result<bool, QueueError> {
     let failed = |error| shared.unavailable(error);
     let mut ends = BTreeMap::new();
     let mut list = TopicPartitionList::new();
     for partition in depth::partitions(shared, consumer, &shared.dead)? {
         let (low, high) = depth::bounds(shared, consumer, &shared.dead, partition)?;
         let from = next.entry(partition).or_insert(low);
+        if *from > high {
+            return Ok(false);
+        }
         *from = (*from).max(low);
         if *from < high {
             ends.insert(partition, high);
@@ -143,12 +153,12 @@ fn read(
         }
     }
     if ends.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     consumer.assign(&list).map_err(failed)?;
     let done = until_the_ends(shared, consumer, &ends, next, &mut take);
     consumer.unassign().map_err(failed)?;
-    done
+    done.map(|()| true)
 }
 
 fn until_the_ends(
