@@ -102,7 +102,7 @@ impl Shared {
                 from = expected,
                 to = sequence,
                 in_hand = lanes.in_hand(lane),
-                "a partition went back: its topic was made anew, or a broker lost what was not on all replicas; what stands there now is handled from its beginning, and what is in hand of the earlier one is not handed out again"
+                "a partition went back: its topic was made anew, or a broker lost what was not on all replicas; what stands there from here on is handled, and what is in hand of the earlier one is not handed out again"
             );
             lanes.assign(lane, self.next_generation());
         }
