@@ -60,9 +60,8 @@ impl<E> Books<E> {
         self.direct.remove(&number);
     }
 
-    /// These go into the spool, in the place that their number gives them. `true`: they are the first ones.
-    pub(super) fn hold<'a>(&mut self, number: u64, logins: impl Iterator<Item = &'a str>, entry: E) -> bool {
-        let first = self.total == 0;
+    /// These go into the spool, in the place that their number gives them.
+    pub(super) fn hold<'a>(&mut self, number: u64, logins: impl Iterator<Item = &'a str>, entry: E) {
         self.direct.remove(&number);
         for login in logins {
             self.total += 1;
@@ -79,7 +78,6 @@ impl<E> Books<E> {
             }
         }
         self.held.insert(number, entry);
-        first
     }
 
     /// Whoever waited for this to be written does so no longer. `None`: it is written, or being written.
@@ -87,7 +85,7 @@ impl<E> Books<E> {
         self.held.remove(&number)
     }
 
-    /// A report is in the spool that did not come this way: a dead letter of it that was sent again.
+    /// A report is in the spool that nobody has counted: a dead letter of it that was sent again.
     pub(super) fn came_back(&mut self, login: &str) {
         self.total += 1;
         if let Some(count) = self.logins.get_mut(login) {
@@ -160,11 +158,11 @@ mod tests {
     fn later_report_of_a_spooled_login_goes_behind_it_and_another_login_does_not() {
         let mut books = Books::new(0, 10);
         assert_eq!(books.way(false, one("ann")), Way::Direct(0));
-        assert!(books.hold(0, one("ann"), "first"));
+        books.hold(0, one("ann"), "first");
         assert_eq!(books.way(false, one("ann")), Way::Behind(1));
         assert_eq!(books.way(false, ["bob", "ann"].into_iter()), Way::Behind(2));
         assert_eq!(books.way(false, one("bob")), Way::Direct(3));
-        assert!(!books.hold(1, one("ann"), "second"));
+        books.hold(1, one("ann"), "second");
         assert_eq!((books.writable(), books.writable(), books.writable()), (Some("first"), Some("second"), None));
         assert!(!books.gone(one("ann")));
         assert_eq!(books.way(false, one("ann")), Way::Behind(4));
@@ -239,7 +237,7 @@ mod tests {
                         arrivals += 1;
                         match books.way(false, one(LOGINS[login])) {
                             Way::Direct(number) => on_their_way.push((number, entry)),
-                            Way::Behind(number) => { books.hold(number, one(LOGINS[login]), entry); }
+                            Way::Behind(number) => books.hold(number, one(LOGINS[login]), entry),
                         }
                     }
                     // Of one login the broker confirms in order; and what came before one that failed fails with it, or was confirmed.

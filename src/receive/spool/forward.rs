@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::carry::{Carried, Carrier, Step};
 use super::Spool;
-use crate::queue::{Backoff, Delivery, Queue, Subscription, Unsettled, headers};
+use crate::queue::{Backoff, Delivery, Message, Queue, Subscription, Unsettled, headers};
 
 /// What is taken from the spool ahead of the broker.
 const AHEAD: Unsettled = Unsettled { messages: 4000, bytes: 32 * 1024 * 1024 };
@@ -21,6 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(super) struct Forwarder {
     spool: Arc<Spool>,
     queue: Arc<dyn Queue>,
+    /// How many of those that were there at the start it has not met yet, and the last that it has met: each is met once.
+    before: u64,
+    met: Option<u64>,
     carrier: Carrier,
     backoff: Backoff,
 }
@@ -35,8 +38,15 @@ enum End {
 }
 
 impl Forwarder {
-    pub(super) const fn new(spool: Arc<Spool>, queue: Arc<dyn Queue>, carrier: Carrier, backoff: Backoff) -> Self {
-        Self { spool, queue, carrier, backoff }
+    /// `before`: how many were in it at the start.
+    pub(super) const fn new(
+        spool: Arc<Spool>,
+        queue: Arc<dyn Queue>,
+        before: u64,
+        carrier: Carrier,
+        backoff: Backoff,
+    ) -> Self {
+        Self { spool, queue, before, met: None, carrier, backoff }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
@@ -101,11 +111,21 @@ impl Forwarder {
     fn take(&mut self, delivery: Delivery) {
         let Delivery { message, coordinates, token, .. } = delivery;
         let message = Arc::unwrap_or_clone(message);
-        // Nobody counted it when it was sent again.
-        if message.headers.iter().any(|(name, _)| name == headers::ATTEMPTS) {
+        self.meet(token.tag().sequence, &message);
+        self.carrier.push(Carried { message, token, coordinates });
+    }
+
+    /// What was there at the start, and what came by way of the books, is counted there. A letter that was sent again is not.
+    pub(super) fn meet(&mut self, sequence: u64, message: &Message) {
+        if self.met.is_some_and(|met| sequence <= met) {
+            return;
+        }
+        self.met = Some(sequence);
+        if self.before > 0 {
+            self.before -= 1;
+        } else if message.headers.iter().any(|(name, _)| name == headers::ATTEMPTS) {
             self.spool.books().came_back(&message.key);
         }
-        self.carrier.push(Carried { message, token, coordinates });
     }
 
     /// One publish. `false`: the program stops.

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use self::books::{Books, Way};
 use super::Settings;
 use super::carry::Carrier;
+use crate::complaints::Complaints;
 use crate::health::Health;
 use crate::queue::{Backoff, Message, Publisher, Queue, QueueError};
 use crate::telemetry::Metrics;
@@ -70,16 +71,22 @@ pub struct Spool {
     down: watch::Sender<bool>,
     /// There may be something to write.
     wake: Notify,
-    /// Batches that were begun to be written, and since when one is being written.
+    /// Batches that were begun to be written, and the one that is being written.
     writes: AtomicU64,
-    writing: Mutex<Option<Instant>>,
-    /// How long a sender waits at most.
-    patience: Duration,
+    writing: Mutex<Option<Write>>,
     /// Since when there is something in it.
     filled: Mutex<Option<Instant>>,
     forwarded: AtomicU64,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    complaints: Complaints,
+}
+
+/// A batch that is being written.
+struct Write {
+    since: Instant,
+    /// When a report may try the broker that is taken for down.
+    probe_at: Instant,
 }
 
 /// Reports that wait to be written, and who waits for that.
@@ -112,8 +119,8 @@ impl Drop for OnItsWay<'_> {
     }
 }
 
-/// Reports that are to be written. Whoever waits for that no longer was told that they are not there: written all the same, they would be
-/// there twice, and a disk that stands still would fill the memory with them.
+/// Reports that are to be written. While the disk stands still they are given up with whoever waits for them: what all senders try in vain
+/// would fill the memory.
 struct Withdrawn<'a> {
     spool: &'a Spool,
     number: u64,
@@ -121,9 +128,18 @@ struct Withdrawn<'a> {
 
 impl Drop for Withdrawn<'_> {
     fn drop(&mut self) {
-        let entry = self.spool.books().withdraw(self.number);
-        if let Some(entry) = entry {
-            self.spool.not_kept(&entry, &"nothing was written in time (receive.publish_timeout); is its disk well?");
+        if !self.spool.stands_still() {
+            return;
+        }
+        let mut books = self.spool.books();
+        let Some(entry) = books.withdraw(self.number) else { return };
+        let empty = books.gone(logins(&entry.messages));
+        drop(books);
+        if empty {
+            self.spool.emptied();
+        }
+        if let Some(kept_back) = self.spool.complaints.due("disk") {
+            tracing::error!(kept_back, "the disk of the spool stands still: reports are refused");
         }
     }
 }
@@ -147,11 +163,11 @@ impl Spool {
             wake: Notify::new(),
             writes: AtomicU64::new(0),
             writing: Mutex::default(),
-            patience: parts.settings.publish_timeout,
             filled: Mutex::new((before > 0).then(Instant::now)),
             forwarded: AtomicU64::new(0),
             metrics: parts.metrics,
             health: parts.health,
+            complaints: Complaints::default(),
         });
         if before > 0 {
             tracing::warn!(
@@ -162,7 +178,7 @@ impl Spool {
         let backoff = Backoff { first: parts.retry_first, most: parts.settings.spool_retry_most };
         let carrier = Carrier::new(parts.target, backoff);
         let writer = tokio::spawn(Arc::clone(&spool).write(stop.clone()));
-        let forwarder = forward::Forwarder::new(Arc::clone(&spool), parts.store, carrier, backoff);
+        let forwarder = forward::Forwarder::new(Arc::clone(&spool), parts.store, before, carrier, backoff);
         let both = tokio::spawn(async move {
             forwarder.run(stop).await;
             let _ = writer.await;
@@ -174,9 +190,23 @@ impl Spool {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since when a batch is being written.
-    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn writing(&self) -> MutexGuard<'_, Option<Write>> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disk stands still.
+    fn stands_still(&self) -> bool {
+        self.writing().as_ref().is_some_and(|write| write.since.elapsed() > self.after)
+    }
+
+    /// While the disk stands still there may be nothing in the spool to try the broker with: whoever has nothing there does that, once in
+    /// a while.
+    fn probe_when_due(&self) {
+        let now = Instant::now();
+        if let Some(write) = self.writing().as_mut().filter(|write| write.probe_at <= now) {
+            write.probe_at = now + self.after;
+            self.down.send_replace(false);
+        }
     }
 
     fn filled(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -184,17 +214,19 @@ impl Spool {
     }
 
     async fn one(&self, messages: Vec<Message>) -> Result<(), QueueError> {
-        // The disk stands still, and there may be nothing to try the broker with: whoever has nothing in the spool does that.
-        if *self.down.borrow() && self.writing().is_some_and(|since| since.elapsed() > self.patience) {
-            self.broker_works();
-        }
+        self.probe_when_due();
         let way = self.books().way(*self.down.borrow(), logins(&messages));
         match way {
             Way::Behind(number) => self.keep(number, messages).await,
             Way::Direct(number) => {
                 let on_its_way = OnItsWay { spool: self, number };
                 match self.direct(messages.clone()).await {
-                    Direct::Confirmed => Ok(()),
+                    Direct::Confirmed => {
+                        if self.stands_still() {
+                            self.broker_works();
+                        }
+                        Ok(())
+                    }
                     Direct::Failed(error @ (QueueError::TooLarge { .. } | QueueError::Closed(_))) => Err(error),
                     Direct::Failed(error) if !self.takes => Err(error),
                     Direct::Failed(error) => {
@@ -233,7 +265,8 @@ impl Spool {
         let keys: Vec<String> = logins(&messages).map(str::to_owned).collect();
         {
             let mut books = self.books();
-            if books.hold(number, keys.iter().map(String::as_str), Entry { messages, answer }) {
+            books.hold(number, keys.iter().map(String::as_str), Entry { messages, answer });
+            if self.filled().is_none() {
                 self.begun();
             }
         }
@@ -252,11 +285,12 @@ impl Spool {
     /// unless it has failed another report since.
     fn emptied(&self) {
         let books = self.books();
-        if books.total() == 0 {
-            self.broker_works();
+        if books.total() > 0 {
+            return;
         }
-        drop(books);
+        self.broker_works();
         let since = self.filled().take();
+        drop(books);
         let seconds = since.map_or(0, |since| since.elapsed().as_secs());
         let reports = self.forwarded.swap(0, Ordering::Relaxed);
         tracing::info!(reports, seconds, "the spool is empty, and the broker has these reports of it");
@@ -308,7 +342,8 @@ impl Spool {
         }
         if !entries.is_empty() {
             self.writes.fetch_add(1, Ordering::AcqRel);
-            *self.writing() = Some(Instant::now());
+            let since = Instant::now();
+            *self.writing() = Some(Write { since, probe_at: since + self.after });
         }
         entries
     }
@@ -332,7 +367,7 @@ impl Spool {
         }
     }
 
-    fn not_kept(&self, entry: &Entry, error: &dyn std::fmt::Display) {
+    fn not_kept(&self, entry: &Entry, error: &QueueError) {
         if self.books().gone(logins(&entry.messages)) {
             tracing::error!(%error, "the spool does not take reports");
             *self.filled() = None;
