@@ -1,5 +1,5 @@
 //! A broker that is there and cannot be reached, and one that refuses: the connection is cut, delayed, reset again and again; the alerts
-//! queue takes nothing. Nothing is lost, no report becomes a dead letter, the process stays alive and goes on by itself; where it is
+//! queue takes nothing, or with a memory alarm none does. Nothing is lost, no report becomes a dead letter, the process stays alive and goes on by itself; where it is
 //! killed after a cut, nothing is lost either.
 //!
 //! The small form runs with the tests; `tests/trials/faults` runs the full one (`tests/trials/faults kafka` on one driver).

@@ -182,8 +182,9 @@ impl Publishing {
     /// What an error of the client library means to a request.
     fn explain(&mut self, request: u64, error: &lapin::Error) -> QueueError {
         let largest = self.open.get(&request).map_or(0, |pending| pending.largest);
-        self.most = Address::largest(error).or(self.most);
-        match Address::largest(error) {
+        let most = Address::largest(error);
+        self.most = most.or(self.most);
+        match most {
             Some(limit) if largest > limit => {
                 QueueError::TooLarge { queue: self.broker.name.clone(), size: largest, limit }
             }

@@ -1,4 +1,4 @@
-//! What all clients of one broker have in common: the properties they are made with, and where their log goes.
+//! What all clients of one broker have in common: the properties they are made with, where their log goes, and how they end.
 //!
 //! Owns the fixed properties that the promises of the program rest on. Never logs a value of a property.
 

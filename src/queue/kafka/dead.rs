@@ -129,7 +129,7 @@ impl Dead {
 }
 
 /// Reads the topic on from `next` (or its beginning) to where it ended when the reading began. `false`: it ends before that, so that it is
-/// another one, and nothing was read.
+/// another one, and nothing was read. One that has become as long as the old one was looks like that one.
 fn read(
     shared: &Shared,
     consumer: &BaseConsumer<ToLog>,

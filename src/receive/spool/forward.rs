@@ -1,6 +1,7 @@
 //! Empties the spool: takes its reports in their order and gives each to the broker until that has confirmed it.
 //!
-//! Owns the probing of a broker that is down: as long as something is in the spool its head is the one report that is tried. Stops when
+//! Owns the probing of a broker that is down: as long as something is in the spool its head is the one report that is tried; beside a
+//! disk that stands still, where there may be no head, `Spool` lets others try. Stops when
 //! the program drains: what is left is on disk, and goes at the next start.
 
 use std::sync::Arc;
@@ -123,8 +124,8 @@ impl Forwarder {
         self.met = Some(sequence);
         if self.before > 0 {
             self.before -= 1;
-        } else if message.headers.iter().any(|(name, _)| name == headers::ATTEMPTS) {
-            self.spool.books().came_back(&message.key);
+        } else if message.header(headers::ATTEMPTS).is_some() {
+            self.spool.books().count(&message.key);
         }
     }
 

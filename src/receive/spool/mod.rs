@@ -139,7 +139,10 @@ impl Drop for Withdrawn<'_> {
             self.spool.emptied();
         }
         if let Some(kept_back) = self.spool.complaints.due("disk") {
-            tracing::error!(kept_back, "the disk of the spool stands still: reports are refused");
+            tracing::error!(
+                kept_back,
+                "the disk of the spool (data_dir) stands still: reports are refused until it writes again; look at that disk"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The spool on a disk that stands still, which no real one does on demand.
+//! The spool on a disk that stands still, which no real one does on demand; and its count of letters that were sent again.
 
 use std::sync::atomic::AtomicBool;
 
