@@ -224,11 +224,12 @@ async fn nacked_and_dropped_keep_their_place_and_come_again(driver: &dyn Driver)
 
 async fn no_more_than_the_limit_is_unsettled(driver: &dyn Driver) {
     let queue = driver.open().await;
+    // Nine bytes each, with their keys.
     queue.publisher().publish(numbered(100..150)).await.unwrap();
-    let mut subscription = queue.subscribe(Unsettled { messages: 10, bytes: 12 }, BACKOFF).unwrap();
+    let mut subscription = queue.subscribe(Unsettled { messages: 10, bytes: 36 }, BACKOFF).unwrap();
     let mut taken = take(&mut subscription, 4).await;
     let early = timeout(Duration::from_millis(100), subscription.deliveries.recv()).await;
-    assert!(early.is_err(), "twelve bytes are out, and there was more");
+    assert!(early.is_err(), "all bytes are out, and there was more");
     taken.remove(2).token.ack();
     assert_eq!(number(&next(&mut subscription).await), 104);
 }

@@ -59,14 +59,14 @@ pub(super) struct Open {
 pub(super) struct Held {
     /// Messages that are not finished.
     pub(super) unfinished: usize,
-    /// The bytes of their bodies.
+    /// Their bytes.
     pub(super) bytes: usize,
     /// Messages that are not finished, or stand behind one that is not: what a crash would hand out again.
     pub(super) span: usize,
 }
 
 impl Held {
-    /// Whether a message with a body of `bytes` may be taken in too. What is done behind something unfinished counts as well, up to
+    /// Whether a message of `bytes` may be taken in too. What is done behind something unfinished counts as well, up to
     /// sixteen times the limit.
     pub(super) const fn room(self, bytes: usize, limit: Unsettled) -> bool {
         self.unfinished == 0
@@ -120,7 +120,7 @@ impl Flights {
         if !self.window.add(sequence) {
             return false;
         }
-        self.bytes += message.body.len();
+        self.bytes += message.size();
         self.out += usize::from(matches!(stage, Stage::Out));
         self.burying += usize::from(matches!(stage, Stage::Rejected(_)));
         let open = Open {
@@ -206,7 +206,7 @@ impl Flights {
     pub(super) fn finish(&mut self, sequence: u64) -> Option<(u64, u64)> {
         let at = self.find(sequence)?;
         let open = self.flights[at].open.take()?;
-        self.bytes -= open.message.body.len();
+        self.bytes -= open.message.size();
         self.out -= usize::from(matches!(open.stage, Stage::Out));
         self.burying -= usize::from(matches!(open.stage, Stage::Rejected(_)));
         let position = self.window.finish(sequence)?;
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     fn message(length: usize) -> Arc<Message> {
-        Arc::new(Message::new("k", vec![0_u8; length]))
+        Arc::new(Message::new("", vec![0_u8; length]))
     }
 
     #[test]

@@ -114,6 +114,12 @@ impl Message {
         Self { key: key.into(), body: body.into(), headers: Vec::new(), published: Time::now(), untimed: false }
     }
 
+    /// Its bytes in memory: whoever publishes may have put much into a key or headers, too.
+    pub fn size(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.key.len() + self.body.len() + headers
+    }
+
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
@@ -181,7 +187,7 @@ pub trait Publisher: Send + Sync {
 pub struct Unsettled {
     /// Deliveries handed out and not settled.
     pub messages: usize,
-    /// The bytes of their bodies.
+    /// The bytes of their keys, headers and bodies.
     pub bytes: usize,
 }
 

@@ -31,7 +31,8 @@ impl Session<'_> {
     }
 
     /// A consumer's name on the wire. When a channel ends, a quorum queue takes back what its consumers have in the order of their names
-    /// (RabbitMQ 3.10, of up to 32 of a channel): the one with the deliveries has to sort first, or a login's order is lost.
+    /// (RabbitMQ 3.10, of up to 32 of a channel; 4.0: of their subscriptions): the one with the deliveries has to sort first, or a login's
+    /// order is lost.
     pub(super) fn consumer_tag(&self, suffix: &str) -> ShortString {
         format!("trackalert-{}-{suffix}", self.parts.member).into()
     }
@@ -47,7 +48,7 @@ impl Session<'_> {
         self.last = delivery_tag;
         self.open += 1;
         self.taken.push_back((Instant::now(), delivery_tag));
-        self.ahead_bytes += message.body.len();
+        self.ahead_bytes += message.size();
         self.ahead.push_back(Ahead { tag: delivery_tag, message });
         Ok(())
     }
@@ -74,12 +75,12 @@ impl Session<'_> {
         }
         let limit = self.parts.limit();
         while let Some(next) = self.ahead.front() {
-            if !self.flights.held().room(next.message.body.len(), limit) {
+            if !self.flights.held().room(next.message.size(), limit) {
                 return false;
             }
             let Ok(place) = out.try_reserve() else { return true };
             let Some(Ahead { tag, message }) = self.ahead.pop_front() else { break };
-            self.ahead_bytes -= message.body.len();
+            self.ahead_bytes -= message.size();
             let message = Arc::new(message);
             if self.flights.add(tag, 0, Arc::clone(&message), Stage::Out) {
                 place.send(self.delivery(tag, message, 0));

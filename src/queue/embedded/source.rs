@@ -181,7 +181,7 @@ impl Source {
             }
         }
         while let Some(next) = self.ahead.front() {
-            let length = next.content.as_ref().map_or_else(Bytes::len, |message| message.body.len());
+            let length = next.content.as_ref().map_or_else(Bytes::len, Message::size);
             if !self.flights.held().room(length, self.parts.limit) {
                 return false;
             }
