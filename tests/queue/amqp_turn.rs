@@ -172,8 +172,9 @@ async fn what_is_on_its_way_to_a_cancelled_consumer_comes_after_all_that_follows
 async fn what_comes_while_a_source_ends_goes_back_to_its_old_place() {
     let Some(driver) = Amqp::start() else { return };
     let queue = driver.open().await;
-    for round in 0..20 {
-        queue.publisher().publish(numbered(0..300)).await.unwrap();
+    // With so many the queue has more than what may be in hand, until the end; or less.
+    for (round, all) in [300, 300, 110, 110].into_iter().cycle().take(20).enumerate() {
+        queue.publisher().publish(numbered(0..all)).await.unwrap();
         let mut subscription = queue.subscribe(Unsettled { messages: 100, bytes: 1 << 20 }, BACKOFF).unwrap();
         let mut in_hand = take(&mut subscription, 100).await;
         let unfinished = in_hand.remove(0);
@@ -189,12 +190,41 @@ async fn what_comes_while_a_source_ends_goes_back_to_its_old_place() {
             end(subscription).await;
         }
         let mut after = queue.subscribe(MANY, BACKOFF).unwrap();
-        let rest = take(&mut after, 255).await;
+        let rest = take(&mut after, all as usize - 45).await;
         let numbers: Vec<u32> = rest.iter().map(number).collect();
-        assert!(numbers.iter().copied().eq(std::iter::once(0).chain(46..300)), "round {round}: {numbers:?}");
+        assert!(numbers.iter().copied().eq(std::iter::once(0).chain(46..all)), "round {round}: {numbers:?}");
         rest.into_iter().for_each(|delivery| delivery.token.ack());
         end(after).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn end_under_a_stream_is_not_held_up_and_keeps_the_order() {
+    const EACH: usize = 200;
+    // More than comes in the time that an end may take.
+    const ROOM: Unsettled = Unsettled { messages: 60_000, bytes: 1 << 30 };
+    let Some(driver) = Amqp::start() else { return };
+    keep_the_log();
+    let queue = driver.open().await;
+    let publisher = queue.publisher();
+    let stream = tokio::spawn(async move {
+        for first in (0..).step_by(10) {
+            publisher.publish(numbered(first..first + 10)).await.unwrap();
+        }
+    });
+    let mut follows = 1;
+    for _ in 0..10 {
+        let mut subscription = queue.subscribe(ROOM, BACKOFF).unwrap();
+        let mut came = take(&mut subscription, EACH).await;
+        let numbers: Vec<u32> = came.iter().map(number).collect();
+        assert!(numbers.iter().copied().eq(std::iter::once(0).chain(follows..).take(EACH)), "{follows}: {numbers:?}");
+        follows += EACH as u32 - 1;
+        came.drain(1..).for_each(|delivery| delivery.token.ack());
+        drop(came);
+        end(subscription).await;
+    }
+    stream.abort();
+    assert!(!logged(&[&driver.name, "the last acks"]), "they were not waited for");
 }
 
 /// The broker takes a consumer of a queue of this kind away first, and hands what a quorum queue has given out back a moment later. Here

@@ -69,7 +69,6 @@ pub(super) struct Session<'a> {
     pub(super) prefetch: usize,
     pub(super) flights: Flights,
     pub(super) ahead: VecDeque<Ahead>,
-    /// Of their bodies.
     pub(super) ahead_bytes: usize,
     /// When a delivery was taken, oldest first, while it is not settled.
     pub(super) taken: VecDeque<(Instant, u64)>,
@@ -293,14 +292,8 @@ impl<'a> Session<'a> {
         let mut came = came?;
         let mut left = BATCH;
         loop {
-            match came {
-                Some(Ok(delivery)) => {
-                    if let Err(gap) = self.take(delivery) {
-                        return Some(gap);
-                    }
-                }
-                Some(Err(error)) => return Some(self.parts.link.broker.address.explain(&error)),
-                None => return Some("the broker ended the consumer".to_owned()),
+            if let Err(lost) = self.came(came) {
+                return Some(lost);
             }
             // Asked before the next one is taken out: one taken out and not looked at would be lost to this channel.
             left -= 1;
@@ -311,6 +304,15 @@ impl<'a> Session<'a> {
             came = more;
         }
         None
+    }
+
+    /// What the consumer has. The error: the channel is lost.
+    pub(super) fn came(&mut self, came: Option<lapin::Result<lapin::message::Delivery>>) -> Result<(), String> {
+        match came {
+            Some(Ok(delivery)) => self.take(delivery),
+            Some(Err(error)) => Err(self.parts.link.broker.address.explain(&error)),
+            None => Err("the broker ended the consumer".to_owned()),
+        }
     }
 
     /// Gives everything that is not done back by closing the channel. `orderly`: after what is done was acked. The channel is closed
@@ -346,7 +348,7 @@ fn prefetch(count: usize) -> u16 {
     u16::try_from(count).unwrap_or(u16::MAX)
 }
 
-async fn next(consumer: &mut Option<Consumer>) -> Option<lapin::Result<lapin::message::Delivery>> {
+pub(super) async fn next(consumer: &mut Option<Consumer>) -> Option<lapin::Result<lapin::message::Delivery>> {
     match consumer {
         Some(consumer) => consumer.next().await,
         None => std::future::pending().await,

@@ -3,19 +3,25 @@
 //! Owns the rule that an ack for many never passes an unfinished delivery, and that a rejected one is done only when its dead letter
 //! is confirmed.
 
-use tokio::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
 
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use tokio::time::{Instant, timeout_at};
 
 use super::super::flights::Stage;
 use super::super::{DeadLetter, QueueError, Settlement};
 use super::form;
 use super::publisher::To;
-use super::session::Session;
+use super::session::{Session, next};
 
 /// How often the queue is asked something that goes the way of the acks, before a channel is closed.
 const ANSWERS: usize = 2;
+/// The priority of who only asks: while another consumer has room, whatever comes is that one's.
+const LAST: i32 = -1_000;
+/// How long what still comes is taken before the broker is asked whether there is more.
+const MORE: Duration = Duration::from_millis(20);
 
 impl Session<'_> {
     pub(super) fn settle(&mut self, tag: u64, settlement: Settlement) {
@@ -98,7 +104,28 @@ impl Session<'_> {
     /// what is given back by itself goes behind all that the queue has.
     pub(super) async fn ack_the_rest(&mut self) -> Result<(), QueueError> {
         self.ack_singly().await?;
-        if self.last > 0 { self.applied().await } else { Ok(()) }
+        let nothing_acked = self.open as u64 == self.last;
+        if nothing_acked || self.filled().await? { Ok(()) } else { self.applied().await }
+    }
+
+    /// Takes what still comes, until the broker has filled the prefetch or has no more. `true`: it is full, and so all acks are done: each
+    /// place was free for the broker only when the ack of what had it was. `false`: there is room, so that nothing comes to anybody else.
+    async fn filled(&mut self) -> Result<bool, QueueError> {
+        let broker = Arc::clone(&self.parts.link.broker);
+        loop {
+            let look = Instant::now() + MORE;
+            while self.open < self.prefetch
+                && let Ok(came) = timeout_at(look, next(&mut self.consumer)).await
+            {
+                self.came(came).map_err(|lost| broker.unavailable(lost))?;
+            }
+            if self.open >= self.prefetch {
+                return Ok(true);
+            }
+            if broker.ready(&self.channel, self.parts.queue()).await? == 0 {
+                return Ok(false);
+            }
+        }
     }
 
     /// Waits until the queue has done all that was sent on this channel. The broker's side of a channel sends acks on without waiting,
@@ -106,20 +133,15 @@ impl Session<'_> {
     /// handled twice. To subscribe and to cancel are commands on the same way which it answers only when the queue has done them. After
     /// the first pair nothing is on its way, so that it sends what it kept back; after the second that is done, too.
     async fn applied(&mut self) -> Result<(), QueueError> {
-        let broker = std::sync::Arc::clone(&self.parts.link.broker);
-        // For a broker that knows no credit.
+        let broker = Arc::clone(&self.parts.link.broker);
         broker.within("prefetch", self.channel.basic_qos(1, BasicQosOptions::default())).await?;
-        let mut credit = FieldTable::default();
-        credit.insert("credit".into(), AMQPValue::LongLongInt(0));
-        credit.insert("drain".into(), AMQPValue::Boolean(false));
-        let mut nothing = FieldTable::default();
-        nothing.insert("x-credit".into(), AMQPValue::FieldTable(credit));
+        let mut last = FieldTable::default();
+        last.insert("x-priority".into(), AMQPValue::LongInt(LAST));
         for number in 0..ANSWERS {
             let tag = self.consumer_tag(&format!("~{number}"));
             let (queue, options) = (broker.queue(self.parts.queue())?, BasicConsumeOptions::default());
-            // Without credit nothing comes to it: that would go back behind what the other consumer takes meanwhile. Where a broker gives
-            // it some all the same, it goes back after that consumer's: see the tag.
-            let consume = self.channel.basic_consume(queue, tag.clone(), options, nothing.clone());
+            // What came to it would go back behind what the other consumer takes meanwhile: that is handed out to first.
+            let consume = self.channel.basic_consume(queue, tag.clone(), options, last.clone());
             let consumer = broker.within("last acks", consume).await?;
             broker.within("last acks", self.channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
             drop(consumer);
