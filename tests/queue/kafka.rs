@@ -458,4 +458,8 @@ fn missing_topic_and_silent_broker_are_told_in_the_words_of_the_settings() {
         serde_json::from_str(r#"{"ssl.key.password": "hunter2", "no.such": "hunter2"}"#).unwrap();
     let told = open(&driver.settings);
     assert!(told.contains("no.such") && !told.contains("hunter2"), "{told}");
+    driver.settings.properties = serde_json::from_str(r#"{"max.poll.interval.ms": "40000"}"#).unwrap();
+    driver.settings.session_timeout = Duration::from_secs(45);
+    let told = open(&driver.settings);
+    assert!(told.contains("max.poll.interval.ms"), "{told}");
 }

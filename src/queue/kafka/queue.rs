@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
+use rdkafka::consumer::BaseConsumer;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::delivery::Settlements;
 use super::super::{
     Backoff, DeadLetters, Depth, Publisher, Queue, QueueError, Settlement, Subscription, Tag, Unsettled,
 };
-use super::client::ToLog;
+use super::client::{self, ToLog};
 use super::dead::Dead;
 use super::lanes::Lanes;
 use super::publisher::{Buried, ENVELOPE, KafkaPublisher, Limit, Producer, lock};
@@ -89,6 +90,9 @@ impl KafkaQueue {
             Shape { name: &dead, partitions: 1, compacted: true, max_message: max_record + ENVELOPE },
         ];
         let to_log = ToLog::of(name);
+        // What the client does not take together is told now, and not at each try of a source.
+        let member: Result<BaseConsumer, _> = client::consumer(settings).create();
+        drop(member.map_err(|error| OpenError::Client(topic::client_error(&error)))?);
         let [batch, dead_batch] = topic::ensure(settings, &shapes, &to_log)?;
         let limit = |batch| Limit { message: max_message, batch };
         let producer = Arc::new(Producer::new(settings, name, name, limit(batch), &to_log)?);
@@ -149,7 +153,7 @@ impl Queue for KafkaQueue {
         let stop = Arc::new(AtomicBool::new(false));
         let (ended_sender, ended) = oneshot::channel::<()>();
         let (shared, told) = (Arc::clone(&self.shared), Arc::clone(&stop));
-        let parts = Parts { shared, number, limit, backoff, out, paused, stop: told, ended: ended_sender };
+        let parts = Parts { shared, number, limit, backoff, out, paused, stop: told, _ended: ended_sender };
         std::thread::Builder::new()
             .name(format!("kafka-{}", self.shared.label))
             .spawn(move || source::run(parts))
