@@ -107,3 +107,37 @@ async fn letters_of_a_topic_that_was_made_anew_are_shown_and_those_before_are_no
     let listed = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap();
     assert_eq!(listed.len(), 2, "{listed:?}");
 }
+
+/// What came is repeated from somewhere in the middle of what is in hand: here by a topic that was made anew, whose beginning is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partition_that_goes_back_to_behind_what_is_unfinished_is_joined_again() {
+    let Some(broker) = broker() else { return };
+    let mut driver = Kafka::new(broker);
+    driver.settings.partitions = 1;
+    keep_the_log();
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..200)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut taken = take(&mut subscription, 200).await;
+    subscription.pause.send(true).unwrap();
+    taken.remove(10).token.nack();
+    taken.into_iter().for_each(|delivery| delivery.token.ack());
+    until_open("they are not done", &*queue, 190).await;
+    broker.delete_topic(&driver.name).await;
+    driver.open().await.publisher().publish(numbered(1000..1100)).await.unwrap();
+    broker.delete_records(&driver.name, 50).await;
+    subscription.pause.send(false).unwrap();
+    until("it goes on as if nothing were", async || logged(&[&driver.name, "the group is joined again"])).await;
+    let mut numbers = Vec::new();
+    while numbers.len() < 50 {
+        let one = next(&mut subscription).await;
+        // Before the group is left it may come once more.
+        if number(&one) != 10 {
+            numbers.push(number(&one));
+        }
+        one.token.ack();
+    }
+    assert_eq!(numbers, Vec::from_iter(1050..1100));
+    until_open("they are not done", &*queue, 0).await;
+    end(subscription).await;
+}

@@ -65,6 +65,15 @@ impl Broker {
         }
     }
 
+    /// Deletes what the first partition of a topic has from before this offset.
+    #[cfg(feature = "kafka")]
+    pub(crate) async fn delete_records(&self, topic: &str, before: i64) {
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(topic, 0, rdkafka::Offset::Offset(before)).unwrap();
+        let done = self.admin().delete_records(&list, &rdkafka::admin::AdminOptions::new()).await.unwrap();
+        assert!(done.elements().iter().all(|one| one.error().is_ok()), "{done:?}");
+    }
+
     /// Sets one property of a topic, and all others back.
     #[cfg(feature = "kafka")]
     pub(crate) async fn set_property(&self, topic: &str, name: &str, value: &str) {

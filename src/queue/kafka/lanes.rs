@@ -52,6 +52,13 @@ impl Lanes {
         self.0.get(&lane).map(|lane| lane.next).filter(|next| sequence < *next)
     }
 
+    /// Whether something of a partition from before this message is not finished.
+    pub(super) fn holds_before(&self, lane: u32, sequence: u64) -> bool {
+        // What came and was not handed out yet is in no flight.
+        let unfinished = |lane: &Lane| lane.flights.as_ref().is_none_or(|flights| flights.position() < sequence);
+        self.0.get(&lane).is_some_and(unfinished)
+    }
+
     /// How many of a partition's messages are not finished.
     pub(super) fn in_hand(&self, lane: u32) -> usize {
         let flights = self.0.get(&lane).and_then(|lane| lane.flights.as_ref());
@@ -82,7 +89,7 @@ impl Lanes {
         self.flights().map(Flights::held).sum()
     }
 
-    /// Whether a message with a body of `bytes` may be handed out too.
+    /// Whether a message of `bytes` may be handed out too.
     pub(super) fn room(&self, bytes: usize, limit: Unsettled) -> bool {
         self.held().room(bytes, limit)
     }
@@ -200,7 +207,7 @@ mod tests {
     use super::*;
 
     fn message(length: usize) -> Arc<Message> {
-        Arc::new(Message::new("k", vec![0_u8; length]))
+        Arc::new(Message::new("", vec![0_u8; length]))
     }
 
     const fn tag(lane: u32, generation: u32, sequence: u64) -> Tag {
@@ -240,6 +247,7 @@ mod tests {
         let mut lanes = Lanes::default();
         assert_eq!((lanes.came(0, 5), lanes.went_back(0, 0)), (None, None), "it is not ours");
         lanes.assign(0, 1);
+        assert!(lanes.holds_before(0, 5), "what came and is not handed out is lost");
         for sequence in [5, 6, 9] {
             assert_eq!((lanes.went_back(0, sequence), lanes.came(0, sequence)), (None, Some(1)));
             assert!(lanes.add(tag(0, 1, sequence), message(1)));
@@ -247,6 +255,7 @@ mod tests {
         lanes.finish(tag(0, 1, 5));
         assert_eq!(lanes.moved(None), [(0, 6)]);
         assert_eq!(lanes.went_back(0, 2), Some(10));
+        assert_eq!([2, 6, 7, 9].map(|sequence| lanes.holds_before(0, sequence)), [false, false, true, true]);
         lanes.assign(0, 2);
         assert_eq!((lanes.went_back(0, 2), lanes.came(0, 2)), (None, Some(2)));
         assert!(lanes.add(tag(0, 2, 2), message(1)));

@@ -17,6 +17,17 @@ const BEGINNING: usize = 64 * 1024;
 /// Bytes of a body with which the whole is not tried: the client's buffer might have no room for it, however often it is tried.
 const HOPELESS: usize = 16 << 20;
 
+/// What a message that came is.
+pub(super) enum Came {
+    /// One of this generation of its partition.
+    Of(u32),
+    /// Its partition is not ours.
+    NotOurs,
+    /// One from before what came last, with something unfinished before it. A broker that took over without the end of the log goes on
+    /// there, or the client repeats it. Begun anew there, the partition would forget what waits to be tried again.
+    Behind,
+}
+
 impl Shared {
     /// Takes all settlements that wait. `true`: there were some.
     pub(super) fn settle_pending(&self, backoff: Backoff) -> bool {
@@ -92,21 +103,33 @@ impl Shared {
         }
     }
 
-    /// Notes that a message came from the broker. Gives the generation of its partition; `None`: that is not ours.
-    pub(super) fn came(&self, lane: u32, sequence: u64) -> Option<u32> {
+    /// Notes that a message came from the broker.
+    pub(super) fn came(&self, lane: u32, sequence: u64) -> Came {
         let mut lanes = lock(&self.lanes);
         if let Some(expected) = lanes.went_back(lane, sequence) {
+            let (queue, in_hand) = (&self.name, lanes.in_hand(lane));
+            if lanes.holds_before(lane, sequence) {
+                tracing::warn!(
+                    queue,
+                    partition = lane,
+                    from = expected,
+                    to = sequence,
+                    in_hand,
+                    "a partition went back, and not as far as what is not finished of it: the group is joined again, to go on from there"
+                );
+                return Came::Behind;
+            }
             tracing::error!(
-                queue = self.name,
+                queue,
                 partition = lane,
                 from = expected,
                 to = sequence,
-                in_hand = lanes.in_hand(lane),
+                in_hand,
                 "a partition went back: its topic was made anew, or a broker lost what was not on all replicas; what stands there from here on is handled, and what is in hand of the earlier one is not handed out again"
             );
             lanes.assign(lane, self.next_generation());
         }
-        lanes.came(lane, sequence)
+        lanes.came(lane, sequence).map_or(Came::NotOurs, Came::Of)
     }
 
     /// The offsets to be committed, of all partitions or of some. `None`: nothing moved.

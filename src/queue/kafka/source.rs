@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::flights::Stage;
@@ -18,6 +18,7 @@ use super::super::{AckToken, Backoff, Delivery, Message, Tag, Unsettled};
 use super::publisher::lock;
 use super::queue::{Shared, with_lanes};
 use super::rebalance::Member;
+use super::settling::Came;
 use super::{client, record};
 
 /// The most that is taken from the client before it is handed out.
@@ -49,7 +50,7 @@ pub(super) struct Parts {
     /// Set when the source is to end at once.
     pub(super) stop: Arc<AtomicBool>,
     /// Dropped when nothing more is to be waited for.
-    pub(super) ended: oneshot::Sender<()>,
+    pub(super) _ended: oneshot::Sender<()>,
 }
 
 /// A message that was taken from the client and not handed out.
@@ -58,9 +59,18 @@ struct Taken {
     message: Message,
 }
 
+impl Parts {
+    /// Whether somebody else has subscribed, or this subscription was aborted.
+    fn over(&self) -> bool {
+        self.stop.load(Ordering::Acquire) || self.shared.newest.load(Ordering::Acquire) != self.number
+    }
+}
+
 struct Source {
     parts: Parts,
     consumer: BaseConsumer<Member>,
+    /// The group is to be left and joined again: the client would not go on by itself.
+    again: bool,
     ahead: VecDeque<Taken>,
     /// Since when there is no place for what is ahead.
     blocked: Option<Instant>,
@@ -69,36 +79,31 @@ struct Source {
 }
 
 /// Runs a subscription to its end, after the one before has ended.
-pub(super) fn run(parts: Parts) {
+pub(super) fn run(mut parts: Parts) {
     let shared = Arc::clone(&parts.shared);
     let _running = lock(&shared.running);
     with_lanes(&shared, super::lanes::Lanes::clear);
-    let mut waits = 0_u32;
-    let consumer = loop {
+    let mut failures = 0;
+    loop {
         match join(&parts) {
-            Ok(consumer) => break consumer,
-            // Only properties can be wrong here, and those have made a client before.
+            Ok(consumer) => {
+                failures = 0;
+                match Source::new(parts, consumer).run() {
+                    Some(again) => parts = again,
+                    None => return,
+                }
+            }
+            // Its settings are tried at the start: files that they name may be gone since.
             Err(error) => {
-                waits += 1;
+                failures += 1;
                 tracing::error!(queue = shared.name, %error, "kafka: the consumer could not be made, trying again");
-                client::rest(parts.backoff.wait(waits, rand::random()));
             }
         }
-        if parts.stop.load(Ordering::Acquire) || parts.out.is_closed() {
+        if parts.over() || parts.out.is_closed() {
             return;
         }
-    };
-    let now = Instant::now();
-    let mut source = Source {
-        parts,
-        consumer,
-        ahead: VecDeque::new(),
-        blocked: None,
-        commit_at: now + COMMIT_EVERY,
-        commit_all_at: now + COMMIT_ALL_EVERY,
-    };
-    source.run();
-    source.end();
+        client::rest(parts.backoff.wait(failures.max(1), rand::random()));
+    }
 }
 
 fn join(parts: &Parts) -> Result<BaseConsumer<Member>, KafkaError> {
@@ -114,14 +119,28 @@ fn join(parts: &Parts) -> Result<BaseConsumer<Member>, KafkaError> {
     Ok(consumer)
 }
 
+/// Whether partitions of ours will bring nothing: where their position was asked of a broker that is not the group's coordinator any
+/// more, the client says so, and never asks again (librdkafka 2.12, confluentinc/librdkafka#5586).
+fn strands(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{CoordinatorNotAvailable, NotCoordinator};
+    matches!(error, KafkaError::MessageConsumption(NotCoordinator | CoordinatorNotAvailable))
+}
+
 impl Source {
-    fn run(&mut self) {
-        loop {
-            if self.parts.stop.load(Ordering::Acquire)
-                || self.parts.shared.newest.load(Ordering::Acquire) != self.parts.number
-            {
-                return;
-            }
+    fn new(parts: Parts, consumer: BaseConsumer<Member>) -> Self {
+        let now = Instant::now();
+        let (commit_at, commit_all_at) = (now + COMMIT_EVERY, now + COMMIT_ALL_EVERY);
+        Self { parts, consumer, again: false, ahead: VecDeque::new(), blocked: None, commit_at, commit_all_at }
+    }
+
+    /// Until the subscription is over, or the group is to be joined again: with what, then.
+    fn run(mut self) -> Option<Parts> {
+        self.work();
+        self.end()
+    }
+
+    fn work(&mut self) {
+        while !self.again && !self.parts.over() {
             let settled = self.parts.shared.settle_pending(self.parts.backoff);
             let nobody_takes = self.parts.out.is_closed();
             if nobody_takes {
@@ -162,7 +181,7 @@ impl Source {
         while let Some(next) = self.ahead.front() {
             // The partition went while the message waited here: its next owner has it. Or it went back, which was told.
             if lanes.has(next.tag) {
-                if !lanes.room(next.message.body.len(), self.parts.limit) {
+                if !lanes.room(next.message.size(), self.parts.limit) {
                     return false;
                 }
                 let Ok(place) = self.parts.out.try_reserve() else { return false };
@@ -229,13 +248,21 @@ impl Source {
                 Some(Ok(record)) => {
                     let (lane, sequence) = (u32::try_from(record.partition()), u64::try_from(record.offset()));
                     let (Ok(lane), Ok(sequence)) = (lane, sequence) else { continue };
-                    if let Some(generation) = self.parts.shared.came(lane, sequence) {
-                        let message = record::message(&record);
-                        self.ahead.push_back(Taken { tag: Tag { lane, generation, sequence }, message });
+                    match self.parts.shared.came(lane, sequence) {
+                        Came::Of(generation) => {
+                            let message = record::message(&record);
+                            self.ahead.push_back(Taken { tag: Tag { lane, generation, sequence }, message });
+                        }
+                        Came::NotOurs => {}
+                        Came::Behind => {
+                            self.again = true;
+                            break;
+                        }
                     }
                 }
                 Some(Err(error)) => {
                     self.parts.shared.to_log.failed(&error, "");
+                    self.again = strands(&error);
                     break;
                 }
             }
@@ -268,9 +295,10 @@ impl Source {
         }
     }
 
-    /// Commits the exact position and leaves the group at once.
-    fn end(mut self) {
-        self.consumer.context().ending.store(true, Ordering::Release);
+    /// Commits the exact position and leaves the group at once; where it is joined again, after what is in flight, as at any revoke. Gives
+    /// with what.
+    fn end(mut self) -> Option<Parts> {
+        self.consumer.context().ending.store(!self.again, Ordering::Release);
         self.ahead.clear();
         self.set_halted(true);
         let began = Instant::now();
@@ -282,14 +310,15 @@ impl Source {
             tracing::warn!(queue, "position not committed at the end of a source; the next one starts earlier");
         }
         self.leave_empty_handed(deadline);
-        let Self { parts: Parts { shared, ended, .. }, consumer, .. } = self;
-        if !answers && committed != Some(true) {
-            // Closing waits for the commits that the client still has, and they wait for the broker until the session is over.
-            drop(ended);
-        }
+        let Self { parts, consumer, again, .. } = self;
+        let shared = Arc::clone(&parts.shared);
+        // Closing waits for the commits that the client still has, and they wait for the broker until the session is over: whoever waits
+        // for the end of the source need not.
+        let parts = (again || answers || committed == Some(true)).then_some(parts);
         // Closing gives the partitions up and tells the group, so that it need not wait for the session to run out.
         drop(consumer);
         with_lanes(&shared, super::lanes::Lanes::clear);
+        parts.filter(|_| again)
     }
 
     /// Tells the group where there is no partition to give up. The client says nothing then when it is closed (librdkafka 2.12 leaves
