@@ -108,15 +108,19 @@ pub struct Message {
     pub untimed: bool,
 }
 
+/// What a header takes beside its text: two texts, and the heap's share of each.
+const HEADER: usize = size_of::<(String, String)>() + 2 * 16;
+
 impl Message {
     /// A message without headers, published now.
     pub fn new(key: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self { key: key.into(), body: body.into(), headers: Vec::new(), published: Time::now(), untimed: false }
     }
 
-    /// Its bytes in memory: whoever publishes may have put much into a key or headers, too.
+    /// About how many bytes of memory it takes: whoever publishes may have put much into a key or headers, too, or hundreds of thousands of
+    /// empty ones.
     pub fn size(&self) -> usize {
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + HEADER).sum();
         self.key.len() + self.body.len() + headers
     }
 

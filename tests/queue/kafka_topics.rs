@@ -1,4 +1,5 @@
-//! What a start finds of topics: those it has made, those that others have made, and those that would lose dead letters.
+//! What a start finds of topics: those it has made, those that others have made, and those that would lose dead letters. And topics that
+//! are made anew beneath a process.
 
 use super::*;
 

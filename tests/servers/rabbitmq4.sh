@@ -13,7 +13,8 @@ do_install() {
   [ ! -x "$PLACE/bin/rabbitmq-server" ] || return 0
   local root=$PLACE/root mirror program
   apt_install debootstrap
-  mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+  fetch "Debian apt" apt-get update
+  mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Label: Debian' | sed -n 1p)
   [ -n "$mirror" ] || die "apt knows no mirror of Debian"
   rm -rf --one-file-system "$PLACE"
   mkdir -p "$PLACE/bin"

@@ -109,7 +109,7 @@ impl Session<'_> {
     }
 
     /// Takes what still comes, until the broker has filled the prefetch or has no more. `true`: it is full, and so all acks are done: each
-    /// place was free for the broker only when the ack of what had it was. `false`: there is room, so that nothing comes to anybody else.
+    /// place was free for the broker only when the ack of what had it was. `false`: there is room, as far as the broker knows of the acks.
     async fn filled(&mut self) -> Result<bool, QueueError> {
         let broker = Arc::clone(&self.parts.link.broker);
         loop {
@@ -135,13 +135,18 @@ impl Session<'_> {
     async fn applied(&mut self) -> Result<(), QueueError> {
         let broker = Arc::clone(&self.parts.link.broker);
         broker.within("prefetch", self.channel.basic_qos(1, BasicQosOptions::default())).await?;
-        let mut last = FieldTable::default();
-        last.insert("x-priority".into(), AMQPValue::LongInt(LAST));
+        let mut credit = FieldTable::default();
+        credit.insert("credit".into(), AMQPValue::LongLongInt(0));
+        credit.insert("drain".into(), AMQPValue::Boolean(false));
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-credit".into(), AMQPValue::FieldTable(credit));
+        arguments.insert("x-priority".into(), AMQPValue::LongInt(LAST));
         for number in 0..ANSWERS {
             let tag = self.consumer_tag(&format!("~{number}"));
             let (queue, options) = (broker.queue(self.parts.queue())?, BasicConsumeOptions::default());
-            // What came to it would go back behind what the other consumer takes meanwhile: that is handed out to first.
-            let consume = self.channel.basic_consume(queue, tag.clone(), options, last.clone());
+            // What came to it would go back behind what the other consumer takes meanwhile. So it has no credit; where the broker does not
+            // hear of that (RabbitMQ from 4.0 on), the other one is handed out to first.
+            let consume = self.channel.basic_consume(queue, tag.clone(), options, arguments.clone());
             let consumer = broker.within("last acks", consume).await?;
             broker.within("last acks", self.channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
             drop(consumer);

@@ -18,8 +18,12 @@ struct Lane {
     flights: Option<Flights>,
     /// The position that was given to the broker last.
     given: Option<u64>,
+    /// The message that came first.
+    first: Option<u64>,
     /// One past the message that came last.
     next: u64,
+    /// No position beyond this one is given: the partition went back to it.
+    most: u64,
 }
 
 /// All of them.
@@ -29,7 +33,7 @@ pub(super) struct Lanes(BTreeMap<u32, Lane>);
 impl Lanes {
     /// The partition is ours from now on.
     pub(super) fn assign(&mut self, lane: u32, generation: u32) {
-        self.0.insert(lane, Lane { generation, flights: None, given: None, next: 0 });
+        self.0.insert(lane, Lane { generation, flights: None, given: None, first: None, next: 0, most: u64::MAX });
     }
 
     /// The partition is not ours any more; what is in flight of it is forgotten.
@@ -46,17 +50,22 @@ impl Lanes {
         self.0.get(&lane).map(|lane| lane.generation)
     }
 
-    /// Which sequence was to come at least, where this one is before it: the partition is another one than it was. Left alone, what it
-    /// holds would be taken for known up to there, and lost.
+    /// Which sequence was to come at least, where this one is before it: the partition is another one than it was, or repeats itself. Left
+    /// alone, what it holds would be taken for known up to there, and lost.
     pub(super) fn went_back(&self, lane: u32, sequence: u64) -> Option<u64> {
         self.0.get(&lane).map(|lane| lane.next).filter(|next| sequence < *next)
     }
 
-    /// Whether something of a partition from before this message is not finished.
-    pub(super) fn holds_before(&self, lane: u32, sequence: u64) -> bool {
-        // What came and was not handed out yet is in no flight.
-        let unfinished = |lane: &Lane| lane.flights.as_ref().is_none_or(|flights| flights.position() < sequence);
-        self.0.get(&lane).is_some_and(unfinished)
+    /// Whether the position of a partition is before this message. Then that stays the end of what is given: what stands there now is not
+    /// what was handed out.
+    pub(super) fn holds_before(&mut self, lane: u32, sequence: u64) -> bool {
+        let Some(lane) = self.0.get_mut(&lane) else { return false };
+        let position = lane.flights.as_ref().map(Flights::position).or(lane.first);
+        let before = position.is_some_and(|position| position < sequence);
+        if before {
+            lane.most = sequence;
+        }
+        before
     }
 
     /// How many of a partition's messages are not finished.
@@ -68,6 +77,7 @@ impl Lanes {
     /// Notes that a message came. Gives the generation of its partition; `None`: that is not ours.
     pub(super) fn came(&mut self, lane: u32, sequence: u64) -> Option<u32> {
         let lane = self.0.get_mut(&lane)?;
+        lane.first.get_or_insert(sequence);
         lane.next = sequence + 1;
         Some(lane.generation)
     }
@@ -161,6 +171,7 @@ impl Lanes {
             }
             // Before the first message the position is where the partition started: nothing to be stored.
             let Some(position) = lane.flights.as_ref().map(Flights::position) else { continue };
+            let position = position.min(lane.most);
             if lane.given.is_none_or(|given| position > given) {
                 lane.given = Some(position);
                 moved.push((*number, position));
@@ -247,7 +258,6 @@ mod tests {
         let mut lanes = Lanes::default();
         assert_eq!((lanes.came(0, 5), lanes.went_back(0, 0)), (None, None), "it is not ours");
         lanes.assign(0, 1);
-        assert!(lanes.holds_before(0, 5), "what came and is not handed out is lost");
         for sequence in [5, 6, 9] {
             assert_eq!((lanes.went_back(0, sequence), lanes.came(0, sequence)), (None, Some(1)));
             assert!(lanes.add(tag(0, 1, sequence), message(1)));
@@ -255,13 +265,36 @@ mod tests {
         lanes.finish(tag(0, 1, 5));
         assert_eq!(lanes.moved(None), [(0, 6)]);
         assert_eq!(lanes.went_back(0, 2), Some(10));
-        assert_eq!([2, 6, 7, 9].map(|sequence| lanes.holds_before(0, sequence)), [false, false, true, true]);
+        assert_eq!([2, 6].map(|sequence| lanes.holds_before(0, sequence)), [false, false]);
         lanes.assign(0, 2);
         assert_eq!((lanes.went_back(0, 2), lanes.came(0, 2)), (None, Some(2)));
         assert!(lanes.add(tag(0, 2, 2), message(1)));
         lanes.finish(tag(0, 1, 6));
         lanes.finish(tag(0, 2, 2));
         assert_eq!(lanes.moved(None), [(0, 3)], "what stands there now is taken for known");
+    }
+
+    #[test]
+    fn partition_that_went_back_into_what_is_in_hand_has_no_position_beyond_that() {
+        let mut lanes = Lanes::default();
+        assert!(!lanes.holds_before(0, 5), "it is not ours");
+        lanes.assign(0, 1);
+        for sequence in 5..10 {
+            assert_eq!(lanes.came(0, sequence), Some(1));
+        }
+        assert!(!lanes.holds_before(0, 4) && !lanes.holds_before(0, 5), "nothing came before");
+        assert!(lanes.holds_before(0, 9), "what came and is not handed out is lost");
+        for sequence in 5..10 {
+            assert!(lanes.add(tag(0, 1, sequence), message(1)));
+        }
+        lanes.finish(tag(0, 1, 5));
+        assert!(!lanes.holds_before(0, 6) && lanes.holds_before(0, 7));
+        (6..10).for_each(|sequence| lanes.finish(tag(0, 1, sequence)));
+        assert_eq!(lanes.moved(None), [(0, 7)], "what stands there now is taken for done");
+        lanes.assign(0, 2);
+        assert!(lanes.add(tag(0, 2, 7), message(1)));
+        lanes.finish(tag(0, 2, 7));
+        assert_eq!(lanes.moved(None), [(0, 8)]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::super::delivery::Settlements;
 use super::super::{
     Backoff, DeadLetters, Depth, Publisher, Queue, QueueError, Settlement, Subscription, Tag, Unsettled,
 };
-use super::client::{self, ToLog};
+use super::client::{self, EndsBeside, ToLog};
 use super::dead::Dead;
 use super::lanes::Lanes;
 use super::publisher::{Buried, ENVELOPE, KafkaPublisher, Limit, Producer, lock};
@@ -51,6 +51,21 @@ pub(super) struct Shared {
     pub(super) newest: AtomicU32,
     /// Raised at each assignment of a partition, over all subscriptions.
     generations: AtomicU32,
+}
+
+/// How a source is told that its subscription is over.
+#[derive(Clone)]
+pub(super) struct Subscribed {
+    /// A newer one ends it.
+    number: u32,
+    /// Set when it is to end at once.
+    stop: Arc<AtomicBool>,
+}
+
+impl Subscribed {
+    pub(super) fn over(&self, shared: &Shared) -> bool {
+        self.stop.load(Ordering::Acquire) || shared.newest.load(Ordering::Acquire) != self.number
+    }
 }
 
 impl Shared {
@@ -91,8 +106,8 @@ impl KafkaQueue {
         ];
         let to_log = ToLog::of(name);
         // What the client does not take together is told now, and not at each try of a source.
-        let member: Result<BaseConsumer, _> = client::consumer(settings).create();
-        drop(member.map_err(|error| OpenError::Client(topic::client_error(&error)))?);
+        let member: Result<BaseConsumer<ToLog>, _> = client::consumer(settings).create_with_context(to_log.clone());
+        drop(EndsBeside::new(member.map_err(|error| OpenError::Client(topic::client_error(&error)))?));
         let [batch, dead_batch] = topic::ensure(settings, &shapes, &to_log)?;
         let limit = |batch| Limit { message: max_message, batch };
         let producer = Arc::new(Producer::new(settings, name, name, limit(batch), &to_log)?);
@@ -152,8 +167,8 @@ impl Queue for KafkaQueue {
         let (pause, paused) = watch::channel(false);
         let stop = Arc::new(AtomicBool::new(false));
         let (ended_sender, ended) = oneshot::channel::<()>();
-        let (shared, told) = (Arc::clone(&self.shared), Arc::clone(&stop));
-        let parts = Parts { shared, number, limit, backoff, out, paused, stop: told, _ended: ended_sender };
+        let (shared, subscribed) = (Arc::clone(&self.shared), Subscribed { number, stop: Arc::clone(&stop) });
+        let parts = Parts { shared, subscribed, limit, backoff, out, paused, _ended: ended_sender };
         std::thread::Builder::new()
             .name(format!("kafka-{}", self.shared.label))
             .spawn(move || source::run(parts))

@@ -16,7 +16,7 @@ use super::super::Backoff;
 use super::super::patience::Patience;
 use super::client;
 use super::publisher::lock;
-use super::queue::{Shared, with_lanes};
+use super::queue::{Shared, Subscribed, with_lanes};
 
 /// How often a wait looks again.
 const LOOK: Duration = Duration::from_millis(2);
@@ -25,7 +25,8 @@ const LOOK: Duration = Duration::from_millis(2);
 pub(super) struct Member {
     pub(super) shared: Arc<Shared>,
     pub(super) backoff: Backoff,
-    /// Set when nothing in flight is to be waited for: the source ends.
+    pub(super) subscribed: Subscribed,
+    /// Set when the source ends.
     pub(super) ending: AtomicBool,
     /// Set while the source takes no messages: what is assigned then is paused, too.
     pub(super) halted: AtomicBool,
@@ -48,6 +49,11 @@ fn partitions(list: &TopicPartitionList) -> Vec<u32> {
 }
 
 impl Member {
+    /// Whether nothing in flight is to be waited for.
+    fn ends(&self) -> bool {
+        self.ending.load(Ordering::Acquire) || self.subscribed.over(&self.shared)
+    }
+
     fn give_up(&self, consumer: &BaseConsumer<Self>, lanes: &[u32]) {
         let began = Instant::now();
         let in_flight = || lock(&self.shared.lanes).busy(lanes);
@@ -55,13 +61,13 @@ impl Member {
         let left = loop {
             self.shared.settle_pending(self.backoff);
             let left = in_flight();
-            if left == 0 || self.ending.load(Ordering::Acquire) || patience.is_over(left, Instant::now()) {
+            if left == 0 || self.ends() || patience.is_over(left, Instant::now()) {
                 break left;
             }
             client::rest(LOOK);
         };
         let (queue, waited) = (&self.shared.name, began.elapsed());
-        if left > 0 && !self.ending.load(Ordering::Acquire) {
+        if left > 0 && !self.ends() {
             tracing::warn!(
                 queue,
                 partitions = ?lanes,

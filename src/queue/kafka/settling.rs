@@ -23,8 +23,8 @@ pub(super) enum Came {
     Of(u32),
     /// Its partition is not ours.
     NotOurs,
-    /// One from before what came last, with something unfinished before it. A broker that took over without the end of the log goes on
-    /// there, or the client repeats it. Begun anew there, the partition would forget what waits to be tried again.
+    /// One that came before, and the position is before it: a broker that took over without the end of the log goes on there, or the client
+    /// repeats it. Begun anew there, the partition would forget what waits to be tried again.
     Behind,
 }
 
@@ -115,7 +115,7 @@ impl Shared {
                     from = expected,
                     to = sequence,
                     in_hand,
-                    "a partition went back, and not as far as what is not finished of it: the group is joined again, to go on from there"
+                    "a partition went back into what is in hand of it: the group is joined again, to go on from what is not finished"
                 );
                 return Came::Behind;
             }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::super::flights::Stage;
 use super::super::{AckToken, Backoff, Delivery, Message, Tag, Unsettled};
 use super::publisher::lock;
-use super::queue::{Shared, with_lanes};
+use super::queue::{Shared, Subscribed, with_lanes};
 use super::rebalance::Member;
 use super::settling::Came;
 use super::{client, record};
@@ -41,14 +41,11 @@ const LAST_TRY: Duration = Duration::from_millis(500);
 /// What a source is made of.
 pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
-    /// The number of this subscription.
-    pub(super) number: u32,
+    pub(super) subscribed: Subscribed,
     pub(super) limit: Unsettled,
     pub(super) backoff: Backoff,
     pub(super) out: mpsc::Sender<Delivery>,
     pub(super) paused: watch::Receiver<bool>,
-    /// Set when the source is to end at once.
-    pub(super) stop: Arc<AtomicBool>,
     /// Dropped when nothing more is to be waited for.
     pub(super) _ended: oneshot::Sender<()>,
 }
@@ -57,13 +54,6 @@ pub(super) struct Parts {
 struct Taken {
     tag: Tag,
     message: Message,
-}
-
-impl Parts {
-    /// Whether somebody else has subscribed, or this subscription was aborted.
-    fn over(&self) -> bool {
-        self.stop.load(Ordering::Acquire) || self.shared.newest.load(Ordering::Acquire) != self.number
-    }
 }
 
 struct Source {
@@ -83,26 +73,25 @@ pub(super) fn run(mut parts: Parts) {
     let shared = Arc::clone(&parts.shared);
     let _running = lock(&shared.running);
     with_lanes(&shared, super::lanes::Lanes::clear);
-    let mut failures = 0;
-    loop {
+    let mut joins = 0;
+    while !parts.subscribed.over(&shared) && !parts.out.is_closed() {
+        let began = Instant::now();
         match join(&parts) {
-            Ok(consumer) => {
-                failures = 0;
-                match Source::new(parts, consumer).run() {
-                    Some(again) => parts = again,
-                    None => return,
-                }
-            }
+            Ok(consumer) => match Source::new(parts, consumer).run() {
+                Some(again) => parts = again,
+                None => return,
+            },
             // Its settings are tried at the start: files that they name may be gone since.
             Err(error) => {
-                failures += 1;
                 tracing::error!(queue = shared.name, %error, "kafka: the consumer could not be made, trying again");
             }
         }
-        if parts.over() || parts.out.is_closed() {
-            return;
+        // Each time that it joins, the others' partitions may move, too.
+        joins = if began.elapsed() > parts.backoff.most { 1 } else { joins + 1 };
+        let until = Instant::now() + parts.backoff.wait(joins, rand::random());
+        while Instant::now() < until && !parts.subscribed.over(&shared) {
+            client::rest(IDLE);
         }
-        client::rest(parts.backoff.wait(failures.max(1), rand::random()));
     }
 }
 
@@ -110,6 +99,7 @@ fn join(parts: &Parts) -> Result<BaseConsumer<Member>, KafkaError> {
     let member = Member {
         shared: Arc::clone(&parts.shared),
         backoff: parts.backoff,
+        subscribed: parts.subscribed.clone(),
         ending: AtomicBool::new(false),
         halted: AtomicBool::new(false),
         joined: AtomicBool::new(false),
@@ -120,10 +110,13 @@ fn join(parts: &Parts) -> Result<BaseConsumer<Member>, KafkaError> {
 }
 
 /// Whether partitions of ours will bring nothing: where their position was asked of a broker that is not the group's coordinator any
-/// more, the client says so, and never asks again (librdkafka 2.12, confluentinc/librdkafka#5586).
+/// more, or not yet, the client says so, and never asks again (librdkafka 2.12, confluentinc/librdkafka#5586).
 fn strands(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{CoordinatorNotAvailable, NotCoordinator};
-    matches!(error, KafkaError::MessageConsumption(NotCoordinator | CoordinatorNotAvailable))
+    use RDKafkaErrorCode::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
+    matches!(
+        error,
+        KafkaError::MessageConsumption(NotCoordinator | CoordinatorNotAvailable | CoordinatorLoadInProgress)
+    )
 }
 
 impl Source {
@@ -133,14 +126,15 @@ impl Source {
         Self { parts, consumer, again: false, ahead: VecDeque::new(), blocked: None, commit_at, commit_all_at }
     }
 
-    /// Until the subscription is over, or the group is to be joined again: with what, then.
+    /// Until the subscription is over. `Some`: it is not, and the group is to be joined again.
     fn run(mut self) -> Option<Parts> {
         self.work();
         self.end()
     }
 
     fn work(&mut self) {
-        while !self.again && !self.parts.over() {
+        let shared = Arc::clone(&self.parts.shared);
+        while !self.again && !self.parts.subscribed.over(&shared) {
             let settled = self.parts.shared.settle_pending(self.parts.backoff);
             let nobody_takes = self.parts.out.is_closed();
             if nobody_takes {
@@ -295,8 +289,8 @@ impl Source {
         }
     }
 
-    /// Commits the exact position and leaves the group at once; where it is joined again, after what is in flight, as at any revoke. Gives
-    /// with what.
+    /// Commits the exact position and leaves the group at once, or, where that is joined again, when what is in flight is done, as at any
+    /// revoke.
     fn end(mut self) -> Option<Parts> {
         self.consumer.context().ending.store(!self.again, Ordering::Release);
         self.ahead.clear();
@@ -312,6 +306,7 @@ impl Source {
         self.leave_empty_handed(deadline);
         let Self { parts, consumer, again, .. } = self;
         let shared = Arc::clone(&parts.shared);
+        let again = again && !parts.subscribed.over(&shared);
         // Closing waits for the commits that the client still has, and they wait for the broker until the session is over: whoever waits
         // for the end of the source need not.
         let parts = (again || answers || committed == Some(true)).then_some(parts);
