@@ -183,23 +183,42 @@ fn each(runtime: &Runtime, site: &Site, waiting: impl Fn(usize)) -> f64 {
     (many - few) / 9_000.0
 }
 
+/// The least of what is measured, three times at most while it is over the bound: what else takes memory meanwhile, as what Lua has not
+/// collected yet, only adds.
+fn least(most: f64, measure: impl Fn() -> f64) -> f64 {
+    let mut least = f64::MAX;
+    for _ in 0..3 {
+        least = least.min(measure());
+        if least < most {
+            break;
+        }
+    }
+    least
+}
+
 #[test]
 fn report_that_waits_takes_little_memory() {
+    const WITH: f64 = 64.0;
+    const WITHOUT: f64 = 8.0;
     let runtime = Runtime::new().unwrap();
-    let server = runtime.block_on(Slow::start(Duration::from_secs(600), ANSWER));
-    let with = each(&runtime, &site(&server, 5, 2000), |count| {
-        let began = Instant::now();
-        while server.waiting() < count {
-            assert!(began.elapsed() < PATIENCE, "only {} requests came", server.waiting());
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
+    let with = least(WITH, || {
+        let server = runtime.block_on(Slow::start(Duration::from_secs(600), ANSWER));
+        each(&runtime, &site(&server, 5, 2000), |count| {
+            let began = Instant::now();
+            while server.waiting() < count {
+                assert!(began.elapsed() < PATIENCE, "only {} requests came", server.waiting());
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+        })
     });
-    let site = Site::new(
-        "policy.time_limit = \"900s\"\nhistory.kind = \"none\"\ndetect = { workers = 5, in_flight = 10000 }\n",
-    );
-    site.policy("sleeper", "function report(lt) time.sleep(600) end");
-    let without = each(&runtime, &site, |_| {});
+    let without = least(WITHOUT, || {
+        let site = Site::new(
+            "policy.time_limit = \"900s\"\nhistory.kind = \"none\"\ndetect = { workers = 5, in_flight = 10000 }\n",
+        );
+        site.policy("sleeper", "function report(lt) time.sleep(600) end");
+        each(&runtime, &site, |_| {})
+    });
     println!("KiB for a report that waits: {with:.1} with its HTTP connection, {without:.1} without one");
-    assert!(with < 64.0, "{with:.1} KiB with the HTTP connection");
-    assert!(without < 8.0, "{without:.1} KiB without an HTTP connection");
+    assert!(with < WITH, "{with:.1} KiB with the HTTP connection");
+    assert!(without < WITHOUT, "{without:.1} KiB without an HTTP connection");
 }
