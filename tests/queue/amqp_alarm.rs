@@ -59,6 +59,7 @@ async fn broker_with_an_alarm_takes_no_message_and_goes_on_with_what_it_has() {
         handled.len() == ALL as usize
     })
     .await;
+    until("the depth is not told", async || queue.depth().await.unwrap().messages == 0).await;
     for _ in 0..10 {
         assert!(refused().await.is_some(), "it was taken");
     }
