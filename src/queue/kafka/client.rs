@@ -199,7 +199,7 @@ pub(super) fn consumer(settings: &Settings) -> ClientConfig {
     config.set("session.timeout.ms", millis(settings.session_timeout));
     // A member that gives partitions up polls again when what is in flight of them is done, or has had its time: six times that of
     // `revoke_timeout`. Put out before, it could not commit. And the client takes none that is shorter than the session's.
-    let longest = POLL.max(settings.session_timeout).max(settings.revoke_timeout * 7).min(LONGEST_POLL);
+    let longest = POLL.max(settings.session_timeout).max(settings.revoke_timeout.saturating_mul(7)).min(LONGEST_POLL);
     default(&mut config, "max.poll.interval.ms", &millis(longest));
     // The default of a second holds a consumer that fills its buffer to an eighth of what it can do.
     default(&mut config, "fetch.queue.backoff.ms", "5");

@@ -56,9 +56,9 @@ impl Lanes {
         self.0.get(&lane).map(|lane| lane.next).filter(|next| sequence < *next)
     }
 
-    /// Whether the position of a partition is before this message. Then that stays the end of what is given: what stands there now is not
-    /// what was handed out.
-    pub(super) fn holds_before(&mut self, lane: u32, sequence: u64) -> bool {
+    /// Where the position of a partition is before this message, to which it went back: gives no position beyond it from now on, as what
+    /// stands there now is not what was handed out. `false`: nothing unfinished is before it.
+    pub(super) fn ends_at(&mut self, lane: u32, sequence: u64) -> bool {
         let Some(lane) = self.0.get_mut(&lane) else { return false };
         let position = lane.flights.as_ref().map(Flights::position).or(lane.first);
         let before = position.is_some_and(|position| position < sequence);
@@ -265,7 +265,7 @@ mod tests {
         lanes.finish(tag(0, 1, 5));
         assert_eq!(lanes.moved(None), [(0, 6)]);
         assert_eq!(lanes.went_back(0, 2), Some(10));
-        assert_eq!([2, 6].map(|sequence| lanes.holds_before(0, sequence)), [false, false]);
+        assert_eq!([2, 6].map(|sequence| lanes.ends_at(0, sequence)), [false, false]);
         lanes.assign(0, 2);
         assert_eq!((lanes.went_back(0, 2), lanes.came(0, 2)), (None, Some(2)));
         assert!(lanes.add(tag(0, 2, 2), message(1)));
@@ -277,18 +277,18 @@ mod tests {
     #[test]
     fn partition_that_went_back_into_what_is_in_hand_has_no_position_beyond_that() {
         let mut lanes = Lanes::default();
-        assert!(!lanes.holds_before(0, 5), "it is not ours");
+        assert!(!lanes.ends_at(0, 5), "it is not ours");
         lanes.assign(0, 1);
         for sequence in 5..10 {
             assert_eq!(lanes.came(0, sequence), Some(1));
         }
-        assert!(!lanes.holds_before(0, 4) && !lanes.holds_before(0, 5), "nothing came before");
-        assert!(lanes.holds_before(0, 9), "what came and is not handed out is lost");
+        assert!(!lanes.ends_at(0, 4) && !lanes.ends_at(0, 5), "nothing came before");
+        assert!(lanes.ends_at(0, 9), "what came and is not handed out is lost");
         for sequence in 5..10 {
             assert!(lanes.add(tag(0, 1, sequence), message(1)));
         }
         lanes.finish(tag(0, 1, 5));
-        assert!(!lanes.holds_before(0, 6) && lanes.holds_before(0, 7));
+        assert!(!lanes.ends_at(0, 6) && lanes.ends_at(0, 7));
         (6..10).for_each(|sequence| lanes.finish(tag(0, 1, sequence)));
         assert_eq!(lanes.moved(None), [(0, 7)], "what stands there now is taken for done");
         lanes.assign(0, 2);

@@ -108,7 +108,7 @@ impl Shared {
         let mut lanes = lock(&self.lanes);
         if let Some(expected) = lanes.went_back(lane, sequence) {
             let (queue, in_hand) = (&self.name, lanes.in_hand(lane));
-            if lanes.holds_before(lane, sequence) {
+            if lanes.ends_at(lane, sequence) {
                 tracing::warn!(
                     queue,
                     partition = lane,
