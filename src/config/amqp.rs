@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::merged::Merged;
+use crate::queue::amqp::AUTO;
 
 const URL: &str = "queue.amqp.url";
 const PASSWORD: &str = "queue.amqp.password";
@@ -54,6 +55,13 @@ fn address(merged: &mut Merged) -> Option<bool> {
         merged.complain(URL, "is no address such as \"amqp://user@host:5672/vhost\" or \"amqps://…\"");
         return None;
     };
+    if url.host_str().is_some_and(|host| host.starts_with('[')) {
+        // Without a word it would connect to localhost.
+        merged.complain(
+            URL,
+            "has an IPv6 address, which the client library does not take; write a name that stands for it",
+        );
+    }
     if url.password().is_some() && is_set(merged, PASSWORD) {
         merged.complain(PASSWORD, "queue.amqp.url has a password too; set one of the two");
     }
@@ -62,7 +70,7 @@ fn address(merged: &mut Merged) -> Option<bool> {
 
 fn management(merged: &mut Merged) {
     let url = merged.text(MANAGEMENT).unwrap_or_default();
-    if url.is_empty() {
+    if url.is_empty() || url == AUTO {
         return;
     }
     let parsed = url.parse::<reqwest::Url>().ok();
@@ -75,7 +83,7 @@ fn management(merged: &mut Merged) {
     if !fits {
         merged.complain(
             MANAGEMENT,
-            "is no address such as \"http://host:15672\"; user and password are those of queue.amqp.url",
+            "is no address such as \"http://host:15672\", nor \"auto\"; user and password are those of queue.amqp.url",
         );
     }
 }

@@ -89,10 +89,18 @@ impl Amqp {
 
     /// Puts a message there as others do, of which nothing but its body is known.
     fn publish_bare(&self, queue: &str) {
-        let bare =
-            format!(r#"{{"properties":{{}},"routing_key":"{queue}","payload":"1","payload_encoding":"string"}}"#);
-        let (status, routed) = self.rabbit.manage("POST", "exchanges/%2F/amq.default/publish", &bare);
+        self.publish_to("amq.default", queue, "1");
+    }
+
+    fn publish_to(&self, exchange: &str, key: &str, body: &str) {
+        let message =
+            format!(r#"{{"properties":{{}},"routing_key":"{key}","payload":"{body}","payload_encoding":"string"}}"#);
+        let (status, routed) = self.rabbit.manage("POST", &format!("exchanges/%2F/{exchange}/publish"), &message);
         assert_eq!((status, &routed["routed"]), (200, &serde_json::json!(true)));
+    }
+
+    fn management_url(&self) -> String {
+        format!("http://127.0.0.1:{}/", self.rabbit.server.port + 1)
     }
 
     /// What the management API says of a queue.

@@ -71,30 +71,53 @@ async fn tls_goes_by_the_authority_and_the_certificate_that_are_set() {
 async fn limit_of_returns_in_a_policy_is_a_warning() {
     let Some(mut driver) = Amqp::start() else { return };
     keep_the_log();
-    driver.settings.management_url = format!("http://127.0.0.1:{}/", driver.rabbit.server.port + 1);
-    let told =
-        |name: &str, policy: &str| logged(&[name, policy, "a policy of the broker sets delivery-limit on this queue"]);
-    drop(driver.open().await);
-    assert!(!told(&driver.name, ""), "there is none yet");
+    driver.settings.management_url = driver.management_url();
     for (kind, limit) in [("policies", 7), ("operator-policies", 6)] {
         let policy = format!(
             r#"{{"pattern":"^{}$","apply-to":"queues","definition":{{"delivery-limit":{limit}}}}}"#,
             driver.name
         );
-        let path = format!("{kind}/%2F/{kind}-of-{}", driver.name);
+        let policy_name = format!("{kind}-of-{}", driver.name);
+        let path = format!("{kind}/%2F/{policy_name}");
         assert_eq!(driver.rabbit.manage("PUT", &path, &policy).0, 201);
+        let limit = format!("limit={limit}");
+        let told =
+            [&driver.name, &policy_name, &limit, "a policy of the broker", "take delivery-limit out of that policy"];
         // The queue sees it a moment later.
         until("no warning", async || {
-            drop(driver.open().await);
-            told(&driver.name, &format!("{kind}-of-{}", driver.name))
+            let _queue = driver.open().await;
+            timeout(Duration::from_secs(2), until("", async || logged(&told))).await.is_ok()
         })
         .await;
-        assert!(logged(&[&driver.name, &format!("limit={limit}")]));
         assert_eq!(driver.rabbit.manage("DELETE", &path, "").0, 204);
     }
-    driver.settings.management_url = "http://127.0.0.1:1/".to_owned();
+    for (url, told) in [
+        ("http://127.0.0.1:1/", "management_url does not answer"),
+        ("auto", "whether a policy of the broker limits returns is not known; set"),
+    ] {
+        url.clone_into(&mut driver.settings.management_url);
+        let _queue = driver.open().await;
+        until("its silence is not told", async || logged(&[&driver.name, told])).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queue_of_a_form_that_loses_or_mixes_reports_is_a_warning() {
+    let Some(mut driver) = Amqp::start() else { return };
+    keep_the_log();
+    driver.settings.shards = 1;
     drop(driver.open().await);
-    assert!(logged(&[&driver.name, "management_url does not answer"]), "its silence is not told");
+    let [good, shard] = [format!("{}.dead", driver.name), format!("{}-0", driver.name)];
+    assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{shard}"), "").0, 204);
+    assert_eq!(driver.rabbit.manage("PUT", &format!("queues/%2F/{shard}"), r#"{"durable":true}"#).0, 201);
+    driver.settings.management_url = driver.management_url();
+    assert!(driver.refused().await.contains("x-"), "a queue of another form was taken for the one it declares");
+    driver.settings.declare = false;
+    let _queue = driver.open().await;
+    for lacks in ["x-queue-type = quorum", "x-single-active-consumer = true"] {
+        until("its form is not told", async || logged(&[&shard, "declared without", lacks])).await;
+    }
+    assert!(!logged(&[&good, "declared without x-"]), "that one has its form");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -161,6 +161,8 @@ fn queues_on_amqp_need_an_address_and_nothing_shows_it() {
     }
     let text = told(&["queue.amqp.url=amqp://ann:s3cret@host", "queue.amqp.password=other"]);
     assert!(text.contains("set one of the two") && !text.contains("s3cret"), "{text}");
+    let text = told(&["queue.amqp.url=amqp://ann:s3cret@[2001:db8::7]:5672/mail"]);
+    assert!(text.contains("has an IPv6 address") && !text.contains("s3cret"), "{text}");
     let url = "queue.amqp.url=amqp://ann@host";
     for (set, said) in [
         ("queue.amqp.client_cert=/c.pem", "needs queue.amqp.client_key as well"),

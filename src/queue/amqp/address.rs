@@ -68,6 +68,11 @@ impl Address {
         (&user.username, &user.password, &self.uri.vhost)
     }
 
+    /// The broker's host, where what goes there is not encrypted anyway.
+    pub(super) fn host_without_tls(&self) -> Option<&str> {
+        (self.uri.scheme == AMQPScheme::AMQP).then_some(&*self.uri.authority.host)
+    }
+
     /// Whether a broker that says this will say it again: what is wrong is a setting, here or there.
     pub(super) fn lasting(error: &Error) -> bool {
         match error.kind() {
@@ -194,6 +199,9 @@ mod tests {
         assert_eq!(address.uri().vhost, "mail");
         assert_eq!(address.shown(), "broker.example:5672");
         assert!(!format!("{settings:?}").contains("s3cret"));
+        assert_eq!(address.host_without_tls(), Some("broker.example"));
+        let encrypted = Address::of(&super::super::tests::settings("amqps://broker.example")).unwrap();
+        assert_eq!(encrypted.host_without_tls(), None, "the password would go out in the clear");
         let broken = Address::of(&super::super::tests::settings("http://s3cret@x/")).err().unwrap();
         assert!(!broken.contains("s3cret"), "{broken}");
     }

@@ -29,7 +29,7 @@ use crate::telemetry::Metrics;
 const GREETING: usize = 64 * 1024;
 
 /// What a broker answers with the leader of the quorum queue alone.
-const LEADER_ANSWERS: [&str; 2] = ["consume", "look"];
+const LEADER_ANSWERS: [&str; 3] = ["consume", "look", "last acks"];
 
 /// Where what a queue's leader answers does not come.
 const SILENT: &str = "the connection stands and the queue is silent, so it may be without a leader; \
@@ -194,7 +194,7 @@ impl Broker {
         }
     }
 
-    /// Waits for the broker, makes what must be there, and looks for what would do harm.
+    /// Waits for the broker, and makes what must be there.
     pub(super) async fn start(&self) -> Result<(), OpenError> {
         let (began, most) = (Instant::now(), self.settings.start_timeout);
         let mut tries = 0;
@@ -216,7 +216,6 @@ impl Broker {
             tracing::warn!(queue = self.name, %error, ?wait, "the broker is not there yet, trying again");
             sleep(wait).await;
         }
-        self.look_for_limits().await;
         Ok(())
     }
 

@@ -137,6 +137,9 @@ impl AmqpQueue {
         let broker = Arc::clone(&link.broker);
         link.runtime.spawn(async move { answer.send(broker.start().await) });
         answered.recv().map_err(|_| OpenError::Refused(QueueError::Closed(name.to_owned())))??;
+        let broker = Arc::clone(&link.broker);
+        // Beside the start: a firewall that swallows what goes to the management API would hold it up.
+        link.runtime.spawn(async move { broker.look_at_queues().await });
         Ok(Arc::new(Self {
             link,
             label,

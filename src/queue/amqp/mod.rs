@@ -10,8 +10,8 @@
 //! at a time.
 //!
 //! `address` knows where the broker is and what its refusals mean, `broker` and `wire` connect, `topology` declares, `policies` looks for
-//! limits that the broker's policies set, `link` is the thread that publishes and looks (`publisher`, `dead`), `form` is how a message
-//! looks on the wire. `source` owns one subscription and its thread, `session` one channel of it, `turn` lets it begin after the one
+//! limits that the broker's policies set and for queues of another form, `link` is the thread that publishes and looks (`publisher`,
+//! `dead`), `form` is how a message looks on the wire. `source` owns one subscription and its thread, `session` one channel of it, `turn` lets it begin after the one
 //! before, `handing_out` what leaves it, `settling` what becomes of that. `shards` runs one channel for each shard of ours, `members` says which those are.
 //! What the broker hands out on a channel that is gone it hands out again: none is lost, some come twice.
 
@@ -57,6 +57,9 @@ use serde::{Deserialize, Serialize};
 pub use link::{AmqpQueue, OpenError};
 
 use crate::settings::Secret;
+
+/// The `management_url` that goes by `url`.
+pub(crate) const AUTO: &str = "auto";
 
 /// Section `[queue.amqp]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

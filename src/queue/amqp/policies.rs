@@ -1,11 +1,13 @@
-//! Limits of returns on our queues, of a policy of the broker or of a queue that somebody else declared: looked for at the start by way
-//! of the management API, where the settings say where that is, and otherwise told by their effect.
+//! What would break a promise of ours on the broker and does not show over AMQP: limits of returns, of a policy or of a queue that
+//! somebody else declared, and the form of such a queue. Looked for at the start by way of the management API, where there is one; a limit
+//! is otherwise told by its effect.
 //!
-//! AMQP itself shows neither. Owns the warnings; changes nothing on the broker.
+//! Owns the warnings; changes nothing on the broker, and holds up no start.
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::AUTO;
 use super::broker::Broker;
 use super::topology::LIMITS_RETURNS;
 use crate::outbound::{self, Tls};
@@ -13,9 +15,14 @@ use crate::outbound::{self, Tls};
 /// A message that came back so often makes one think of what a limit would do to it.
 pub(super) const RETURNS: i64 = 5;
 
+/// Where the management plugin listens if nobody says otherwise.
+const PORT: u16 = 15672;
+
 /// What the management API says of a queue.
 #[derive(Deserialize)]
 struct Described {
+    #[serde(rename = "type")]
+    kind: Option<String>,
     policy: Option<String>,
     operator_policy: Option<String>,
     effective_policy_definition: Option<Value>,
@@ -34,21 +41,25 @@ enum Limit {
 
 impl Broker {
     /// Looks at all our queues. Never an error: the program works without.
-    pub(super) async fn look_for_limits(&self) {
-        if self.settings.management_url.is_empty() {
-            if !self.settings.declare && self.major().await.is_ok_and(|major| major >= LIMITS_RETURNS) {
-                tracing::warn!(
-                    queue = self.name,
-                    "this broker gives up a message that was given back 20 times, unless its queue was declared with x-delivery-limit = -1: see that these and {} were, or set queue.amqp.management_url and this program looks",
-                    self.dead
-                );
+    pub(super) async fn look_at_queues(&self) {
+        let auto = self.settings.management_url == AUTO;
+        let Some(url) = self.management() else {
+            if auto {
+                self.tell_unknown("a broker with TLS is not asked by default");
             }
-            return;
-        }
+            return self.tell_limit_by_default().await;
+        };
         for name in self.queues.iter().chain([&self.dead]) {
-            match self.ask(name).await {
-                // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
-                Ok(described) => self.tell_limit(name, &described, self.major().await.unwrap_or(0)),
+            match self.ask(&url, name).await {
+                Ok(described) => {
+                    // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
+                    self.tell_limit(name, &described, self.major().await.unwrap_or(0));
+                    self.tell_form(name, &described);
+                }
+                Err(error) if auto => {
+                    self.tell_unknown(&format!("no management API was found at {url}: {error}"));
+                    return self.tell_limit_by_default().await;
+                }
                 Err(error) => {
                     tracing::warn!(queue = name, %error, "queue.amqp.management_url does not answer: whether a policy of the broker limits returns is not known");
                     return;
@@ -57,9 +68,37 @@ impl Broker {
         }
     }
 
-    async fn ask(&self, queue: &str) -> Result<Described, String> {
+    fn tell_unknown(&self, why: &str) {
+        tracing::info!(
+            queue = self.name,
+            why,
+            "whether a policy of the broker limits returns is not known; set queue.amqp.management_url (the user needs the tag management), or \"\" to have nobody asked"
+        );
+    }
+
+    /// What a queue may have that somebody else declared, where nobody can be asked.
+    async fn tell_limit_by_default(&self) {
+        if !self.settings.declare && self.major().await.is_ok_and(|major| major >= LIMITS_RETURNS) {
+            tracing::warn!(
+                queue = self.name,
+                "this broker gives up a message that was given back 20 times, unless its queue was declared with x-delivery-limit = -1: see that these and {} were, or set queue.amqp.management_url and this program looks",
+                self.dead
+            );
+        }
+    }
+
+    /// Where the management API is asked. By default not of a broker with TLS: the password would go out without it.
+    fn management(&self) -> Option<String> {
+        match self.settings.management_url.as_str() {
+            "" => None,
+            AUTO => self.address.host_without_tls().map(|host| format!("http://{host}:{PORT}")),
+            url => Some(url.to_owned()),
+        }
+    }
+
+    async fn ask(&self, url: &str, queue: &str) -> Result<Described, String> {
         let (user, password, vhost) = self.address.login();
-        let mut url = outbound::url(&self.settings.management_url)?;
+        let mut url = outbound::url(url)?;
         url.path_segments_mut()
             .map_err(|()| "it is no address")?
             .pop_if_empty()
@@ -108,6 +147,20 @@ impl Broker {
         }
     }
 
+    /// A queue that this program declared itself has its form; AMQP says of another one only that it is there.
+    fn tell_form(&self, queue: &str, described: &Described) {
+        if self.settings.declare {
+            return;
+        }
+        let of_shards = self.sharded() && queue != self.dead;
+        for lacks in lacking(described, of_shards) {
+            tracing::warn!(
+                queue,
+                "this queue was declared without {lacks}; let it run empty, delete it, and declare it with that (queue.amqp.declare = true does)"
+            );
+        }
+    }
+
     /// A message came that was given back so often.
     pub(super) fn tell_returns(&self, queue: &str, returns: i64) {
         if returns < RETURNS {
@@ -121,6 +174,21 @@ impl Broker {
             "a message came back many times: where a policy of the broker sets delivery-limit on this queue, the broker drops it, or moves it to the dead letters; see that none does (rabbitmqctl list_policies, list_operator_policies), or set queue.amqp.management_url and this program looks at its start"
         );
     }
+}
+
+/// Arguments without which a queue does not do what docs/guarantees.md says of it, with what is lost.
+fn lacking(described: &Described, of_shards: bool) -> Vec<&'static str> {
+    let mut lacks = Vec::new();
+    if described.kind.as_ref().is_some_and(|kind| kind != "quorum") {
+        lacks.push("x-queue-type = quorum, and what it confirms is lost with the one node or the disk that has it");
+    }
+    let single = described.arguments.as_ref().and_then(|table| table.get("x-single-active-consumer")?.as_bool());
+    if of_shards && single != Some(true) {
+        lacks.push(
+            "x-single-active-consumer = true, and two processes take from this shard at once, past the order of a login",
+        );
+    }
+    lacks
 }
 
 /// The limit that is in force. -1 is none; from 4.0 on.
@@ -164,5 +232,17 @@ mod tests {
         assert_eq!(limit(r#"{"x-queue-type":"quorum"}"#, 4), Some(Limit::Default));
         assert_eq!(limit(r#"{"x-queue-type":"quorum","x-delivery-limit":-1}"#, 3), Some(Limit::Declared(-1)));
         assert_eq!(limit(r#"{"x-delivery-limit":5}"#, 3), Some(Limit::Declared(5)));
+    }
+
+    #[test]
+    fn form_that_breaks_a_promise_is_told_and_no_other() {
+        let lacks = |json: &str, of_shards| lacking(&serde_json::from_str::<Described>(json).unwrap(), of_shards).len();
+        let single = r#"{"type":"quorum","arguments":{"x-single-active-consumer":true}}"#;
+        assert_eq!((lacks(single, true), lacks(single, false)), (0, 0));
+        let shared = r#"{"type":"quorum","arguments":{"x-queue-type":"quorum"}}"#;
+        assert_eq!((lacks(shared, true), lacks(shared, false)), (1, 0));
+        assert_eq!(lacks(r#"{"type":"classic","arguments":[]}"#, true), 2);
+        // A broker that does not say it says nothing against it.
+        assert_eq!(lacks("{}", false), 0);
     }
 }
