@@ -2,6 +2,8 @@
 //!
 //! The checks go by key, on the values before they are turned into structs, so that a mistake can be told with its place.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::merged::Merged;
@@ -63,6 +65,9 @@ const WHOLE: [(&str, i64, i64, &str); 31] = [
 
 /// Durations that may be zero; any other one at zero would spin or never wait.
 const MAY_BE_ZERO: [&str; 3] = ["receive.max_skew", "queue.embedded.linger", "notify.suppress"];
+
+/// Several times this, from now on, is still a time that the system's clocks can tell.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 /// Key and least size in bytes, and why.
 const SIZES: [(&str, u64, &str); 15] = [
@@ -200,8 +205,12 @@ fn ranges(merged: &mut Merged) {
     for key in merged.known.order.clone() {
         let is_duration =
             merged.known.default_of(&key).as_str().is_some_and(|text| humantime::parse_duration(text).is_ok());
-        if is_duration && !MAY_BE_ZERO.contains(&key.as_str()) && merged.duration(&key).is_some_and(|d| d.is_zero()) {
+        let Some(duration) = merged.duration(&key).filter(|_| is_duration) else { continue };
+        if duration.is_zero() && !MAY_BE_ZERO.contains(&key.as_str()) {
             merged.refuse(&key, "must be longer than nothing");
+        }
+        if duration > LONGEST {
+            merged.refuse(&key, "is too long: 100 years at most");
         }
     }
     if let Some(share) = merged.get("policy.breaker").as_f64()

@@ -48,6 +48,12 @@ fn explained<'a>(config: &'a Config, key: &str) -> &'a Explained {
 }
 
 #[test]
+fn duration_that_no_clock_can_tell_is_refused_before_it_is_added_to_now() {
+    let error = load(None, &[], &["queue.kafka.revoke_timeout=500000000000years"]).unwrap_err().to_string();
+    assert!(error.contains("queue.kafka.revoke_timeout: is too long: 100 years at most"), "{error}");
+}
+
+#[test]
 fn nothing_given_gives_the_defaults() {
     let config = load(None, &[], &[]).unwrap();
     assert_eq!(config.data_dir, Path::new("./trackalert-data"));

@@ -130,7 +130,7 @@ impl Carrier {
         let mut bytes = 0;
         let fits = |carried: &&Carried| {
             let first = bytes == 0;
-            bytes += carried.message.body.len();
+            bytes += carried.message.size();
             first || bytes <= MOST_BYTES
         };
         self.waiting.iter().take(self.batch).take_while(fits).map(|carried| carried.message.clone()).collect()

@@ -195,6 +195,37 @@ async fn revoked_then_regained_partition_ignores_old_tokens() {
     end(of_first).await;
 }
 
+/// The client keeps a partition paused over its way to another member and back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partition_that_went_while_the_source_was_full_is_read_on_when_it_comes_back() {
+    let Some(broker) = broker() else { return };
+    let mut driver = Kafka::new(broker);
+    driver.settings.partitions = 2;
+    driver.settings.revoke_timeout = Duration::from_millis(200);
+    let (first, _) = driver.process().await;
+    first.publisher().publish(numbered(0..100)).await.unwrap();
+    let mut of_first = first.subscribe(Unsettled { messages: 10, ..MANY }, BACKOFF).unwrap();
+    let in_hand = take(&mut of_first, 10).await;
+
+    let (second, _) = driver.process().await;
+    let mut of_second = second.subscribe(MANY, BACKOFF).unwrap();
+    next(&mut of_second).await;
+    in_hand.into_iter().for_each(|delivery| delivery.token.ack());
+    // It has room again, and has read all of the other one, before that partition comes back.
+    while let Ok(Some(delivery)) = timeout(Duration::from_secs(1), of_first.deliveries.recv()).await {
+        delivery.token.ack();
+    }
+    end(of_second).await;
+    until("what came back is not read", async || {
+        while let Ok(delivery) = of_first.deliveries.try_recv() {
+            delivery.token.ack();
+        }
+        first.depth().await.unwrap().messages == 0
+    })
+    .await;
+    end(of_first).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_that_come_and_go_lose_nothing_and_handle_nothing_twice() {
     let Some(broker) = broker() else { return };

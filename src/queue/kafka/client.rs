@@ -227,15 +227,34 @@ pub(super) fn reader(settings: &Settings) -> ClientConfig {
 mod tests {
     use super::*;
 
+    fn settings(session_timeout: &str, revoke_timeout: &str, properties: serde_json::Value) -> Settings {
+        serde_json::from_value(serde_json::json!({
+            "brokers": ["127.0.0.1:9092"], "group": "trackalert", "password": "", "password_file": "",
+            "create_topics": false, "partitions": 1, "replication": 1, "session_timeout": session_timeout,
+            "delivery_timeout": "30s", "revoke_timeout": revoke_timeout, "start_timeout": "5m", "properties": properties,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn member_may_be_without_a_poll_for_as_long_as_it_may_wait_to_give_partitions_up() {
+        for (session, revoke, longest) in
+            [("45s", "5s", "300000"), ("10m", "5s", "600000"), ("45s", "60s", "420000"), ("45s", "90000s", "86400000")]
+        {
+            let config = consumer(&settings(session, revoke, serde_json::json!({})));
+            assert_eq!(config.get("max.poll.interval.ms"), Some(longest), "{session}, {revoke}");
+            config.create_native_config().unwrap();
+        }
+        let set = consumer(&settings("45s", "5s", serde_json::json!({ "max.poll.interval.ms": 60_000 })));
+        assert_eq!(set.get("max.poll.interval.ms"), Some("60000"), "what is for people to set is theirs");
+    }
+
     #[test]
     fn producer_is_idempotent_asks_all_replicas_and_shares_out_as_java_does_whatever_is_set() {
-        let settings: Settings = serde_json::from_value(serde_json::json!({
-            "brokers": ["127.0.0.1:9092"], "group": "trackalert", "password": "", "password_file": "",
-            "create_topics": false, "partitions": 1, "replication": 1,
-            "session_timeout": "45s", "delivery_timeout": "30s", "revoke_timeout": "10s", "start_timeout": "5m",
-            "properties": { "enable.idempotence": false, "acks": 1, "batch.size": 30000, "partitioner": "random", "client.id": "mine" },
-        }))
-        .unwrap();
+        let properties = serde_json::json!({
+            "enable.idempotence": false, "acks": 1, "batch.size": 30000, "partitioner": "random", "client.id": "mine",
+        });
+        let settings = settings("45s", "10s", properties);
         let config = producer(&settings, Some(20_000));
         let promised = [
             ("enable.idempotence", "true"),

@@ -76,7 +76,7 @@ impl Member {
                 "partitions go to another member before all of theirs is handled: the rest is handled twice (queue.kafka.revoke_timeout)"
             );
         } else {
-            tracing::info!(queue, partitions = ?lanes, ?waited, "partitions given up");
+            tracing::info!(queue, partitions = ?lanes, in_flight = left, ?waited, "partitions given up");
         }
         // Earlier commits of theirs may not have arrived.
         with_lanes(&self.shared, |all| all.give_again(Some(lanes)));

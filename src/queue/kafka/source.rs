@@ -21,8 +21,10 @@ use super::rebalance::Member;
 use super::settling::Came;
 use super::{client, record};
 
-/// The most that is taken from the client before it is handed out.
+/// The most that is taken from the client before it is handed out: in messages, and in bytes, one message more than that at most. The
+/// client's own bounds do not count keys and headers, of which a few bytes on the wire can be megabytes here.
 const AHEAD: usize = 1024;
+const AHEAD_BYTES: usize = 16 << 20;
 /// How long there may be no place for more before the partitions are paused. Pausing throws away what the client has fetched ahead.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// The waits for messages while settlements may come, and while they may not.
@@ -62,6 +64,7 @@ struct Source {
     /// The group is to be left and joined again: the client would not go on by itself.
     again: bool,
     ahead: VecDeque<Taken>,
+    ahead_bytes: usize,
     /// Since when there is no place for what is ahead.
     blocked: Option<Instant>,
     commit_at: Instant,
@@ -89,7 +92,7 @@ pub(super) fn run(mut parts: Parts) {
         // Each time that it joins, the others' partitions may move, too.
         joins = if began.elapsed() > parts.backoff.most { 1 } else { joins + 1 };
         let until = Instant::now() + parts.backoff.wait(joins, rand::random());
-        while Instant::now() < until && !parts.subscribed.over(&shared) {
+        while Instant::now() < until && !parts.subscribed.over(&shared) && !parts.out.is_closed() {
             client::rest(IDLE);
         }
     }
@@ -123,7 +126,8 @@ impl Source {
     fn new(parts: Parts, consumer: BaseConsumer<Member>) -> Self {
         let now = Instant::now();
         let (commit_at, commit_all_at) = (now + COMMIT_EVERY, now + COMMIT_ALL_EVERY);
-        Self { parts, consumer, again: false, ahead: VecDeque::new(), blocked: None, commit_at, commit_all_at }
+        let ahead = VecDeque::new();
+        Self { parts, consumer, again: false, ahead, ahead_bytes: 0, blocked: None, commit_at, commit_all_at }
     }
 
     /// Until the subscription is over. `Some`: it is not, and the group is to be joined again.
@@ -173,9 +177,10 @@ impl Source {
             }
         }
         while let Some(next) = self.ahead.front() {
+            let size = next.message.size();
             // The partition went while the message waited here: its next owner has it. Or it went back, which was told.
             if lanes.has(next.tag) {
-                if !lanes.room(next.message.size(), self.parts.limit) {
+                if !lanes.room(size, self.parts.limit) {
                     return false;
                 }
                 let Ok(place) = self.parts.out.try_reserve() else { return false };
@@ -187,6 +192,7 @@ impl Source {
             } else {
                 self.ahead.pop_front();
             }
+            self.ahead_bytes -= size;
         }
         true
     }
@@ -245,6 +251,7 @@ impl Source {
                     match self.parts.shared.came(lane, sequence) {
                         Came::Of(generation) => {
                             let message = record::message(&record);
+                            self.ahead_bytes += message.size();
                             self.ahead.push_back(Taken { tag: Tag { lane, generation, sequence }, message });
                         }
                         Came::NotOurs => {}
@@ -260,7 +267,7 @@ impl Source {
                     break;
                 }
             }
-            if self.ahead.len() >= AHEAD {
+            if self.ahead.len() >= AHEAD || self.ahead_bytes >= AHEAD_BYTES {
                 break;
             }
             wait = Duration::ZERO;
@@ -306,7 +313,7 @@ impl Source {
         self.leave_empty_handed(deadline);
         let Self { parts, consumer, again, .. } = self;
         let shared = Arc::clone(&parts.shared);
-        let again = again && !parts.subscribed.over(&shared);
+        let again = again && !parts.subscribed.over(&shared) && !parts.out.is_closed();
         // Closing waits for the commits that the client still has, and they wait for the broker until the session is over: whoever waits
         // for the end of the source need not.
         let parts = (again || answers || committed == Some(true)).then_some(parts);
@@ -366,4 +373,20 @@ fn delivery(shared: &Shared, tag: Tag, message: Arc<Message>, redelivered: u32) 
     let token = AckToken::new(tag, shared.settlements.clone());
     let coordinates = format!("{}/{}/{}", shared.name, tag.lane, tag.sequence);
     Delivery { message, redelivered, coordinates, token }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_is_joined_again_where_its_coordinator_is_another_and_for_no_other_error() {
+        use RDKafkaErrorCode::*;
+        for code in [NotCoordinator, CoordinatorNotAvailable, CoordinatorLoadInProgress] {
+            assert!(strands(&KafkaError::MessageConsumption(code)), "{code:?}");
+        }
+        for code in [BrokerTransportFailure, AllBrokersDown, UnknownTopicOrPartition, GroupAuthorizationFailed] {
+            assert!(!strands(&KafkaError::MessageConsumption(code)), "{code:?}");
+        }
+    }
 }
