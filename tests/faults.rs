@@ -105,6 +105,7 @@ fn under_load(
     let accepted = || rig.progress.accepted.load(Ordering::Relaxed);
     program.wait_until("enough reports accepted", PATIENCE, |_| accepted() >= some);
     let (in_hand, sent, before) = (rig.wait_for_work(&program), accepted(), log::lines(&site));
+    let spooled_before = program.metric("trackalert_spooled_reports_total").unwrap_or_default();
     let fault = begin(&proxy);
     let senders = rig.send_after(senders, &site, last);
     let seen = watch(&program, Duration::from_secs(seconds));
@@ -113,17 +114,21 @@ fn under_load(
     rig.join(senders);
     rig.everything_handled(&site, &program, &load);
     let said = log::since(&site, before);
+    let spooled = program.metric("trackalert_spooled_reports_total").unwrap_or_default() - spooled_before;
     let table = [
         ("accepted when it began", sent.to_string()),
         ("in hand when it began", in_hand.to_string()),
         ("seconds of it", seconds.to_string()),
         ("seconds until all was handled afterwards", format!("{:.1}", over.elapsed().as_secs_f64())),
         ("livez asked, not 200", format!("{}, {}", seen.asked, seen.dead)),
+        ("not confirmed in time, and so in the spool", spooled.to_string()),
+        ("waited for, as readyz says", seen.waited_for.join(", ")),
         ("warnings and errors in the log", said.count().to_string()),
     ];
     rig.print(name, &table);
     said.print();
     assert!(in_hand > 0.0 && sent < load.total, "nothing was in flight: this proves nothing");
+    assert!(spooled > 0.0, "the broker confirmed everything in time: there was no fault, and this proves nothing");
     assert_eq!(seen.dead, 0, "it was taken for dead");
     assert!(said.count() <= log::bearable(seconds), "a storm in the log");
     assert_eq!(program.terminate(), Some(0));

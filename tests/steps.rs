@@ -260,7 +260,7 @@ fn success_after_failures_cut_between_steps_raises_the_same_alerts(driver: Drive
 
 /// The load of the trial `kill`, with the cuts of this one.
 fn steps_cut_while_many_reports_are_settled_side_by_side_lose_nothing(driver: Driver) {
-    let (total, kills) = trial::size((8_000, 1), (200_000, 5));
+    let (total, kills) = trial::size((20_000, 2), (200_000, 5));
     let mut rig = Rig::new(driver);
     let site = rig.site(soon(driver));
     let points = POINTS.repeat(kills);

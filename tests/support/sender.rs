@@ -67,6 +67,9 @@ pub(crate) async fn try_query(address: &str, body: serde_json::Value) -> reqwest
 /// The dead letters of a queue, as `trackalert dead-letters list` shows them.
 pub(crate) async fn dead_letters(address: &str, queue: &str) -> Vec<serde_json::Value> {
     let url = format!("http://{address}/v1/admin/dead-letters/{queue}?most=1000");
-    let answer: serde_json::Value = client().get(url).send().await.unwrap().json().await.unwrap();
-    answer["letters"].as_array().cloned().unwrap_or_default()
+    let answer = client().get(url).send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    let mut answer: serde_json::Value = answer.json().await.unwrap();
+    // An answer of another form must not pass for a queue without any.
+    serde_json::from_value(answer["letters"].take()).unwrap()
 }
