@@ -109,12 +109,12 @@ fn under_load(
     let fault = begin(&proxy);
     let senders = rig.send_after(senders, &site, last);
     let seen = watch(&program, Duration::from_secs(seconds));
+    let spooled = program.metric("trackalert_spooled_reports_total").unwrap_or_default() - spooled_before;
     drop(fault);
     let over = Instant::now();
     rig.join(senders);
     rig.everything_handled(&site, &program, &load);
     let said = log::since(&site, before);
-    let spooled = program.metric("trackalert_spooled_reports_total").unwrap_or_default() - spooled_before;
     let table = [
         ("accepted when it began", sent.to_string()),
         ("in hand when it began", in_hand.to_string()),

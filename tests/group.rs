@@ -154,9 +154,9 @@ fn drained_process_hands_over_at_once(driver: Driver) {
     let before = taken(&site_b);
     let draining = Instant::now();
     assert_eq!(a.terminate(), Some(0));
-    assert!(in_time(&site_a), "it is no drain that leaves nothing to be done twice");
     let drained = draining.elapsed();
     let ended = Instant::now();
+    let finished = in_time(&site_a);
     let taken_over = match driver {
         Driver::Kafka(_) => {
             b.wait_until("the partitions", PATIENCE, |_| taken(&site_b) > before);
@@ -184,6 +184,7 @@ fn drained_process_hands_over_at_once(driver: Driver) {
     rig.print("handed over by a drain", &table);
     assert!(in_hand.0 > in_hand.1, "none waited for its turn at SIGTERM: this proves nothing");
     assert!(drained < Duration::from_secs(25), "the drain took {drained:?}");
+    assert!(finished, "the drain ran out of its time, TRACKALERT_SEED={}", rig.seed);
     assert!(took < Duration::from_secs(60), "it was handed over after {took:?}");
     assert_eq!((twice, again), (0, 0.0), "handled twice after a drain, TRACKALERT_SEED={}", rig.seed);
     if driver.name() == "kafka" {
@@ -271,7 +272,7 @@ fn members_come_and_go(driver: Driver, settings: &str, ordered: bool) {
     let at_drain = unsettled(&c);
     let mut again = repeated(&c);
     assert_eq!(c.terminate(), Some(0));
-    assert!(in_time(&drained), "it is no drain that leaves nothing to be done twice");
+    let finished = in_time(&drained);
     rig.join(senders);
     // One is killed.
     senders = rig.send(&first, merged(shares.by_ref().take(60)));
@@ -310,6 +311,7 @@ fn members_come_and_go(driver: Driver, settings: &str, ordered: bool) {
     ];
     rig.print("group", &table);
     assert!(at_drain > 0.0 && at_kill > 0.0, "nothing was in hand: this proves nothing");
+    assert!(finished, "the drain ran out of its time, TRACKALERT_SEED={}", rig.seed);
     assert_eq!((by_drained, by_others, again), (0, 0, 0.0), "handled twice, TRACKALERT_SEED={}", rig.seed);
     if ordered {
         rig.in_order();

@@ -92,7 +92,7 @@ async fn limit_of_returns_in_a_policy_is_a_warning() {
         assert_eq!(driver.rabbit.manage("DELETE", &path, "").0, 204);
     }
     for (url, told) in [
-        ("http://127.0.0.1:1/", "management_url does not answer"),
+        ("http://127.0.0.1:1/", "management_url does not say whether"),
         ("auto", "whether a policy of the broker limits returns is not known; set"),
     ] {
         url.clone_into(&mut driver.settings.management_url);
@@ -107,7 +107,7 @@ async fn queue_of_a_form_that_loses_or_mixes_reports_is_a_warning() {
     keep_the_log();
     driver.settings.shards = 1;
     drop(driver.open().await);
-    let [good, shard] = [format!("{}.dead", driver.name), format!("{}-0", driver.name)];
+    let shard = format!("{}-0", driver.name);
     assert_eq!(driver.rabbit.manage("DELETE", &format!("queues/%2F/{shard}"), "").0, 204);
     assert_eq!(driver.rabbit.manage("PUT", &format!("queues/%2F/{shard}"), r#"{"durable":true}"#).0, 201);
     driver.settings.management_url = driver.management_url();
@@ -117,7 +117,6 @@ async fn queue_of_a_form_that_loses_or_mixes_reports_is_a_warning() {
     for lacks in ["x-queue-type = quorum", "x-single-active-consumer = true"] {
         until("its form is not told", async || logged(&[&shard, "declared without", lacks])).await;
     }
-    assert!(!logged(&[&good, "declared without x-"]), "that one has its form");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -77,6 +77,11 @@ impl Detector {
         self.slots.clear();
         self.tasks.close();
         if timeout_at(deadline, self.finish_tasks()).await.is_err() {
+            let reports = self.tasks.len();
+            tracing::warn!(
+                reports,
+                "detect.drain_timeout is over; what these have decided is cut off, and handed out again later"
+            );
             self.cut.cancel();
             self.tasks.wait().await;
         }

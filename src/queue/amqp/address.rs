@@ -12,6 +12,8 @@ use lapin::{Error, ErrorKind};
 use super::Settings;
 use super::topology::EXCHANGE_TYPE;
 
+/// Of a broker without TLS, where nobody says otherwise.
+const PORT: u16 = 5672;
 /// A broker that is silent for twice as many seconds is gone, where the address says nothing else.
 const HEARTBEAT: u16 = 10;
 
@@ -68,9 +70,11 @@ impl Address {
         (&user.username, &user.password, &self.uri.vhost)
     }
 
-    /// The broker's host, where what goes there is not encrypted anyway.
-    pub(super) fn host_without_tls(&self) -> Option<&str> {
-        (self.uri.scheme == AMQPScheme::AMQP).then_some(&*self.uri.authority.host)
+    /// The host whose management API may be asked without anybody saying so: the password goes there in the clear already, and a broker on
+    /// another port may stand beside one to which that API belongs.
+    pub(super) fn host_of_defaults(&self) -> Option<&str> {
+        let authority = &self.uri.authority;
+        (self.uri.scheme == AMQPScheme::AMQP && authority.port == PORT).then_some(&*authority.host)
     }
 
     /// Whether a broker that says this will say it again: what is wrong is a setting, here or there.
@@ -199,9 +203,15 @@ mod tests {
         assert_eq!(address.uri().vhost, "mail");
         assert_eq!(address.shown(), "broker.example:5672");
         assert!(!format!("{settings:?}").contains("s3cret"));
-        assert_eq!(address.host_without_tls(), Some("broker.example"));
-        let encrypted = Address::of(&super::super::tests::settings("amqps://broker.example")).unwrap();
-        assert_eq!(encrypted.host_without_tls(), None, "the password would go out in the clear");
+        assert_eq!(address.host_of_defaults(), Some("broker.example"));
+        for other in ["amqps://broker.example", "amqps://broker.example:5672", "amqp://broker.example:5673"] {
+            let address = Address::of(&super::super::tests::settings(other)).unwrap();
+            assert_eq!(
+                address.host_of_defaults(),
+                None,
+                "{other}: the password would go to somebody else, or in the clear"
+            );
+        }
         let broken = Address::of(&super::super::tests::settings("http://s3cret@x/")).err().unwrap();
         assert!(!broken.contains("s3cret"), "{broken}");
     }

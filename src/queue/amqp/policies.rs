@@ -4,6 +4,7 @@
 //!
 //! Owns the warnings; changes nothing on the broker, and holds up no start.
 
+use reqwest::{Client, Response};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -15,6 +16,8 @@ use crate::outbound::{self, Tls};
 /// A message that came back so often makes one think of what a limit would do to it.
 pub(super) const RETURNS: i64 = 5;
 
+/// Bytes of what it says of a queue: a few KiB, and some for each of its consumers.
+const MAX_ANSWER: usize = 16 << 20;
 /// Where the management plugin listens if nobody says otherwise.
 const PORT: u16 = 15672;
 
@@ -45,23 +48,28 @@ impl Broker {
         let auto = self.settings.management_url == AUTO;
         let Some(url) = self.management() else {
             if auto {
-                self.tell_unknown("a broker with TLS is not asked by default");
+                self.tell_unknown("by default only a broker without TLS on port 5672 is asked");
             }
             return self.tell_limit_by_default().await;
         };
+        let client = self.client(&url);
         for name in self.queues.iter().chain([&self.dead]) {
-            match self.ask(&url, name).await {
+            let described = match &client {
+                Ok(client) => self.ask(client, &url, name).await,
+                Err(error) => Err(error.clone()),
+            };
+            match described {
                 Ok(described) => {
                     // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
                     self.tell_limit(name, &described, self.major().await.unwrap_or(0));
                     self.tell_form(name, &described);
                 }
                 Err(error) if auto => {
-                    self.tell_unknown(&format!("no management API was found at {url}: {error}"));
+                    self.tell_unknown(&format!("the management API at {url} did not say it: {error}"));
                     return self.tell_limit_by_default().await;
                 }
                 Err(error) => {
-                    tracing::warn!(queue = name, %error, "queue.amqp.management_url does not answer: whether a policy of the broker limits returns is not known");
+                    tracing::warn!(queue = name, %error, "queue.amqp.management_url does not say whether a policy of the broker limits returns");
                     return;
                 }
             }
@@ -87,35 +95,40 @@ impl Broker {
         }
     }
 
-    /// Where the management API is asked. By default not of a broker with TLS: the password would go out without it.
+    /// Where the management API is asked.
     fn management(&self) -> Option<String> {
         match self.settings.management_url.as_str() {
             "" => None,
-            AUTO => self.address.host_without_tls().map(|host| format!("http://{host}:{PORT}")),
+            AUTO => self.address.host_of_defaults().map(|host| format!("http://{host}:{PORT}")),
             url => Some(url.to_owned()),
         }
     }
 
-    async fn ask(&self, url: &str, queue: &str) -> Result<Described, String> {
+    fn client(&self, url: &str) -> Result<Client, String> {
+        let timeout = self.settings.connect_timeout;
+        let client = match outbound::url(url)?.scheme() {
+            "https" => Tls::trusting(self.address.authorities()?).client(timeout),
+            _ => outbound::plain(timeout),
+        };
+        client.build().map_err(outbound::words)
+    }
+
+    async fn ask(&self, client: &Client, url: &str, queue: &str) -> Result<Described, String> {
         let (user, password, vhost) = self.address.login();
         let mut url = outbound::url(url)?;
         url.path_segments_mut()
             .map_err(|()| "it is no address")?
             .pop_if_empty()
             .extend(["api", "queues", vhost, queue]);
-        let timeout = self.settings.connect_timeout;
-        let client = match url.scheme() {
-            "https" => Tls::trusting(self.address.authorities()?).client(timeout),
-            _ => outbound::plain(timeout),
-        };
-        let client = client.build().map_err(outbound::words)?;
         let answer = client.get(url).basic_auth(user, Some(password)).send().await;
-        let answer = answer.and_then(reqwest::Response::error_for_status);
-        let body = match answer {
-            Ok(answer) => answer.bytes().await,
-            Err(error) => Err(error),
-        };
-        let body = body.map_err(outbound::words)?;
+        let mut answer = answer.and_then(Response::error_for_status).map_err(outbound::words)?;
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(outbound::words)? {
+            if body.len() + chunk.len() > MAX_ANSWER {
+                return Err(format!("its answer is longer than {MAX_ANSWER} bytes"));
+            }
+            body.extend_from_slice(&chunk);
+        }
         serde_json::from_slice(&body).map_err(|error| format!("its answer is not understood: {error}"))
     }
 
@@ -179,7 +192,7 @@ impl Broker {
 /// Arguments without which a queue does not do what docs/guarantees.md says of it, with what is lost.
 fn lacking(described: &Described, of_shards: bool) -> Vec<&'static str> {
     let mut lacks = Vec::new();
-    if described.kind.as_ref().is_some_and(|kind| kind != "quorum") {
+    if is_of_another_kind(described) {
         lacks.push("x-queue-type = quorum, and what it confirms is lost with the one node or the disk that has it");
     }
     let single = described.arguments.as_ref().and_then(|table| table.get("x-single-active-consumer")?.as_bool());
@@ -191,6 +204,11 @@ fn lacking(described: &Described, of_shards: bool) -> Vec<&'static str> {
     lacks
 }
 
+/// Only quorum queues limit returns.
+fn is_of_another_kind(described: &Described) -> bool {
+    described.kind.as_ref().is_some_and(|kind| kind != "quorum")
+}
+
 /// The limit that is in force. -1 is none; from 4.0 on.
 fn limit_in(described: &Described, major: u64) -> Option<Limit> {
     let number = |table: &Option<Value>, name: &str| table.as_ref()?.get(name)?.as_i64();
@@ -200,7 +218,7 @@ fn limit_in(described: &Described, major: u64) -> Option<Limit> {
         (Some(limit), _) if limit >= 0 => Some(Limit::Policy(limit)),
         // Before 4.0, -1 is reached at the first return.
         (_, Some(limit)) if limit >= 0 || major < LIMITS_RETURNS => Some(Limit::Declared(limit)),
-        (None, None) if major >= LIMITS_RETURNS => Some(Limit::Default),
+        (None, None) if major >= LIMITS_RETURNS && !is_of_another_kind(described) => Some(Limit::Default),
         _ => None,
     }
 }
@@ -230,6 +248,8 @@ mod tests {
         };
         assert_eq!(limit(r#"{"x-queue-type":"quorum","x-delivery-limit":-1}"#, 4), None);
         assert_eq!(limit(r#"{"x-queue-type":"quorum"}"#, 4), Some(Limit::Default));
+        let classic = serde_json::from_str(r#"{"type":"classic","arguments":{}}"#).unwrap();
+        assert_eq!(limit_in(&classic, 4), None, "these have none");
         assert_eq!(limit(r#"{"x-queue-type":"quorum","x-delivery-limit":-1}"#, 3), Some(Limit::Declared(-1)));
         assert_eq!(limit(r#"{"x-delivery-limit":5}"#, 3), Some(Limit::Declared(5)));
     }

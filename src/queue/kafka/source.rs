@@ -313,10 +313,12 @@ impl Source {
         self.leave_empty_handed(deadline);
         let Self { parts, consumer, again, .. } = self;
         let shared = Arc::clone(&parts.shared);
+        // What is in flight of a group that is left to be joined again is waited for, be it in a drain, and its position committed.
+        let waits = again && !lock(&shared.lanes).at_rest();
         let again = again && !parts.subscribed.over(&shared) && !parts.out.is_closed();
         // Closing waits for the commits that the client still has, and they wait for the broker until the session is over: whoever waits
         // for the end of the source need not.
-        let parts = (again || answers || committed == Some(true)).then_some(parts);
+        let parts = (again || waits || answers || committed == Some(true)).then_some(parts);
         // Closing gives the partitions up and tells the group, so that it need not wait for the session to run out.
         drop(consumer);
         with_lanes(&shared, super::lanes::Lanes::clear);
