@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::complaints::Complaints;
 use crate::health::Health;
 use crate::queue::Backoff;
 use crate::telemetry::Metrics;
@@ -22,6 +23,7 @@ pub(super) struct Circuits {
     /// Raised when a dependency answers again: who waits for it tries at once instead of sleeping through its recovery.
     recoveries: watch::Sender<u64>,
     backoff: Backoff,
+    complaints: Complaints,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
 }
@@ -48,7 +50,8 @@ pub(super) struct Waiting {
 impl Circuits {
     pub(super) fn new(backoff: Backoff, health: Arc<Health>, metrics: Arc<Metrics>) -> Self {
         let (any_open, recoveries) = (watch::Sender::new(false), watch::Sender::new(0));
-        Self { open: Mutex::default(), any_open, recoveries, backoff, health, metrics }
+        let complaints = Complaints::default();
+        Self { open: Mutex::default(), any_open, recoveries, backoff, complaints, health, metrics }
     }
 
     /// Follows whether any circuit is open.
@@ -96,7 +99,10 @@ impl Circuits {
         entry.failing = true;
         entry.waiters += usize::from(new);
         if new && entry.waiters == 1 {
-            tracing::error!(dependency, said, "a dependency does not answer; reports wait for it");
+            // One that comes and goes, as a broker under its memory alarm does, would fill the log.
+            if let Some(kept_back) = self.complaints.due(dependency) {
+                tracing::error!(dependency, said, kept_back, "a dependency does not answer; reports wait for it");
+            }
             self.metrics.waiting.with_label_values(&[dependency]).set(1);
             self.health.set_waiting(dependency, Some(said));
             self.any_open.send_replace(true);
