@@ -424,10 +424,11 @@ fn connections_outlive_the_worker_that_used_them_first() {
 #[test]
 fn worker_that_hangs_in_a_policy_keeps_no_turn_from_the_others() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let server = runtime.block_on(Server::start(|_| Page::of(b"x".to_vec())));
+    let (server, gate) = runtime.block_on(Server::gated(1, |_| Page::of(b"x".to_vec())));
     let http = HttpSettings { in_flight: 1, timeout: Duration::from_secs(10), ..settings().http };
     let web = Web::new(&http, Tls::default(), Arc::new(Metrics::new()), requests());
     let mut hanging: Vec<_> = (0..3).map(|_| web.request(get(&server))).collect();
     hanging.iter_mut().for_each(|request| assert!(request.now_or_never().is_none()));
+    gate.open();
     assert_eq!(on_worker(web.request(get(&server))).unwrap().status, 200);
 }
