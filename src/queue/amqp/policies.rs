@@ -4,9 +4,13 @@
 //!
 //! Owns the warnings; changes nothing on the broker, and holds up no start.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use reqwest::{Client, Response};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::time::sleep;
 
 use super::AUTO;
 use super::broker::Broker;
@@ -16,6 +20,9 @@ use crate::outbound::{self, Tls};
 /// A message that came back so often makes one think of what a limit would do to it.
 pub(super) const RETURNS: i64 = 5;
 
+/// When the API is asked for the second time: it knows of a policy that fits a new queue only when it has collected that, each five
+/// seconds by default.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Bytes of what it says of a queue: a few KiB, and some for each of its consumers.
 const MAX_ANSWER: usize = 16 << 20;
 /// Where the management plugin listens if nobody says otherwise.
@@ -53,24 +60,31 @@ impl Broker {
             return self.tell_limit_by_default().await;
         };
         let client = self.client(&url);
-        for name in self.queues.iter().chain([&self.dead]) {
-            let described = match &client {
-                Ok(client) => self.ask(client, &url, name).await,
-                Err(error) => Err(error.clone()),
-            };
-            match described {
-                Ok(described) => {
-                    // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
-                    self.tell_limit(name, &described, self.major().await.unwrap_or(0));
-                    self.tell_form(name, &described);
-                }
-                Err(error) if auto => {
-                    self.tell_unknown(&format!("the management API at {url} did not say it: {error}"));
-                    return self.tell_limit_by_default().await;
-                }
-                Err(error) => {
-                    tracing::warn!(queue = name, %error, "queue.amqp.management_url does not say whether a policy of the broker limits returns");
-                    return;
+        let mut told = BTreeSet::new();
+        for wait in [Duration::ZERO, AGAIN] {
+            sleep(wait).await;
+            for name in self.queues.iter().chain([&self.dead]) {
+                let described = match &client {
+                    Ok(client) => self.ask(client, &url, name).await,
+                    Err(error) => Err(error.clone()),
+                };
+                match described {
+                    Ok(_) if told.contains(name) => {}
+                    Ok(described) => {
+                        // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
+                        let limited = self.tell_limit(name, &described, self.major().await.unwrap_or(0));
+                        if self.tell_form(name, &described) || limited {
+                            told.insert(name);
+                        }
+                    }
+                    Err(error) if auto => {
+                        self.tell_unknown(&format!("the management API at {url} did not say it: {error}"));
+                        return self.tell_limit_by_default().await;
+                    }
+                    Err(error) => {
+                        tracing::warn!(queue = name, %error, "queue.amqp.management_url does not say whether a policy of the broker limits returns");
+                        return;
+                    }
                 }
             }
         }
@@ -132,9 +146,11 @@ impl Broker {
         serde_json::from_slice(&body).map_err(|error| format!("its answer is not understood: {error}"))
     }
 
-    fn tell_limit(&self, queue: &str, described: &Described, major: u64) {
+    /// Whether there was something to tell.
+    fn tell_limit(&self, queue: &str, described: &Described, major: u64) -> bool {
         const LOSS: &str = "what is given back more often (a drain, an outage, a look at dead letters) the broker drops, or moves to the dead letters where the queue names them as its dead-letter exchange";
-        match limit_in(described, major) {
+        let limit = limit_in(described, major);
+        match limit {
             None => {}
             Some(Limit::Policy(limit)) => {
                 let policies: Vec<_> =
@@ -158,20 +174,23 @@ impl Broker {
                 "this queue was declared without x-delivery-limit, and this release of the broker has a limit of its own: {LOSS}; let it run empty, delete it, and declare it with x-delivery-limit = -1 (queue.amqp.declare = true does)"
             ),
         }
+        limit.is_some()
     }
 
-    /// A queue that this program declared itself has its form; AMQP says of another one only that it is there.
-    fn tell_form(&self, queue: &str, described: &Described) {
+    /// A queue that this program declared itself has its form; AMQP says of another one only that it is there. Whether
+    /// there was something to tell.
+    fn tell_form(&self, queue: &str, described: &Described) -> bool {
         if self.settings.declare {
-            return;
+            return false;
         }
-        let of_shards = self.sharded() && queue != self.dead;
-        for lacks in lacking(described, of_shards) {
+        let lacking = lacking(described, self.sharded() && queue != self.dead);
+        for lacks in &lacking {
             tracing::warn!(
                 queue,
                 "this queue was declared without {lacks}; let it run empty, delete it, and declare it with that (queue.amqp.declare = true does)"
             );
         }
+        !lacking.is_empty()
     }
 
     /// A message came that was given back so often.
