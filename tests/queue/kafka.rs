@@ -153,14 +153,20 @@ async fn dead_letters_that_nobody_takes_fail_no_report_that_is_on_its_way() {
         .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn revoked_then_regained_partition_ignores_old_tokens() {
-    let Some(broker) = broker() else { return };
+/// A queue of two partitions with a hundred messages, of which one goes to another member soon, whatever is in flight.
+async fn two_partitions(broker: &'static Broker) -> (Kafka, Arc<dyn Queue>, Arc<Metrics>) {
     let mut driver = Kafka::new(broker);
     driver.settings.partitions = 2;
     driver.settings.revoke_timeout = Duration::from_millis(200);
     let (first, metrics) = driver.process().await;
     first.publisher().publish(numbered(0..100)).await.unwrap();
+    (driver, first, metrics)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revoked_then_regained_partition_ignores_old_tokens() {
+    let Some(broker) = broker() else { return };
+    let (driver, first, metrics) = two_partitions(broker).await;
     let mut of_first = first.subscribe(MANY, BACKOFF).unwrap();
     let old = take(&mut of_first, 100).await;
     let lanes: BTreeSet<u32> = old.iter().map(|delivery| delivery.token.tag().lane).collect();
@@ -199,11 +205,7 @@ async fn revoked_then_regained_partition_ignores_old_tokens() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partition_that_went_while_the_source_was_full_is_read_on_when_it_comes_back() {
     let Some(broker) = broker() else { return };
-    let mut driver = Kafka::new(broker);
-    driver.settings.partitions = 2;
-    driver.settings.revoke_timeout = Duration::from_millis(200);
-    let (first, _) = driver.process().await;
-    first.publisher().publish(numbered(0..100)).await.unwrap();
+    let (driver, first, _) = two_partitions(broker).await;
     let mut of_first = first.subscribe(Unsettled { messages: 10, ..MANY }, BACKOFF).unwrap();
     let in_hand = take(&mut of_first, 10).await;
 

@@ -10,10 +10,11 @@
 //! at a time.
 //!
 //! `address` knows where the broker is and what its refusals mean, `broker` and `wire` connect, `topology` declares, `policies` looks for
-//! limits that the broker's policies set and for queues of another form, `link` is the thread that publishes and looks (`publisher`,
-//! `dead`), `form` is how a message looks on the wire. `source` owns one subscription and its thread, `session` one channel of it, `turn` lets it begin after the one
-//! before, `handing_out` what leaves it, `settling` what becomes of that. `shards` runs one channel for each shard of ours, `members` says which those are.
-//! What the broker hands out on a channel that is gone it hands out again: none is lost, some come twice.
+//! limits that the broker's policies set and for queues of another form, `link` is the thread that publishes and looks (`publisher`, `dead`),
+//! `form` is how a message looks on the wire. `source` owns one subscription and its thread, `session` one channel of it, `turn` lets it
+//! begin after the one before, `handing_out` what leaves it, `settling` what becomes of that. `shards` runs one channel for each shard of
+//! ours, `members` says which those are. What the broker hands out on a channel that is gone it hands out again: none is lost, some come
+//! twice.
 
 #[cfg(feature = "amqp")]
 mod address;

@@ -64,12 +64,14 @@ impl Broker {
         for wait in [Duration::ZERO, AGAIN] {
             sleep(wait).await;
             for name in self.queues.iter().chain([&self.dead]) {
+                if told.contains(name) {
+                    continue;
+                }
                 let described = match &client {
                     Ok(client) => self.ask(client, &url, name).await,
                     Err(error) => Err(error.clone()),
                 };
                 match described {
-                    Ok(_) if told.contains(name) => {}
                     Ok(described) => {
                         // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
                         let limited = self.tell_limit(name, &described, self.major().await.unwrap_or(0));
