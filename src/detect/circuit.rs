@@ -35,6 +35,8 @@ struct Open {
     failing: bool,
     /// How often it has come back since somebody waits for it.
     recoveries: u64,
+    /// The log has it.
+    told: bool,
 }
 
 /// One who waits for a dependency. Dropped, it no longer waits.
@@ -94,15 +96,17 @@ impl Circuits {
     /// Gives how often the dependency has come back.
     fn note_refusal(&self, dependency: &'static str, new: bool, said: String) -> u64 {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = open.entry(dependency).or_insert(Open { waiters: 0, failing: true, recoveries: 0 });
+        let entry = open.entry(dependency).or_insert(Open { waiters: 0, failing: true, recoveries: 0, told: false });
         let recoveries = entry.recoveries;
         entry.failing = true;
         entry.waiters += usize::from(new);
+        // At each refusal: one that comes and goes, as a broker under its memory alarm does, would fill the log, and the outage that begins
+        // soon after another may be the one that lasts.
+        if let Some(kept_back) = self.complaints.due(dependency) {
+            entry.told = true;
+            tracing::error!(dependency, said, kept_back, "a dependency does not answer; reports wait for it");
+        }
         if new && entry.waiters == 1 {
-            // One that comes and goes, as a broker under its memory alarm does, would fill the log.
-            if let Some(kept_back) = self.complaints.due(dependency) {
-                tracing::error!(dependency, said, kept_back, "a dependency does not answer; reports wait for it");
-            }
             self.metrics.waiting.with_label_values(&[dependency]).set(1);
             self.health.set_waiting(dependency, Some(said));
             self.any_open.send_replace(true);
@@ -181,8 +185,10 @@ impl Drop for Waiting {
         let Some(entry) = open.get_mut(self.dependency) else { return };
         entry.waiters -= 1;
         if entry.waiters == 0 {
+            if entry.told {
+                tracing::info!(dependency = self.dependency, "nothing waits for the dependency any more");
+            }
             open.remove(self.dependency);
-            tracing::info!(dependency = self.dependency, "nothing waits for the dependency any more");
             circuits.metrics.waiting.with_label_values(&[self.dependency]).set(0);
             circuits.health.set_waiting(self.dependency, None);
             circuits.any_open.send_replace(!open.is_empty());
@@ -260,6 +266,21 @@ mod tests {
         drop(other);
         assert!(!*open.borrow() && circuits.health.waiting().is_empty());
         assert_eq!(circuits.metrics.waiting.with_label_values(&["state"]).get(), 0);
+    }
+
+    #[test]
+    fn outage_soon_after_another_is_told_if_it_lasts() {
+        let circuits = circuits();
+        let refused = |waiting: &mut _| {
+            circuits.refused(waiting, "state", "down".to_owned());
+            circuits.open.lock().unwrap()["state"].told
+        };
+        let (mut one, mut another) = (None, None);
+        assert!(refused(&mut one));
+        one.unwrap().answered();
+        assert!(!refused(&mut another), "a flapping dependency would fill the log");
+        circuits.complaints.let_time_pass();
+        assert!(refused(&mut another));
     }
 
     #[test]

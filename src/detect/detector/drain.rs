@@ -77,10 +77,10 @@ impl Detector {
         self.slots.clear();
         self.tasks.close();
         if timeout_at(deadline, self.finish_tasks()).await.is_err() {
-            let reports = self.tasks.len();
+            let unsettled = self.tasks.len();
             tracing::warn!(
-                reports,
-                "detect.drain_timeout is over; what these have decided is cut off, and handed out again later"
+                unsettled,
+                "detect.drain_timeout is over, and what was decided is not all stored: reports are handed out again later; what an endpoint raised or wrote and was not answered for is given up"
             );
             self.cut.cancel();
             self.tasks.wait().await;
