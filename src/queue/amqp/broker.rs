@@ -29,7 +29,7 @@ use crate::telemetry::Metrics;
 const GREETING: usize = 64 * 1024;
 
 /// What a broker answers with the leader of the quorum queue alone.
-const LEADER_ANSWERS: [&str; 3] = ["consume", "look", "last acks"];
+const LEADER_ANSWERS: [&str; 2] = ["consume", "look"];
 
 /// Where what a queue's leader answers does not come.
 const SILENT: &str = "the connection stands and the queue is silent, so it may be without a leader; \

@@ -1,10 +1,9 @@
 //! What would break a promise of ours on the broker and does not show over AMQP: limits of returns, of a policy or of a queue that
-//! somebody else declared, and the form of such a queue. Looked for at the start by way of the management API, where there is one; a limit
-//! is otherwise told by its effect.
+//! somebody else declared, and the form of such a queue. Looked for after the start by way of the management API, where there is one; a
+//! limit is otherwise told by its effect.
 //!
 //! Owns the warnings; changes nothing on the broker, and holds up no start.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use reqwest::{Client, Response};
@@ -20,9 +19,9 @@ use crate::outbound::{self, Tls};
 /// A message that came back so often makes one think of what a limit would do to it.
 pub(super) const RETURNS: i64 = 5;
 
-/// When the API is asked for the second time: it knows of a policy that fits a new queue only when it has collected that, each five
+/// How long after the start the API is asked: it knows of a policy that fits a new queue only when it has collected that, each five
 /// seconds by default.
-const AGAIN: Duration = Duration::from_secs(10);
+const COLLECTED: Duration = Duration::from_secs(10);
 /// Bytes of what it says of a queue: a few KiB, and some for each of its consumers.
 const MAX_ANSWER: usize = 16 << 20;
 /// Where the management plugin listens if nobody says otherwise.
@@ -52,52 +51,44 @@ enum Limit {
 impl Broker {
     /// Looks at all our queues. Never an error: the program works without.
     pub(super) async fn look_at_queues(&self) {
-        let auto = self.settings.management_url == AUTO;
-        let Some(url) = self.management() else {
-            if auto {
-                self.tell_unknown("by default only a broker without TLS on port 5672 is asked");
+        sleep(COLLECTED).await;
+        let setting = self.settings.management_url.as_str();
+        let looked = match (setting, self.address.host_of_defaults()) {
+            ("", _) => return self.tell_limit_by_default().await,
+            (AUTO, Some(host)) => {
+                let url = format!("http://{host}:{PORT}");
+                self.ask_of_all(&url).await.map_err(|error| format!("{url}: {error}"))
             }
-            return self.tell_limit_by_default().await;
+            (AUTO, None) => Err("by default only a broker without TLS on port 5672 is asked".to_owned()),
+            (url, _) => self.ask_of_all(url).await,
         };
-        let client = self.client(&url);
-        let mut told = BTreeSet::new();
-        for wait in [Duration::ZERO, AGAIN] {
-            sleep(wait).await;
-            for name in self.queues.iter().chain([&self.dead]) {
-                if told.contains(name) {
-                    continue;
-                }
-                let described = match &client {
-                    Ok(client) => self.ask(client, &url, name).await,
-                    Err(error) => Err(error.clone()),
-                };
-                match described {
-                    Ok(described) => {
-                        // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
-                        let limited = self.tell_limit(name, &described, self.major().await.unwrap_or(0));
-                        if self.tell_form(name, &described) || limited {
-                            told.insert(name);
-                        }
-                    }
-                    Err(error) if auto => {
-                        self.tell_unknown(&format!("the management API at {url} did not say it: {error}"));
-                        return self.tell_limit_by_default().await;
-                    }
-                    Err(error) => {
-                        tracing::warn!(queue = name, %error, "queue.amqp.management_url does not say whether a policy of the broker limits returns");
-                        return;
-                    }
-                }
-            }
+        let Err(why) = looked else { return };
+        if setting == AUTO {
+            tracing::info!(
+                queue = self.name,
+                why,
+                "whether a policy of the broker limits returns is not known; set queue.amqp.management_url (the user needs the tag management), or \"\" to have nobody asked"
+            );
+        } else {
+            tracing::warn!(
+                queue = self.name,
+                why,
+                "queue.amqp.management_url does not say whether a policy of the broker limits returns, nor how queues were declared"
+            );
         }
+        self.tell_limit_by_default().await;
     }
 
-    fn tell_unknown(&self, why: &str) {
-        tracing::info!(
-            queue = self.name,
-            why,
-            "whether a policy of the broker limits returns is not known; set queue.amqp.management_url (the user needs the tag management), or \"\" to have nobody asked"
-        );
+    async fn ask_of_all(&self, url: &str) -> Result<(), String> {
+        let client = self.client(url)?;
+        // Unknown, it is taken for one that has no limit of its own: a policy is told in any case.
+        let major = self.major().await.unwrap_or(0);
+        for name in self.queues.iter().chain([&self.dead]) {
+            let described = self.ask(&client, url, name).await.map_err(|error| format!("{name}: {error}"))?;
+            tell_limit(name, &described, major);
+            self.tell_form(name, &described);
+        }
+        Ok(())
     }
 
     /// What a queue may have that somebody else declared, where nobody can be asked.
@@ -105,18 +96,9 @@ impl Broker {
         if !self.settings.declare && self.major().await.is_ok_and(|major| major >= LIMITS_RETURNS) {
             tracing::warn!(
                 queue = self.name,
-                "this broker gives up a message that was given back 20 times, unless its queue was declared with x-delivery-limit = -1: see that these and {} were, or set queue.amqp.management_url and this program looks",
+                "this broker gives up a message that was given back 20 times, unless its queue was declared with x-delivery-limit = -1: see that these and {} were, or let this program look (queue.amqp.management_url)",
                 self.dead
             );
-        }
-    }
-
-    /// Where the management API is asked.
-    fn management(&self) -> Option<String> {
-        match self.settings.management_url.as_str() {
-            "" => None,
-            AUTO => self.address.host_of_defaults().map(|host| format!("http://{host}:{PORT}")),
-            url => Some(url.to_owned()),
         }
     }
 
@@ -148,51 +130,17 @@ impl Broker {
         serde_json::from_slice(&body).map_err(|error| format!("its answer is not understood: {error}"))
     }
 
-    /// Whether there was something to tell.
-    fn tell_limit(&self, queue: &str, described: &Described, major: u64) -> bool {
-        const LOSS: &str = "what is given back more often (a drain, an outage, a look at dead letters) the broker drops, or moves to the dead letters where the queue names them as its dead-letter exchange";
-        let limit = limit_in(described, major);
-        match limit {
-            None => {}
-            Some(Limit::Policy(limit)) => {
-                let policies: Vec<_> =
-                    [&described.policy, &described.operator_policy].into_iter().flatten().cloned().collect();
-                let policies = policies.join(", ");
-                tracing::warn!(
-                    queue,
-                    limit,
-                    policies,
-                    "a policy of the broker sets delivery-limit on this queue: {LOSS}; take delivery-limit out of that policy, or let it not match this queue"
-                );
-            }
-            Some(Limit::Declared(limit)) => tracing::warn!(
-                queue,
-                limit,
-                "this queue was declared with x-delivery-limit: {LOSS}; let it run empty, delete it, and let this program declare it (queue.amqp.declare = true)"
-            ),
-            Some(Limit::Default) => tracing::warn!(
-                queue,
-                limit = 20,
-                "this queue was declared without x-delivery-limit, and this release of the broker has a limit of its own: {LOSS}; let it run empty, delete it, and declare it with x-delivery-limit = -1 (queue.amqp.declare = true does)"
-            ),
-        }
-        limit.is_some()
-    }
-
-    /// A queue that this program declared itself has its form; AMQP says of another one only that it is there. Whether
-    /// there was something to tell.
-    fn tell_form(&self, queue: &str, described: &Described) -> bool {
+    /// A queue that this program declared itself has its form; AMQP says of another one only that it is there.
+    fn tell_form(&self, queue: &str, described: &Described) {
         if self.settings.declare {
-            return false;
+            return;
         }
-        let lacking = lacking(described, self.sharded() && queue != self.dead);
-        for lacks in &lacking {
+        for lacks in lacking(described, self.sharded() && queue != self.dead) {
             tracing::warn!(
                 queue,
                 "this queue was declared without {lacks}; let it run empty, delete it, and declare it with that (queue.amqp.declare = true does)"
             );
         }
-        !lacking.is_empty()
     }
 
     /// A message came that was given back so often.
@@ -207,6 +155,34 @@ impl Broker {
             kept_back,
             "a message came back many times: where a policy of the broker sets delivery-limit on this queue, the broker drops it, or moves it to the dead letters; see that none does (rabbitmqctl list_policies, list_operator_policies), or set queue.amqp.management_url and this program looks at its start"
         );
+    }
+}
+
+fn tell_limit(queue: &str, described: &Described, major: u64) {
+    const LOSS: &str = "what is given back more often (a drain, an outage, a look at dead letters) the broker drops, or moves to the dead letters where the queue names them as its dead-letter exchange";
+    match limit_in(described, major) {
+        None => {}
+        Some(Limit::Policy(limit)) => {
+            let policies: Vec<_> =
+                [&described.policy, &described.operator_policy].into_iter().flatten().cloned().collect();
+            let policies = policies.join(", ");
+            tracing::warn!(
+                queue,
+                limit,
+                policies,
+                "a policy of the broker sets delivery-limit on this queue: {LOSS}; take delivery-limit out of that policy, or let it not match this queue"
+            );
+        }
+        Some(Limit::Declared(limit)) => tracing::warn!(
+            queue,
+            limit,
+            "this queue was declared with x-delivery-limit: {LOSS}; let it run empty, delete it, and let this program declare it (queue.amqp.declare = true)"
+        ),
+        Some(Limit::Default) => tracing::warn!(
+            queue,
+            limit = 20,
+            "this queue was declared without x-delivery-limit, and this release of the broker has a limit of its own: {LOSS}; let it run empty, delete it, and declare it with x-delivery-limit = -1 (queue.amqp.declare = true does)"
+        ),
     }
 }
 
