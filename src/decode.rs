@@ -253,7 +253,9 @@ impl Decoded {
     /// Stamps time and id, once, for the queue. The sender's own `id` is ignored: only what came through a queue of ours is trusted
     /// to tell two deliveries apart.
     pub fn stamp(mut self, received: Time, max_skew: Duration) -> Stamped {
-        let skewed = self.set_time(None, received, max_skew);
+        let t = self.t.unwrap_or(received);
+        let skewed = t > received.plus(max_skew);
+        self.report.t = if skewed { received } else { t };
         let body = self.report.stamp();
         Stamped { report: self.report, body, skewed }
     }
@@ -264,7 +266,8 @@ impl Decoded {
     }
 
     /// A report from a queue: with the id that was stamped on it, or else one made of its content, or of its place in the queue where
-    /// it has no time of its own to tell it from its like.
+    /// it has no time of its own to tell it from its like. And whether its time is too far ahead: then it has the one at which its message
+    /// was published, or else was received.
     pub fn from_queue(
         mut self,
         message_time: Option<Time>,
@@ -272,22 +275,21 @@ impl Decoded {
         coordinates: &str,
         received: Time,
         max_skew: Duration,
-    ) -> LoginReport {
-        let has_time = self.t.is_some() || message_time.is_some();
-        self.set_time(message_time, received, max_skew);
+    ) -> (LoginReport, bool) {
+        let latest = received.plus(max_skew);
+        let given = self.t.or(message_time);
+        self.report.t = given.unwrap_or(received);
         self.report.id = match self.id {
             Some(id) => id,
-            None if has_time => ReportId::of(&self.report.canonical()),
+            // With the time that was given: the one in its place may be another one when the message comes again.
+            None if given.is_some() => ReportId::of(&self.report.canonical()),
             None => ReportId::of(&[body, b"\0", coordinates.as_bytes()].concat()),
         };
-        self.report
-    }
-
-    fn set_time(&mut self, message_time: Option<Time>, received: Time, max_skew: Duration) -> bool {
-        let t = self.t.or(message_time).unwrap_or(received);
-        let skewed = t > received.plus(max_skew);
-        self.report.t = if skewed { received } else { t };
-        skewed
+        let skewed = self.report.t > latest;
+        if skewed {
+            self.report.t = message_time.filter(|published| *published <= latest).unwrap_or(received);
+        }
+        (self.report, skewed)
     }
 }
 

@@ -137,16 +137,32 @@ fn sender_cannot_choose_the_id_and_the_queue_can() {
     let json = r#"{"id":"000102030405060708090a0b0c0d0e0f","login":"a","remote":"192.0.2.1","t":1}"#;
     let stamped = ok(json).stamp(received(), SKEW);
     assert_ne!(stamped.report.id.to_string(), "000102030405060708090a0b0c0d0e0f");
-    let queued = ok(json).from_queue(None, json.as_bytes(), "reports/0/1", received(), SKEW);
+    let (queued, _) = ok(json).from_queue(None, json.as_bytes(), "reports/0/1", received(), SKEW);
     assert_eq!(queued.id.to_string(), "000102030405060708090a0b0c0d0e0f");
 }
 
 #[test]
 fn report_without_any_time_is_told_from_its_like_by_its_place_in_the_queue() {
     let json = r#"{"login":"a","remote":"192.0.2.1"}"#;
-    let id = |place| ok(json).from_queue(None, json.as_bytes(), place, received(), SKEW).id;
+    let id = |place| ok(json).from_queue(None, json.as_bytes(), place, received(), SKEW).0.id;
     assert_ne!(id("reports/0/1"), id("reports/0/2"));
     assert_eq!(id("reports/0/1"), id("reports/0/1"));
+}
+
+#[test]
+fn report_of_another_program_with_a_time_too_far_ahead_is_the_same_whenever_it_comes() {
+    let json = r#"{"login":"a","remote":"192.0.2.1","t":1900000000}"#;
+    let read = |published, received| ok(json).from_queue(published, json.as_bytes(), "reports/0/1", received, SKEW);
+    let later = received().plus(Duration::from_secs(60));
+    let (first, skewed) = read(Some(received()), received());
+    assert!(skewed);
+    assert_eq!(first.t, received());
+    assert_eq!(read(Some(received()), later), (first.clone(), true), "published once, and read twice");
+    // As wrong as the other one, or none at all.
+    for published in [Time::from_seconds(1.9e9), None] {
+        let (again, skewed) = read(published, later);
+        assert_eq!((again.id, again.t, skewed), (first.id, later, true));
+    }
 }
 
 /// An object with values of all types, some of which grow when they become text.
@@ -191,7 +207,7 @@ proptest! {
             let again = decode(&stamped.body, &limits).map_err(|error| TestCaseError::fail(format!("{json}: {error}")))?;
             prop_assert_eq!(again.dropped, 0);
             let later = received().plus(Duration::from_secs(86_400));
-            let read = again.from_queue(Some(later), &stamped.body, "reports/0/1", later, SKEW);
+            let (read, _) = again.from_queue(Some(later), &stamped.body, "reports/0/1", later, SKEW);
             prop_assert_eq!(read, stamped.report);
         }
     }
@@ -211,7 +227,7 @@ proptest! {
         let first = ok(&json.to_string()).stamp(Time::from_seconds(2e9).unwrap(), SKEW);
         let body = first.body.clone();
         let text = String::from_utf8(body.clone()).unwrap();
-        let second = ok(&text).from_queue(Some(received()), &body, "reports/0/1", received(), Duration::from_secs(1 << 40));
+        let (second, _) = ok(&text).from_queue(Some(received()), &body, "reports/0/1", received(), Duration::from_secs(1 << 40));
         prop_assert_eq!(&first.report, &second);
         prop_assert_eq!(second.id, ReportId::of(&second.canonical()));
     }

@@ -40,7 +40,8 @@ impl Detector {
         if given.is_none() && !decoded.has_time() {
             self.parts.services.metrics.untimed.inc();
         }
-        let mut report = decoded.from_queue(given, &message.body, coordinates, received, skew);
+        let (mut report, skewed) = decoded.from_queue(given, &message.body, coordinates, received, skew);
+        self.parts.services.metrics.skewed.inc_by(u64::from(skewed));
         enrich(&mut report, &self.parts.services);
         Ok(report)
     }
