@@ -12,6 +12,9 @@ use crate::report::Time;
 /// Bytes of coordinates that come with a message: whoever may write to a queue may have written them.
 const MAX_COORDINATES: usize = 512;
 
+/// Bytes of a reason's text; the end of a longer one is cut off.
+const MAX_TEXT: usize = 16 * 1024;
+
 /// A message that will not be handled as it is, with all that is needed to understand it and to send it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
@@ -46,6 +49,7 @@ impl DeadLetter {
     /// counting its attempts: who looks at it sees that sending it again did not help.
     pub(super) fn of(message: &Message, rejection: &Rejection, coordinates: String, unique: &str) -> Self {
         let (mut reason, micros) = (rejection.reason.clone(), rejection.micros);
+        reason.text.truncate(reason.text.floor_char_boundary(MAX_TEXT));
         let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
         reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
         // Of one that was cut and sent again the whole is still where it was.
@@ -90,7 +94,9 @@ impl DeadLetter {
         let Self { mut message, reason, .. } = self;
         let mut set = |name: &str, value: String| {
             message.headers.retain(|(header, _)| header != name);
-            message.headers.push((name.to_owned(), value));
+            // Where they are sorted they stay so: what the broker sorts itself would have to be written twice to keep another order.
+            let place = message.headers.partition_point(|(header, _)| header.as_str() < name);
+            message.headers.insert(place, (name.to_owned(), value));
         };
         // A letter that was limited before and now failed as a whole stays limited.
         if !reason.only.is_empty() {

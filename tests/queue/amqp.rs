@@ -428,6 +428,29 @@ async fn more_dead_letters_than_a_queue_shows_by_itself_are_all_listed() {
     end(subscription).await;
 }
 
+/// Headers travel in one frame, and the key is one of them: a letter has its reason besides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_whose_key_or_headers_just_fit_is_a_dead_letter_that_can_be_sent_again() {
+    let Some(driver) = Amqp::start() else { return };
+    let queue = driver.open().await;
+    let header = ("large".to_owned(), "v".repeat(90_000));
+    let of_headers = Message { headers: vec![header.clone()], ..Message::new("login", "body") };
+    queue.publisher().publish(vec![Message::new("k".repeat(102_300), "body"), of_headers]).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for delivery in take(&mut subscription, 2).await {
+        delivery.token.reject(reason(&["spray"]));
+    }
+    until("one is no dead letter", async || queue.depth().await.unwrap().dead == 2).await;
+    let letters = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap();
+    let cut: Vec<_> = letters.iter().filter(|letter| letter.reason.text.contains("too large to be kept")).collect();
+    assert_eq!(cut.iter().map(|letter| letter.message.key.len()).collect::<Vec<_>>(), [16 * 1024]);
+    let ids: Vec<String> = letters.iter().map(|letter| letter.id.clone()).collect();
+    assert_eq!(queue.dead_letters().resend_all(ids).await.unwrap().len(), 2);
+    let again = take(&mut subscription, 2).await;
+    let whole = again.iter().find(|delivery| delivery.message.key == "login").unwrap();
+    assert!(whole.message.headers.contains(&header) && whole.message.header(headers::ONLY) == Some("spray"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_letters_bear_a_thousand_looks() {
     let Some(driver) = Amqp::start() else { return };

@@ -231,6 +231,23 @@ async fn empty_queue_of_a_broker_far_away_is_known_to_be_empty() {
     assert!(asked.elapsed() > Duration::from_millis(800), "the broker is not far away");
 }
 
+/// Each letter takes longer than one that another process has taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_that_come_slowly_are_all_shown() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let Some(proxy) = through_proxy(&mut driver) else { return };
+    let queue = driver.open().await;
+    queue.publisher().publish((0..3).map(|_| Message::new("k", vec![0; 9_000])).collect()).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    for delivery in take(&mut subscription, 3).await {
+        delivery.token.reject(reason(&[]));
+    }
+    until("they are no dead letters", async || queue.depth().await.unwrap().dead == 3).await;
+    end(subscription).await;
+    let _slow = proxy.slow(3);
+    assert_eq!(queue.dead_letters().list(Filter::default(), None, 10).await.unwrap().len(), 3);
+}
+
 /// Its channel takes a while to be there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publish_that_was_given_up_before_its_turn_is_not_done() {

@@ -52,6 +52,11 @@ impl Proxy {
         self.in_both_directions("latency", &json!({ "latency": by.as_millis() }))
     }
 
+    /// Lets so many kilobytes a second through, in each direction.
+    pub(crate) fn slow(&self, kilobytes: u64) -> Fault<'_> {
+        self.in_both_directions("bandwidth", &json!({ "rate": kilobytes }))
+    }
+
     /// Resets a connection at its next byte, again and again.
     pub(crate) fn reset(&self) -> Fault<'_> {
         self.in_both_directions("reset_peer", &json!({ "timeout": 0 }))

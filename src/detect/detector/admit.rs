@@ -16,6 +16,10 @@ use crate::detect::worker::panic_text;
 use crate::queue::{AckToken, Delivery, Message, Reason, ReasonKind, headers};
 use crate::report::{LoginReport, Time};
 
+/// Bytes of the names of the policies that a report is limited to. What is longer is not ours, and each name may stand in the reason of a
+/// dead letter.
+const MAX_ONLY: usize = 16 * 1024;
+
 impl Detector {
     pub(super) fn on_delivery(&mut self, delivery: Delivery) {
         let metrics = Arc::clone(&self.parts.services.metrics);
@@ -34,6 +38,11 @@ impl Detector {
     }
 
     fn read(&self, message: &Message, coordinates: &str) -> Result<LoginReport, Malformed> {
+        let only = message.header(headers::ONLY).map_or(0, str::len);
+        if only > MAX_ONLY {
+            let (field, reason) = (headers::ONLY.to_owned(), format!("{only} bytes in the header; at most {MAX_ONLY}"));
+            return Err(Malformed { field, reason });
+        }
         let decoded = decode::decode(&message.body, &self.parts.limits)?;
         let (received, skew) = (Time::now(), self.parts.max_skew);
         let given = (!message.untimed).then_some(message.published);

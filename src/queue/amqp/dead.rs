@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{SelectAll, StreamExt};
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
@@ -83,8 +83,23 @@ impl Look {
             consumers.push(broker.within("look", consume).await?);
         }
         while self.letters.len() < count {
-            // Fewer: another process looks at the same time, or has dropped some.
-            let Ok(Some(next)) = timeout(NEXT, consumers.next()).await else { break };
+            let next = match timeout(NEXT, consumers.next()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    // The answer comes behind what is on its way here.
+                    let left = broker.ready(channel, &broker.dead).await?;
+                    match (consumers.next().now_or_never(), left) {
+                        (Some(next), _) => next,
+                        // Fewer: another process looks at the same time, or has dropped some.
+                        (None, 0) => break,
+                        (None, left) => {
+                            let late = format!("{left} dead letters did not come within {NEXT:?}");
+                            return Err(broker.unavailable(late));
+                        }
+                    }
+                }
+            };
+            let next = next.ok_or_else(|| broker.unavailable("it ended a look at the dead letters"))?;
             let next = next.map_err(|error| broker.failed(&error))?;
             let (letter, ours) = form::letter(&broker.name, &next.properties, Bytes::from(next.data));
             self.letters.push(Found { tag: next.delivery_tag, letter, ours });

@@ -41,8 +41,6 @@ const FIRST_DEATH: &str = "x-first-death-reason";
 const PERSISTENT: u8 = 2;
 /// Headers travel in one frame, and a broker's frame has 128 KiB at least by default.
 pub(super) const MAX_HEADERS: usize = 100 * 1024;
-/// A longer text of a reason is cut.
-const MAX_TEXT: usize = 16 * 1024;
 
 /// What a dead letter has besides its message.
 #[derive(Serialize, Deserialize)]
@@ -68,14 +66,9 @@ pub(super) fn outgoing(message: &Message) -> Result<Outgoing, usize> {
 
 /// The wire form of a dead letter.
 pub(super) fn buried(letter: &DeadLetter) -> Result<Outgoing, usize> {
-    let mut reason = letter.reason.clone();
-    if reason.text.len() > MAX_TEXT {
-        let end = (0..=MAX_TEXT).rev().find(|at| reason.text.is_char_boundary(*at)).unwrap_or(0);
-        reason.text.truncate(end);
-    }
     let burial = Burial {
         id: letter.id.clone(),
-        reason,
+        reason: letter.reason.clone(),
         rejected_micros: letter.rejected_micros,
         coordinates: letter.coordinates.clone(),
     };

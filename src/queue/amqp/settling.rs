@@ -22,6 +22,8 @@ const ANSWERS: usize = 2;
 const LAST: i32 = -1_000;
 /// How long what still comes is taken before the broker is asked whether there is more.
 const MORE: Duration = Duration::from_millis(20);
+/// Bytes of a key that is kept where it leaves the reason of a dead letter no room.
+const MAX_KEY: usize = 16 * 1024;
 
 impl Session<'_> {
     pub(super) fn settle(&mut self, tag: u64, settlement: Settlement) {
@@ -162,8 +164,10 @@ impl Session<'_> {
         let unique = coordinates.rsplit('/').take(2).collect::<Vec<_>>().join("-");
         let mut letter = DeadLetter::of(&open.message, rejection, coordinates, &unique);
         let outgoing = form::buried(&letter).or_else(|_| {
-            letter.message.headers.clear();
-            letter.reason.text.push_str(" (its headers were too large to be kept)");
+            let message = &mut letter.message;
+            message.headers.clear();
+            message.key.truncate(message.key.floor_char_boundary(MAX_KEY));
+            letter.reason.text.push_str(" (its headers, and its key over 16 KiB, were too large to be kept)");
             form::buried(&letter)
         });
         let (link, answer) = (self.parts.link.clone(), self.buried_sender.clone());
