@@ -176,10 +176,19 @@ fn settings_that_do_not_fit_end_the_start_with_the_cause_and_what_to_change() {
     };
     let mut stranger = sasl("SCRAM-SHA-512", &ca).to_vec();
     stranger[2].1 = "somebody";
+    let mut nobody = sasl("PLAIN", &ca).to_vec();
+    nobody[2].1 = "nobody";
     let cases: Vec<Case<'_>> = vec![
         ("wrong password, SCRAM", SASL_SSL, "not-the-password", sasl("SCRAM-SHA-512", &ca).to_vec(), of_user),
         ("wrong password, PLAIN", SASL_SSL, "not-the-password", sasl("PLAIN", &ca).to_vec(), of_user),
         ("wrong user", SASL_SSL, PASSWORD, stranger, of_user),
+        (
+            "no rights",
+            SASL_SSL,
+            PASSWORD,
+            nobody,
+            &["does not let this user see topic", "allow it Describe, Read and Write"],
+        ),
         ("no password", SASL_SSL, "", sasl("PLAIN", &ca).to_vec(), &["queue.kafka.password must be set"]),
         (
             "a mechanism that the broker lacks",

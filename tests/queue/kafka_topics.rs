@@ -44,6 +44,17 @@ async fn topic_of_dead_letters_that_does_not_keep_them_is_a_warning() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topic_that_takes_less_than_the_settings_allow_is_a_warning() {
+    let Some(broker) = broker() else { return };
+    let driver = Kafka::new(broker);
+    let told = async || opening(&driver).await.lines().filter(|line| line.contains("max.message.bytes=")).count();
+    drop(driver.open().await);
+    assert_eq!(told().await, 0, "of a topic that this program made");
+    broker.set_property(&driver.name, "max.message.bytes", "9999").await;
+    until("it is not told", async || told().await == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topic_of_dead_letters_that_was_missing_is_made_to_keep_them() {
     let Some(broker) = broker() else { return };
     let driver = Kafka::new(broker);

@@ -4,7 +4,8 @@
 # Takes PORT, and PORT+1 for its controller. With ADVERTISED_PORT there is a second way in, PROXIED_PORT (PORT+2), whose clients are told
 # to go to that port: where a proxy stands between them and the broker.
 # With SECURE_DIR (broker.pem with key and certificate, ca.pem) it listens with TLS and SASL (PLAIN and SCRAM-SHA-512, for SASL_USER and
-# SASL_PASSWORD) on PORT+2, and with TLS for clients with a certificate of ca.pem on PORT+3.
+# SASL_PASSWORD) on PORT+2, and with TLS for clients with a certificate of ca.pem on PORT+3, whose name must be client. With PLAIN there
+# is also the user nobody with the same password, who is allowed nothing.
 NAME=kafka PORT=${PORT:-19092}
 . "$(dirname "$0")/lib.sh"
 VERSION=${KAFKA_VERSION:-4.4.0}
@@ -34,8 +35,10 @@ ssl.truststore.type=PEM
 ssl.truststore.location=$SECURE_DIR/ca.pem
 listener.name.ssl.ssl.client.auth=required
 listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
-listener.name.sasl_ssl.plain.sasl.jaas.config=$module.plain.PlainLoginModule required user_$SASL_USER="$SASL_PASSWORD";
+listener.name.sasl_ssl.plain.sasl.jaas.config=$module.plain.PlainLoginModule required user_$SASL_USER="$SASL_PASSWORD" user_nobody="$SASL_PASSWORD";
 listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=$module.scram.ScramLoginModule required;
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS;User:$SASL_USER;User:CN=client
 P
 }
 

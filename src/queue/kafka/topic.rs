@@ -41,6 +41,16 @@ pub enum OpenError {
         /// How it must be.
         hint: &'static str,
     },
+    /// The broker shows a topic to others only.
+    #[error(
+        "kafka: {brokers} does not let this user see topic `{topic}`; allow it Describe, Read and Write on that topic and its `.dead`, and Read on the groups that begin with queue.kafka.group"
+    )]
+    Denied {
+        /// Its name.
+        topic: String,
+        /// The setting.
+        brokers: String,
+    },
     /// The broker did not make a topic.
     #[error("kafka: topic `{topic}` could not be created on {brokers}: {reason}")]
     NotCreated {
@@ -97,7 +107,11 @@ pub(super) fn ensure<const N: usize>(
         if shape.compacted {
             warn_of_retention(settings, shape.name, value);
         }
-        value("max.message.bytes")?.parse().ok()
+        let takes = value("max.message.bytes")?.parse().ok()?;
+        if !shape.compacted && takes < shape.max_message {
+            warn_of_size(settings, shape, takes);
+        }
+        Some(takes)
     }))
 }
 
@@ -148,6 +162,13 @@ fn exists(
                             [RDKafkaErrorCode::UnknownTopicOrPartition, RDKafkaErrorCode::UnknownTopic].contains(&code);
                         if missing {
                             return Ok(false);
+                        }
+                        // It answers, and would again: to spool in front of it, or to wait, helps nobody.
+                        if code == RDKafkaErrorCode::TopicAuthorizationFailed {
+                            return Err(OpenError::Denied {
+                                topic: topic.to_owned(),
+                                brokers: settings.brokers.join(","),
+                            });
                         }
                         code.to_string()
                     }
@@ -223,6 +244,19 @@ fn warn_of_retention(settings: &Settings, topic: &str, value: impl Fn(&str) -> O
             settings.brokers.join(",")
         );
     }
+}
+
+/// Says where a topic that was there before may refuse what the settings allow: an alert that its topic never takes holds up the reports.
+/// The broker counts what is compressed, so most that is larger passes.
+fn warn_of_size(settings: &Settings, shape: &Shape<'_>, takes: usize) {
+    tracing::warn!(
+        "kafka: topic `{}` takes {takes} bytes at once (max.message.bytes), and the settings allow messages of {}, before they are compressed: one that it refuses waits, or is turned away where it comes in. Set it: kafka-configs --bootstrap-server {} --alter --topic {} --add-config max.message.bytes={}; or lower policy.max_alert for the alerts, receive.max_report for the reports",
+        shape.name,
+        shape.max_message,
+        settings.brokers.join(","),
+        shape.name,
+        shape.max_message,
+    );
 }
 
 /// How a topic is set.
