@@ -22,7 +22,7 @@ use support::sender::{Progress, query, send_all};
 use trackalert::app::{App, Stores};
 use trackalert::config::{Config, Roles};
 use trackalert::history::HistoryError;
-use trackalert::queue::{DeadLetter, Filter, Message, ReasonKind};
+use trackalert::queue::{DeadLetter, Filter, Message, ReasonKind, headers};
 use trackalert::report::LoginReport;
 use trackalert::state::{Batch, StateError, Write};
 use trackalert::telemetry::Metrics;
@@ -203,6 +203,19 @@ async fn letter_for_a_policy_that_is_gone_stays_a_letter_until_the_policy_is_bac
     running.stores.reports.dead_letters().resend(letter.id).await.unwrap();
     running.until_handled(3).await;
     running.letters_when(0).await;
+    running.app.drain().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn message_that_names_policies_without_end_is_a_dead_letter_that_does_not_repeat_them() {
+    let running = Running::start("", "function report(lt) error('fails') end").await;
+    let report = json!({ "login": "ann", "remote": "192.0.2.1", "t": 1_700_000_000 }).to_string();
+    let mut message = Message::new("ann", report);
+    message.headers.push((headers::ONLY.to_owned(), "nobody,".repeat(50_000)));
+    running.stores.reports.publisher().publish(vec![message]).await.unwrap();
+    let reason = running.letters_when(1).await.remove(0).reason;
+    assert_eq!((reason.kind, reason.only.len()), (ReasonKind::Malformed, 0));
+    assert!(reason.text.contains("350000 bytes in the header") && reason.text.len() < 200, "{reason:?}");
     running.app.drain().await.unwrap();
 }
 
