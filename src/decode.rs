@@ -266,8 +266,8 @@ impl Decoded {
     }
 
     /// A report from a queue: with the id that was stamped on it, or else one made of its content, or of its place in the queue where
-    /// it has no time of its own to tell it from its like. And whether its time is too far ahead: then it has the one at which its message
-    /// was published, or else was received.
+    /// it has no time of its own to tell it from its like. And whether a time too far ahead was passed over: that of the message, or of
+    /// its coming, takes its place. Left in the id it would make one of all logins with the same wrong time.
     pub fn from_queue(
         mut self,
         message_time: Option<Time>,
@@ -276,20 +276,16 @@ impl Decoded {
         received: Time,
         max_skew: Duration,
     ) -> (LoginReport, bool) {
-        let latest = received.plus(max_skew);
+        let is_ahead = |t: &Time| *t > received.plus(max_skew);
         let given = self.t.or(message_time);
-        self.report.t = given.unwrap_or(received);
+        let usable = [self.t, message_time].into_iter().flatten().find(|t| !is_ahead(t));
+        self.report.t = usable.unwrap_or(received);
         self.report.id = match self.id {
             Some(id) => id,
-            // With the time that was given: the one in its place may be another one when the message comes again.
-            None if given.is_some() => ReportId::of(&self.report.canonical()),
+            None if usable.is_some() => ReportId::of(&self.report.canonical()),
             None => ReportId::of(&[body, b"\0", coordinates.as_bytes()].concat()),
         };
-        let skewed = self.report.t > latest;
-        if skewed {
-            self.report.t = message_time.filter(|published| *published <= latest).unwrap_or(received);
-        }
-        (self.report, skewed)
+        (self.report, given.as_ref().is_some_and(is_ahead))
     }
 }
 

@@ -150,7 +150,7 @@ metrics! {
         "time_out", "queue_full", "queue_unavailable", "busy", "not_found", "method", "header"];
     #[doc = "Commands allow from Dovecot, answered and never acted on"]
     allow_ignored: counter "trackalert_allow_ignored_total";
-    #[doc = "Reports whose time was too far ahead and was replaced by the time received"]
+    #[doc = "Reports whose time was too far ahead and was replaced by the time received, or by that of the message"]
     skewed: counter "trackalert_skewed_reports_total";
     #[doc = "Values in attrs and device_attrs that were dropped because of their type"]
     dropped_values: counter "trackalert_dropped_values_total";

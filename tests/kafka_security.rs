@@ -187,7 +187,7 @@ fn settings_that_do_not_fit_end_the_start_with_the_cause_and_what_to_change() {
             SASL_SSL,
             PASSWORD,
             nobody,
-            &["does not let this user see topic", "allow it Describe, Read and Write"],
+            &["Topic authorization failed", "allow this user Describe, Read and Write"],
         ),
         ("no password", SASL_SSL, "", sasl("PLAIN", &ca).to_vec(), &["queue.kafka.password must be set"]),
         (

@@ -152,16 +152,19 @@ fn report_without_any_time_is_told_from_its_like_by_its_place_in_the_queue() {
 #[test]
 fn report_of_another_program_with_a_time_too_far_ahead_is_the_same_whenever_it_comes() {
     let json = r#"{"login":"a","remote":"192.0.2.1","t":1900000000}"#;
-    let read = |published, received| ok(json).from_queue(published, json.as_bytes(), "reports/0/1", received, SKEW);
-    let later = received().plus(Duration::from_secs(60));
-    let (first, skewed) = read(Some(received()), received());
-    assert!(skewed);
-    assert_eq!(first.t, received());
-    assert_eq!(read(Some(received()), later), (first.clone(), true), "published once, and read twice");
-    // As wrong as the other one, or none at all.
+    let at = |seconds| received().plus(Duration::from_secs(seconds));
+    let read = |published, received, place| ok(json).from_queue(published, json.as_bytes(), place, received, SKEW);
+    let first = read(Some(received()), at(1), "reports/0/1");
+    assert_eq!((first.0.t, first.1), (received(), true));
+    assert_eq!(read(Some(received()), at(60), "reports/0/1"), first, "published once, and read twice");
+    assert_ne!(read(Some(at(1)), at(60), "reports/0/2").0.id, first.0.id, "another login of a clock that stands still");
+    // A time as wrong as the other one, or none at all.
     for published in [Time::from_seconds(1.9e9), None] {
-        let (again, skewed) = read(published, later);
-        assert_eq!((again.id, again.t, skewed), (first.id, later, true));
+        let read = |received, place| read(published, received, place);
+        let (one, again) = (read(at(1), "reports/0/1"), read(at(60), "reports/0/1"));
+        assert_eq!((one.0.t, one.1, again.0.t), (at(1), true, at(60)));
+        assert_eq!(one.0.id, again.0.id);
+        assert_ne!(one.0.id, read(at(1), "reports/0/2").0.id);
     }
 }
 

@@ -12,8 +12,8 @@ use crate::report::Time;
 /// Bytes of coordinates that come with a message: whoever may write to a queue may have written them.
 const MAX_COORDINATES: usize = 512;
 
-/// Bytes of a reason's text; the end of a longer one is cut off.
-const MAX_TEXT: usize = 16 * 1024;
+/// Bytes of a reason's text, and of its names as JSON. The end of a longer text is cut off; more names were never ours, and all are to run.
+const MAX_REASON: usize = 16 * 1024;
 
 /// A message that will not be handled as it is, with all that is needed to understand it and to send it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +49,10 @@ impl DeadLetter {
     /// counting its attempts: who looks at it sees that sending it again did not help.
     pub(super) fn of(message: &Message, rejection: &Rejection, coordinates: String, unique: &str) -> Self {
         let (mut reason, micros) = (rejection.reason.clone(), rejection.micros);
-        reason.text.truncate(reason.text.floor_char_boundary(MAX_TEXT));
+        reason.text.truncate(reason.text.floor_char_boundary(MAX_REASON));
+        if serde_json::to_string(&reason.only).is_ok_and(|names| names.len() > MAX_REASON) {
+            reason.only.clear();
+        }
         let before = message.header(headers::ATTEMPTS).and_then(|attempts| attempts.parse::<u32>().ok());
         reason.attempts = reason.attempts.saturating_add(before.unwrap_or(0));
         // Of one that was cut and sent again the whole is still where it was.

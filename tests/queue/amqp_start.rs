@@ -236,6 +236,7 @@ async fn empty_queue_of_a_broker_far_away_is_known_to_be_empty() {
 async fn dead_letters_that_come_slowly_are_all_shown() {
     let Some(mut driver) = Amqp::start() else { return };
     let Some(proxy) = through_proxy(&mut driver) else { return };
+    driver.settings.connect_timeout = Duration::from_secs(60);
     let queue = driver.open().await;
     queue.publisher().publish((0..3).map(|_| Message::new("k", vec![0; 9_000])).collect()).await.unwrap();
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();

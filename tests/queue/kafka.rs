@@ -486,7 +486,7 @@ fn missing_topic_and_silent_broker_are_told_in_the_words_of_the_settings() {
     driver.settings.brokers = vec!["127.0.0.1:9".to_owned()];
     driver.settings.start_timeout = Duration::from_secs(1);
     let told = open(&driver.settings);
-    assert!(told.starts_with("kafka: no broker of 127.0.0.1:9 answered within 1s"), "{told}");
+    assert!(told.starts_with("kafka: no broker of 127.0.0.1:9 served topic"), "{told}");
     driver.settings.properties =
         serde_json::from_str(r#"{"ssl.key.password": "hunter2", "no.such": "hunter2"}"#).unwrap();
     let told = open(&driver.settings);

@@ -8,15 +8,15 @@ async fn cleanup(broker: &Broker, topic: &str) -> String {
     property_of(broker, topic, "cleanup.policy").await
 }
 
-/// Opens the queue. Gives what that logs: it is all done on one thread, and the log of the process belongs to no test.
-async fn opening(driver: &Kafka) -> String {
+/// Opens the queue as that of reports or of alerts. Gives what that logs: it is all done on one thread, and the log of the process belongs to no test.
+async fn opening(driver: &Kafka, label: &'static str) -> String {
     let (settings, name, metrics) = (driver.settings.clone(), driver.name.clone(), Arc::new(Metrics::new()));
     let open = move || {
         let file = tempfile::NamedTempFile::new().unwrap();
         let writer = std::sync::Mutex::new(file.reopen().unwrap());
         let log = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
         tracing::subscriber::with_default(log, || {
-            KafkaQueue::open(&name, &settings, 10_000, metrics, "reports").unwrap();
+            KafkaQueue::open(&name, &settings, 10_000, metrics, label).unwrap();
         });
         std::fs::read_to_string(file.path()).unwrap()
     };
@@ -33,7 +33,7 @@ async fn topic_of_dead_letters_that_does_not_keep_them_is_a_warning() {
     for (policy, told) in [("delete", 1), ("compact,delete", 1), ("compact", 0)] {
         broker.set_property(&dead, "cleanup.policy", policy).await;
         until("the broker does not have it", async || cleanup(broker, &dead).await == policy).await;
-        let log = opening(&driver).await;
+        let log = opening(&driver, "reports").await;
         let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains("dead letters vanish"));
         let warnings: Vec<_> = warnings.collect();
         assert_eq!(warnings.len(), told, "{policy}:\n{log}");
@@ -44,14 +44,16 @@ async fn topic_of_dead_letters_that_does_not_keep_them_is_a_warning() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn topic_that_takes_less_than_the_settings_allow_is_a_warning() {
+async fn topic_that_takes_less_than_an_alert_may_have_is_a_warning() {
     let Some(broker) = broker() else { return };
     let driver = Kafka::new(broker);
-    let told = async || opening(&driver).await.lines().filter(|line| line.contains("max.message.bytes=")).count();
+    let told =
+        async |label| opening(&driver, label).await.lines().filter(|line| line.contains("max.message.bytes=")).count();
     drop(driver.open().await);
-    assert_eq!(told().await, 0, "of a topic that this program made");
+    assert_eq!(told("alerts").await, 0, "of a topic that this program made");
     broker.set_property(&driver.name, "max.message.bytes", "9999").await;
-    until("it is not told", async || told().await == 1).await;
+    until("it is not told", async || told("alerts").await == 1).await;
+    assert_eq!(told("reports").await, 0, "a report that is too large is refused where it comes in");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

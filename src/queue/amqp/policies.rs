@@ -19,9 +19,9 @@ use crate::outbound::{self, Tls};
 /// A message that came back so often makes one think of what a limit would do to it.
 pub(super) const RETURNS: i64 = 5;
 
-/// How long after the start the API is asked: it knows of a policy that fits a new queue only when it has collected that, each five
-/// seconds by default.
-const COLLECTED: Duration = Duration::from_secs(10);
+/// How long after the start the API is asked. It knows of a policy that fits a new queue when the queue has told of it and that was
+/// collected, each of which is done every five seconds by default.
+const COLLECTED: Duration = Duration::from_secs(15);
 /// Bytes of what it says of a queue: a few KiB, and some for each of its consumers.
 const MAX_ANSWER: usize = 16 << 20;
 /// Where the management plugin listens if nobody says otherwise.
@@ -153,7 +153,7 @@ impl Broker {
             queue,
             returns,
             kept_back,
-            "a message came back many times: where a policy of the broker sets delivery-limit on this queue, the broker drops it, or moves it to the dead letters; see that none does (rabbitmqctl list_policies, list_operator_policies), or set queue.amqp.management_url and this program looks at its start"
+            "a message came back many times: where a policy of the broker sets delivery-limit on this queue, the broker drops it, or moves it to the dead letters; see that none does (rabbitmqctl list_policies, list_operator_policies), or set queue.amqp.management_url and this program looks after its start"
         );
     }
 }

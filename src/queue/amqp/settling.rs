@@ -24,6 +24,8 @@ const LAST: i32 = -1_000;
 const MORE: Duration = Duration::from_millis(20);
 /// Bytes of a key that is kept where it leaves the reason of a dead letter no room.
 const MAX_KEY: usize = 16 * 1024;
+/// Bytes of a reason's text that is kept then.
+const MAX_TEXT: usize = 4 * 1024;
 
 impl Session<'_> {
     pub(super) fn settle(&mut self, tag: u64, settlement: Settlement) {
@@ -167,6 +169,8 @@ impl Session<'_> {
             let message = &mut letter.message;
             message.headers.clear();
             message.key.truncate(message.key.floor_char_boundary(MAX_KEY));
+            // A control character is six bytes of JSON.
+            letter.reason.text.truncate(letter.reason.text.floor_char_boundary(MAX_TEXT));
             letter.reason.text.push_str(" (its headers, and its key over 16 KiB, were too large to be kept)");
             form::buried(&letter)
         });

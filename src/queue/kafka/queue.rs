@@ -109,6 +109,9 @@ impl KafkaQueue {
         let member: Result<BaseConsumer<ToLog>, _> = client::consumer(settings).create_with_context(to_log.clone());
         drop(EndsBeside::new(member.map_err(|error| OpenError::Client(topic::client_error(&error)))?));
         let [batch, dead_batch] = topic::ensure(settings, &shapes, &to_log)?;
+        if label == "alerts" {
+            warn_of_size(settings, name, batch, max_message);
+        }
         let limit = |batch| Limit { message: max_message, batch };
         let producer = Arc::new(Producer::new(settings, name, name, limit(batch), &to_log)?);
         let dead_producer = Producer::new(settings, name, &dead, limit(dead_batch), &to_log)?;
@@ -133,6 +136,20 @@ impl KafkaQueue {
             generations: AtomicU32::new(0),
         });
         Ok(Arc::new(Self { dead: Arc::new(Dead::new(Arc::clone(&shared))), shared }))
+    }
+}
+
+/// Says where a topic that was there before may refuse an alert, which would hold up the reports for ever; a report that is too large is
+/// refused where it comes in. The broker counts what is compressed, so most that is larger passes.
+fn warn_of_size(settings: &Settings, topic: &str, takes: Option<usize>, max_message: usize) {
+    let most = max_message + ENVELOPE;
+    if takes.is_some_and(|takes| takes < most) {
+        tracing::warn!(
+            topic,
+            takes,
+            "kafka: this topic takes less at once than policy.max_alert allows, and an alert that it refuses holds up the reports; set it: kafka-configs --bootstrap-server {} --alter --topic {topic} --add-config max.message.bytes={most}, or lower policy.max_alert",
+            settings.brokers.join(","),
+        );
     }
 }
 

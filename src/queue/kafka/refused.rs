@@ -16,7 +16,7 @@ use super::client::{FAILED_CONNECTION, ToLog};
 const ANYHOW: &str = "check queue.kafka.brokers and the network";
 
 /// What stands in the client's words, and what to do then. The first that fits counts.
-const HINTS: [(&str, &str); 7] = [
+const HINTS: [(&str, &str); 8] = [
     ("Unsupported SASL mechanism", "set sasl.mechanism in queue.kafka.properties to one that the broker has"),
     (
         "SASL authentication error",
@@ -29,6 +29,10 @@ const HINTS: [(&str, &str); 7] = [
     (
         "PLAINTEXT broker listener",
         "that port has no TLS: name the one that has in queue.kafka.brokers, or set security.protocol in queue.kafka.properties to what the port speaks",
+    ),
+    (
+        "Topic authorization failed",
+        "allow this user Describe, Read and Write on that topic (and Create, where queue.kafka.create_topics is true), and Read on the groups that begin with queue.kafka.group",
     ),
     ("alert bad certificate", CLIENT_CERTIFICATE),
     ("certificate required", CLIENT_CERTIFICATE),
@@ -67,7 +71,7 @@ impl Listener {
         Self { heard: Arc::default(), to_log: to_log.clone() }
     }
 
-    fn note(&self, said: &str) {
+    pub(super) fn note(&self, said: &str) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let hint = hint(said);
         // What tells nothing, such as "1/1 brokers are down", comes last and must not hide what tells something.

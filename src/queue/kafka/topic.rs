@@ -13,13 +13,18 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::Settings;
 use super::client::{self, ASK, ToLog};
 use super::refused::Listener;
+use crate::complaints::Complaints;
 
 /// Why a queue on Kafka could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// No broker answered in time.
-    #[error("kafka: no broker of {brokers} answered within {waited:?} (queue.kafka.start_timeout): {reason}; {hint}")]
+    /// No broker answered in time, or none let this program see a topic.
+    #[error(
+        "kafka: no broker of {brokers} served topic `{topic}` within {waited:?} (queue.kafka.start_timeout): {reason}; {hint}"
+    )]
     Unreachable {
+        /// Its name.
+        topic: String,
         /// The setting.
         brokers: String,
         /// `queue.kafka.start_timeout`.
@@ -40,16 +45,6 @@ pub enum OpenError {
         brokers: String,
         /// How it must be.
         hint: &'static str,
-    },
-    /// The broker shows a topic to others only.
-    #[error(
-        "kafka: {brokers} does not let this user see topic `{topic}`; allow it Describe, Read and Write on that topic and its `.dead`, and Read on the groups that begin with queue.kafka.group"
-    )]
-    Denied {
-        /// Its name.
-        topic: String,
-        /// The setting.
-        brokers: String,
     },
     /// The broker did not make a topic.
     #[error("kafka: topic `{topic}` could not be created on {brokers}: {reason}")]
@@ -107,11 +102,7 @@ pub(super) fn ensure<const N: usize>(
         if shape.compacted {
             warn_of_retention(settings, shape.name, value);
         }
-        let takes = value("max.message.bytes")?.parse().ok()?;
-        if !shape.compacted && takes < shape.max_message {
-            warn_of_size(settings, shape, takes);
-        }
-        Some(takes)
+        value("max.message.bytes")?.parse().ok()
     }))
 }
 
@@ -150,6 +141,7 @@ fn exists(
     settings: &Settings,
     began: Instant,
 ) -> Result<bool, OpenError> {
+    let complaints = Complaints::default();
     loop {
         let reason = match looker.fetch_metadata(Some(topic), left(settings, began)) {
             Ok(metadata) => {
@@ -163,13 +155,7 @@ fn exists(
                         if missing {
                             return Ok(false);
                         }
-                        // It answers, and would again: to spool in front of it, or to wait, helps nobody.
-                        if code == RDKafkaErrorCode::TopicAuthorizationFailed {
-                            return Err(OpenError::Denied {
-                                topic: topic.to_owned(),
-                                brokers: settings.brokers.join(","),
-                            });
-                        }
+                        listener.note(&code.to_string());
                         code.to_string()
                     }
                     _ => return Ok(false),
@@ -184,9 +170,12 @@ fn exists(
         let (reason, hint) = listener.reason(&reason);
         let brokers = settings.brokers.join(",");
         if began.elapsed() >= settings.start_timeout {
-            return Err(OpenError::Unreachable { brokers, waited: settings.start_timeout, reason, hint });
+            let (topic, waited) = (topic.to_owned(), settings.start_timeout);
+            return Err(OpenError::Unreachable { topic, brokers, waited, reason, hint });
         }
-        tracing::warn!(brokers, topic, reason, "kafka does not answer, trying again; {hint}");
+        if let Some(kept_back) = complaints.due(hint) {
+            tracing::warn!(brokers, topic, reason, kept_back, "kafka does not serve a topic, trying again; {hint}");
+        }
         client::rest(Duration::from_millis(500));
     }
 }
@@ -244,19 +233,6 @@ fn warn_of_retention(settings: &Settings, topic: &str, value: impl Fn(&str) -> O
             settings.brokers.join(",")
         );
     }
-}
-
-/// Says where a topic that was there before may refuse what the settings allow: an alert that its topic never takes holds up the reports.
-/// The broker counts what is compressed, so most that is larger passes.
-fn warn_of_size(settings: &Settings, shape: &Shape<'_>, takes: usize) {
-    tracing::warn!(
-        "kafka: topic `{}` takes {takes} bytes at once (max.message.bytes), and the settings allow messages of {}, before they are compressed: one that it refuses waits, or is turned away where it comes in. Set it: kafka-configs --bootstrap-server {} --alter --topic {} --add-config max.message.bytes={}; or lower policy.max_alert for the alerts, receive.max_report for the reports",
-        shape.name,
-        shape.max_message,
-        settings.brokers.join(","),
-        shape.name,
-        shape.max_message,
-    );
 }
 
 /// How a topic is set.
