@@ -184,15 +184,20 @@ async fn queue_without_a_leader_is_told_from_a_broker_that_is_away_and_resumes_w
     assert_eq!(number(&next(&mut subscription).await), 0);
 }
 
-/// As where a broker's disk stands still: its queues say what they have, and hand nothing out.
+/// A broker whose disk can stand still without harm to other tests: its queues say what they have then, and hand nothing out.
+async fn of_its_own() -> Arc<Rabbit> {
+    Arc::new(tokio::task::spawn_blocking(Rabbit::start).await.unwrap().unwrap())
+}
+
+async fn script(rabbit: &Arc<Rabbit>, what: &'static str) {
+    let rabbit = Arc::clone(rabbit);
+    tokio::task::spawn_blocking(move || rabbit.server.script(what)).await.unwrap().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn look_at_dead_letters_that_comes_to_nothing_keeps_none_of_them() {
     let Some(mut driver) = Amqp::start() else { return };
-    let rabbit = Arc::new(tokio::task::spawn_blocking(Rabbit::start).await.unwrap().unwrap());
-    let script = async |what: &'static str| {
-        let rabbit = Arc::clone(&rabbit);
-        tokio::task::spawn_blocking(move || rabbit.server.script(what)).await.unwrap().unwrap();
-    };
+    let rabbit = of_its_own().await;
     // So little time for an answer, and a slow machine, may take more than one try.
     let (connect_timeout, start_timeout) = (Duration::from_secs(2), Duration::from_secs(60));
     driver.settings = Settings { connect_timeout, start_timeout, ..settings(&rabbit.url()) };
@@ -201,13 +206,34 @@ async fn look_at_dead_letters_that_comes_to_nothing_keeps_none_of_them() {
     let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
     next(&mut subscription).await.token.reject(reason(&[]));
     until("it is no dead letter", async || queue.depth().await.unwrap().dead == 1).await;
-    script("do-hold-log").await;
+    script(&rabbit, "do-hold-log").await;
     let silent = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap_err().to_string();
     assert!(silent.contains("did not answer") && silent.contains("(look)"), "{silent}");
-    script("do-free-log").await;
+    script(&rabbit, "do-free-log").await;
     let listed = async || queue.dead_letters().list(Filter::default(), None, 10).await;
     until("the letter stays with the look that failed", async || listed().await.is_ok_and(|all| all.len() == 1)).await;
-    script("stop").await;
+    script(&rabbit, "stop").await;
+}
+
+/// More of them than the broker's side of a channel sends on before the first is done: the rest it forgets with the channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn end_waits_until_the_last_acks_are_done() {
+    let Some(mut driver) = Amqp::start() else { return };
+    let rabbit = of_its_own().await;
+    driver.settings = settings(&rabbit.url());
+    let queue = driver.open().await;
+    queue.publisher().publish(numbered(0..200)).await.unwrap();
+    let mut subscription = queue.subscribe(MANY, BACKOFF).unwrap();
+    let mut taken = take(&mut subscription, 200).await;
+    let unfinished = taken.remove(0);
+    script(&rabbit, "do-hold-log").await;
+    taken.into_iter().for_each(|delivery| delivery.token.ack());
+    drop(unfinished);
+    let mut ending = std::pin::pin!(end(subscription));
+    assert!(timeout(Duration::from_secs(1), &mut ending).await.is_err(), "it did not wait");
+    script(&rabbit, "do-free-log").await;
+    ending.await;
+    script(&rabbit, "stop").await;
 }
 
 /// Has the driver reach its broker through the fault proxy.
