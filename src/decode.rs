@@ -267,7 +267,7 @@ impl Decoded {
 
     /// A report from a queue: with the id that was stamped on it, or else one made of its content, or of its place in the queue where
     /// it has no time of its own to tell it from its like. And whether a time too far ahead was passed over: that of the message, or of
-    /// its coming, takes its place. Left in the id it would make one of all logins with the same wrong time.
+    /// its coming, takes its place.
     pub fn from_queue(
         mut self,
         message_time: Option<Time>,
@@ -279,12 +279,19 @@ impl Decoded {
         let is_ahead = |t: &Time| *t > received.plus(max_skew);
         let given = self.t.or(message_time);
         let usable = [self.t, message_time].into_iter().flatten().find(|t| !is_ahead(t));
-        self.report.t = usable.unwrap_or(received);
-        self.report.id = match self.id {
-            Some(id) => id,
-            None if usable.is_some() => ReportId::of(&self.report.canonical()),
-            None => ReportId::of(&[body, b"\0", coordinates.as_bytes()].concat()),
+        self.report.t = given.unwrap_or(received);
+        // Of what does not change until the message comes again, and so not of whether its time is still ahead of this clock.
+        self.report.id = match (self.id, self.t, message_time) {
+            (Some(id), ..) => id,
+            // By a clock that stands still, ahead, all logins would be one.
+            (None, Some(t), Some(published)) if t > published.plus(max_skew) => {
+                ReportId::of(&[&*self.report.canonical(), &published.micros().to_be_bytes()].concat())
+            }
+            (None, Some(t), None) if !is_ahead(&t) => ReportId::of(&self.report.canonical()),
+            (None, _, Some(_)) => ReportId::of(&self.report.canonical()),
+            (None, _, None) => ReportId::of(&[body, b"\0", coordinates.as_bytes()].concat()),
         };
+        self.report.t = usable.unwrap_or(received);
         (self.report, given.as_ref().is_some_and(is_ahead))
     }
 }

@@ -54,7 +54,7 @@ impl Late {
         open: impl Fn() -> Result<Arc<dyn Queue>, Failure> + Send + 'static,
     ) -> Result<Arc<Self>, StartError> {
         let (sender, state) =
-            watch::channel(State::Opening("the broker has not answered since the start; the log says why".to_owned()));
+            watch::channel(State::Opening("the broker has not served it since the start; the log says why".to_owned()));
         let called = name.to_owned();
         std::thread::Builder::new()
             .name("open-queue".to_owned())

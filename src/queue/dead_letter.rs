@@ -12,7 +12,8 @@ use crate::report::Time;
 /// Bytes of coordinates that come with a message: whoever may write to a queue may have written them.
 const MAX_COORDINATES: usize = 512;
 
-/// Bytes of a reason's text, and of its names as JSON. The end of a longer text is cut off; more names were never ours, and all are to run.
+/// Bytes of a reason's text, and of its names as JSON: whoever publishes can have both repeat a header. The end of a longer text is cut off;
+/// more names are left out, and a copy is limited by what the message itself says, or not at all.
 const MAX_REASON: usize = 16 * 1024;
 
 /// A message that will not be handled as it is, with all that is needed to understand it and to send it again.

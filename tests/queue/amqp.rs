@@ -450,8 +450,7 @@ async fn message_whose_key_or_headers_just_fit_is_a_dead_letter_that_can_be_sent
     until("one is no dead letter", async || queue.depth().await.unwrap().dead == 3).await;
     let letters = queue.dead_letters().list(Filter::default(), None, 10).await.unwrap();
     let cut: Vec<_> = letters.iter().filter(|letter| letter.reason.text.contains("too large to be kept")).collect();
-    assert_eq!(cut.iter().map(|letter| letter.message.key.len()).max(), Some(16 * 1024));
-    assert_eq!(cut.len(), 2, "{letters:?}");
+    assert_eq!(cut.iter().map(|letter| letter.message.key.len()).collect::<Vec<_>>(), [16 * 1024]);
     let ids: Vec<String> = letters.iter().map(|letter| letter.id.clone()).collect();
     assert_eq!(queue.dead_letters().resend_all(ids).await.unwrap().len(), 3);
     let again = take(&mut subscription, 3).await;

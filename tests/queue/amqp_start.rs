@@ -215,7 +215,7 @@ async fn look_at_dead_letters_that_comes_to_nothing_keeps_none_of_them() {
     script(&rabbit, "stop").await;
 }
 
-/// More of them than the broker's side of a channel sends on before the first is done: the rest it forgets with the channel.
+/// What the broker's side of a channel has not sent on it forgets with the channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn end_waits_until_the_last_acks_are_done() {
     let Some(mut driver) = Amqp::start() else { return };

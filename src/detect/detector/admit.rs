@@ -46,11 +46,11 @@ impl Detector {
         let decoded = decode::decode(&message.body, &self.parts.limits)?;
         let (received, skew) = (Time::now(), self.parts.max_skew);
         let given = (!message.untimed).then_some(message.published);
-        if given.is_none() && !decoded.has_time() {
-            self.parts.services.metrics.untimed.inc();
-        }
+        let has_time = given.is_some() || decoded.has_time();
         let (mut report, skewed) = decoded.from_queue(given, &message.body, coordinates, received, skew);
-        self.parts.services.metrics.skewed.inc_by(u64::from(skewed));
+        let metrics = &self.parts.services.metrics;
+        metrics.skewed.inc_by(u64::from(skewed));
+        metrics.untimed.inc_by(u64::from(!has_time || (skewed && given.is_none())));
         enrich(&mut report, &self.parts.services);
         Ok(report)
     }

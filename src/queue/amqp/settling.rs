@@ -24,7 +24,7 @@ const LAST: i32 = -1_000;
 const MORE: Duration = Duration::from_millis(20);
 /// Bytes of a key that is kept where it leaves the reason of a dead letter no room.
 const MAX_KEY: usize = 16 * 1024;
-/// Bytes of a reason's text that is kept then.
+/// Bytes of a reason's text that is kept before anything of the message goes.
 const MAX_TEXT: usize = 4 * 1024;
 
 impl Session<'_> {
@@ -165,12 +165,15 @@ impl Session<'_> {
         let Stage::Rejected(rejection) = &open.stage else { return };
         let unique = coordinates.rsplit('/').take(2).collect::<Vec<_>>().join("-");
         let mut letter = DeadLetter::of(&open.message, rejection, coordinates, &unique);
-        let outgoing = form::buried(&letter).or_else(|_| {
+        let shorter = form::buried(&letter).or_else(|_| {
+            // A control character is six bytes of JSON.
+            letter.reason.text.truncate(letter.reason.text.floor_char_boundary(MAX_TEXT));
+            form::buried(&letter)
+        });
+        let outgoing = shorter.or_else(|_| {
             let message = &mut letter.message;
             message.headers.clear();
             message.key.truncate(message.key.floor_char_boundary(MAX_KEY));
-            // A control character is six bytes of JSON.
-            letter.reason.text.truncate(letter.reason.text.floor_char_boundary(MAX_TEXT));
             letter.reason.text.push_str(" (its headers, and its key over 16 KiB, were too large to be kept)");
             form::buried(&letter)
         });

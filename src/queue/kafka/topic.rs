@@ -173,7 +173,7 @@ fn exists(
             let (topic, waited) = (topic.to_owned(), settings.start_timeout);
             return Err(OpenError::Unreachable { topic, brokers, waited, reason, hint });
         }
-        if let Some(kept_back) = complaints.due(hint) {
+        if let Some(kept_back) = complaints.due(&reason) {
             tracing::warn!(brokers, topic, reason, kept_back, "kafka does not serve a topic, trying again; {hint}");
         }
         client::rest(Duration::from_millis(500));
