@@ -67,6 +67,17 @@ pub struct Stamped {
     pub skewed: bool,
 }
 
+/// A report as it comes from a queue.
+#[derive(Debug)]
+pub struct Queued {
+    /// The report.
+    pub report: LoginReport,
+    /// Its time was too far ahead: that of the message, or else of its coming, stands in it.
+    pub skewed: bool,
+    /// Neither it nor its message had a time that can be: what it is told from its like by is its place in the queue alone.
+    pub untimed: bool,
+}
+
 #[derive(Deserialize)]
 struct Wire<'a> {
     #[serde(borrow, default)]
@@ -260,14 +271,7 @@ impl Decoded {
         Stamped { report: self.report, body, skewed }
     }
 
-    /// Whether the sender gave it a time.
-    pub const fn has_time(&self) -> bool {
-        self.t.is_some()
-    }
-
-    /// A report from a queue: with the id that was stamped on it, or else one made of its content, or of its place in the queue where
-    /// it has no time of its own to tell it from its like. And whether a time too far ahead was passed over: that of the message, or of
-    /// its coming, takes its place.
+    /// A report from a queue, with the id that was stamped on it, or else one made of what stays the same until its message comes again.
     pub fn from_queue(
         mut self,
         message_time: Option<Time>,
@@ -275,24 +279,24 @@ impl Decoded {
         coordinates: &str,
         received: Time,
         max_skew: Duration,
-    ) -> (LoginReport, bool) {
+    ) -> Queued {
         let is_ahead = |t: &Time| *t > received.plus(max_skew);
         let given = self.t.or(message_time);
         let usable = [self.t, message_time].into_iter().flatten().find(|t| !is_ahead(t));
         self.report.t = given.unwrap_or(received);
-        // Of what does not change until the message comes again, and so not of whether its time is still ahead of this clock.
         self.report.id = match (self.id, self.t, message_time) {
             (Some(id), ..) => id,
-            // By a clock that stands still, ahead, all logins would be one.
+            // Two logins that are alike but for their place would be one, and the second never handled: by no clock, or one that stands
+            // still ahead.
+            _ if usable.is_none() => ReportId::of(&[body, b"\0", coordinates.as_bytes()].concat()),
+            // Likewise by a clock that stands still, but the message's tells them apart. Not the one here: it goes on until it comes again.
             (None, Some(t), Some(published)) if t > published.plus(max_skew) => {
                 ReportId::of(&[&*self.report.canonical(), &published.micros().to_be_bytes()].concat())
             }
-            (None, Some(t), None) if !is_ahead(&t) => ReportId::of(&self.report.canonical()),
-            (None, _, Some(_)) => ReportId::of(&self.report.canonical()),
-            (None, _, None) => ReportId::of(&[body, b"\0", coordinates.as_bytes()].concat()),
+            _ => ReportId::of(&self.report.canonical()),
         };
         self.report.t = usable.unwrap_or(received);
-        (self.report, given.as_ref().is_some_and(is_ahead))
+        Queued { report: self.report, skewed: given.as_ref().is_some_and(is_ahead), untimed: usable.is_none() }
     }
 }
 

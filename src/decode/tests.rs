@@ -137,14 +137,14 @@ fn sender_cannot_choose_the_id_and_the_queue_can() {
     let json = r#"{"id":"000102030405060708090a0b0c0d0e0f","login":"a","remote":"192.0.2.1","t":1}"#;
     let stamped = ok(json).stamp(received(), SKEW);
     assert_ne!(stamped.report.id.to_string(), "000102030405060708090a0b0c0d0e0f");
-    let (queued, _) = ok(json).from_queue(None, json.as_bytes(), "reports/0/1", received(), SKEW);
-    assert_eq!(queued.id.to_string(), "000102030405060708090a0b0c0d0e0f");
+    let queued = ok(json).from_queue(None, json.as_bytes(), "reports/0/1", received(), SKEW);
+    assert_eq!(queued.report.id.to_string(), "000102030405060708090a0b0c0d0e0f");
 }
 
 #[test]
 fn report_without_any_time_is_told_from_its_like_by_its_place_in_the_queue() {
     let json = r#"{"login":"a","remote":"192.0.2.1"}"#;
-    let id = |place| ok(json).from_queue(None, json.as_bytes(), place, received(), SKEW).0.id;
+    let id = |place| ok(json).from_queue(None, json.as_bytes(), place, received(), SKEW).report.id;
     assert_ne!(id("reports/0/1"), id("reports/0/2"));
     assert_eq!(id("reports/0/1"), id("reports/0/1"));
 }
@@ -155,20 +155,26 @@ fn report_of_another_program_with_a_time_too_far_ahead_is_the_same_whenever_it_c
     let at = |seconds| received().plus(Duration::from_secs(seconds));
     let read = |published, received, place| ok(json).from_queue(published, json.as_bytes(), place, received, SKEW);
     let first = read(Some(received()), at(1), "reports/0/1");
-    assert_eq!((first.0.t, first.1), (received(), true));
-    assert_eq!(read(Some(received()), at(60), "reports/0/1"), first, "published once, and read twice");
-    // Sent again as a dead letter, when its time is no longer ahead.
-    assert_eq!(read(Some(received()), Time::from_seconds(1.9e9).unwrap(), "reports/0/9").0.id, first.0.id);
-    assert_ne!(read(Some(at(1)), at(60), "reports/0/2").0.id, first.0.id, "another login by a clock that stands still");
-    let id_without_time = |place| read(None, at(1), place).0.id;
-    assert_ne!(
-        id_without_time("reports/0/1"),
-        id_without_time("reports/0/2"),
-        "the same without a time of the message"
-    );
-    // The clock of the message is as wrong.
-    let both = |received| read(Time::from_seconds(1.9e9), received, "reports/0/1").0;
-    assert_eq!((both(at(1)).id, both(at(60)).t), (both(at(60)).id, at(60)));
+    assert_eq!((first.report.t, first.skewed, first.untimed), (received(), true, false));
+    assert_eq!(read(Some(received()), at(60), "reports/0/1").report, first.report, "published once, and read twice");
+    let resent = read(Some(received()), Time::from_seconds(1.9e9).unwrap(), "reports/0/9");
+    assert_eq!(resent.report.id, first.report.id, "a dead letter sent again when its time is no longer ahead");
+    let next = read(Some(at(1)), at(60), "reports/0/2");
+    assert_ne!(next.report.id, first.report.id, "another login by a clock that stands still");
+}
+
+#[test]
+fn logins_alike_by_a_message_clock_that_is_missing_or_as_far_ahead_stay_two() {
+    let ahead = Time::from_seconds(1.9e9);
+    let at = |seconds| received().plus(Duration::from_secs(seconds));
+    for (own, published) in [(",\"t\":1900000000", ahead), ("", ahead), (",\"t\":1900000000", None)] {
+        let json = format!(r#"{{"login":"a","remote":"192.0.2.1"{own}}}"#);
+        let read = |received, place| ok(&json).from_queue(published, json.as_bytes(), place, received, SKEW);
+        let (first, second) = (read(at(1), "reports/0/1"), read(at(1), "reports/0/2"));
+        assert_ne!(first.report.id, second.report.id, "{json} {published:?}");
+        assert_eq!((first.report.t, first.skewed, first.untimed), (at(1), true, true));
+        assert_eq!(read(at(60), "reports/0/1").report.id, first.report.id, "{json} {published:?} comes again");
+    }
 }
 
 /// An object with values of all types, some of which grow when they become text.
@@ -213,8 +219,8 @@ proptest! {
             let again = decode(&stamped.body, &limits).map_err(|error| TestCaseError::fail(format!("{json}: {error}")))?;
             prop_assert_eq!(again.dropped, 0);
             let later = received().plus(Duration::from_secs(86_400));
-            let (read, _) = again.from_queue(Some(later), &stamped.body, "reports/0/1", later, SKEW);
-            prop_assert_eq!(read, stamped.report);
+            let read = again.from_queue(Some(later), &stamped.body, "reports/0/1", later, SKEW);
+            prop_assert_eq!(read.report, stamped.report);
         }
     }
 
@@ -233,7 +239,7 @@ proptest! {
         let first = ok(&json.to_string()).stamp(Time::from_seconds(2e9).unwrap(), SKEW);
         let body = first.body.clone();
         let text = String::from_utf8(body.clone()).unwrap();
-        let (second, _) = ok(&text).from_queue(Some(received()), &body, "reports/0/1", received(), Duration::from_secs(1 << 40));
+        let second = ok(&text).from_queue(Some(received()), &body, "reports/0/1", received(), Duration::from_secs(1 << 40)).report;
         prop_assert_eq!(&first.report, &second);
         prop_assert_eq!(second.id, ReportId::of(&second.canonical()));
     }

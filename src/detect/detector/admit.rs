@@ -46,11 +46,11 @@ impl Detector {
         let decoded = decode::decode(&message.body, &self.parts.limits)?;
         let (received, skew) = (Time::now(), self.parts.max_skew);
         let given = (!message.untimed).then_some(message.published);
-        let has_time = given.is_some() || decoded.has_time();
-        let (mut report, skewed) = decoded.from_queue(given, &message.body, coordinates, received, skew);
+        let queued = decoded.from_queue(given, &message.body, coordinates, received, skew);
         let metrics = &self.parts.services.metrics;
-        metrics.skewed.inc_by(u64::from(skewed));
-        metrics.untimed.inc_by(u64::from(!has_time || (skewed && given.is_none())));
+        metrics.skewed.inc_by(u64::from(queued.skewed));
+        metrics.untimed.inc_by(u64::from(queued.untimed));
+        let mut report = queued.report;
         enrich(&mut report, &self.parts.services);
         Ok(report)
     }
