@@ -13,9 +13,13 @@ mod support;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rand::seq::SliceRandom;
 use support::driver::{Driver, on_brokers, on_each_driver};
 use support::load::{Load, PATIENCE, Rig, last_of, repeated, unsettled};
 use support::trial;
+
+/// Milliseconds from the first report in hand to the latest kill: more than two commits of the history and of a position (1 s each).
+const UNTIL_KILL: u64 = 2500;
 
 on_each_driver!(process_killed_again_and_again_under_load_loses_nothing);
 on_brokers!(broker_killed_under_load_and_started_again_loses_nothing);
@@ -27,15 +31,19 @@ fn process_killed_again_and_again_under_load_loses_nothing(driver: Driver) {
     let (total, kills) = trial::size((20_000, 5), (200_000, 20));
     let mut rig = Rig::new(driver);
     let site = rig.site(driver.short_session());
-    // So few logins that a share lasts longer than the pause before a kill.
-    let mut load = Load::new(total, 100, kills, 0..=50, &mut rig.random);
+    // So few logins that a share lasts about as long as the longest time before a kill.
+    let mut load = Load::new(total, 40, kills, 0..=50, &mut rig.random);
     let mut program = site.start();
     let (mut in_flight, mut again) = (Vec::new(), 0.0);
-    for share in std::mem::take(&mut load.shares) {
+    let mut turns: Vec<usize> = (0..kills).collect();
+    turns.shuffle(&mut rig.random);
+    for (share, turn) in std::mem::take(&mut load.shares).into_iter().zip(turns) {
         let senders = rig.send(&site, share);
-        // The kill comes at a random instant from here.
+        // The kill comes at a random instant from here, in a part of the time of its own: were all within the first second, none would
+        // come after the history's first commit, nor between that and the ack.
         rig.wait_for_work(&program);
-        rig.pause(0..=1200);
+        let at = |turn: usize| UNTIL_KILL * turn as u64 / kills as u64;
+        rig.pause(at(turn)..=at(turn + 1));
         in_flight.push(unsettled(&program));
         again += repeated(&program);
         program.kill();
@@ -54,6 +62,7 @@ fn process_killed_again_and_again_under_load_loses_nothing(driver: Driver) {
     rig.print("kill", &table);
     let hits = in_flight.iter().filter(|n| **n > 0.0).count();
     assert!(hits * 2 > kills, "nothing was in flight at most of the kills: this proves little");
+    assert!(again > 0.0, "no kill came between the history and the ack: this proves little");
     assert_eq!(program.terminate(), Some(0));
 }
 
