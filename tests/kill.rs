@@ -31,8 +31,8 @@ fn process_killed_again_and_again_under_load_loses_nothing(driver: Driver) {
     let (total, kills) = trial::size((20_000, 5), (200_000, 20));
     let mut rig = Rig::new(driver);
     let site = rig.site(driver.short_session());
-    // So few logins that a share lasts about as long as the longest time before a kill.
-    let mut load = Load::new(total, 40, kills, 0..=50, &mut rig.random);
+    // A hundred reports of each login in a share: that lasts as long as the longest time before a kill, at 25 ms each.
+    let mut load = Load::new(total, total / kills / 100, kills, 0..=50, &mut rig.random);
     let mut program = site.start();
     let (mut in_flight, mut again) = (Vec::new(), 0.0);
     let mut turns: Vec<usize> = (0..kills).collect();
