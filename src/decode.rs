@@ -74,7 +74,7 @@ pub struct Queued {
     pub report: LoginReport,
     /// Its time was too far ahead: that of the message, or else of its coming, stands in it.
     pub skewed: bool,
-    /// Neither it nor its message had a time that can be: what it is told from its like by is its place in the queue alone.
+    /// Neither it nor its message had a time that can be, nor an id: it is told from its like by its place in the queue alone.
     pub untimed: bool,
 }
 
@@ -283,12 +283,13 @@ impl Decoded {
         let is_ahead = |t: &Time| *t > received.plus(max_skew);
         let given = self.t.or(message_time);
         let usable = [self.t, message_time].into_iter().flatten().find(|t| !is_ahead(t));
+        let untimed = self.id.is_none() && usable.is_none();
         self.report.t = given.unwrap_or(received);
         self.report.id = match (self.id, self.t, message_time) {
             (Some(id), ..) => id,
             // Two logins that are alike but for their place would be one, and the second never handled: by no clock, or one that stands
             // still ahead.
-            _ if usable.is_none() => ReportId::of(&[body, b"\0", coordinates.as_bytes()].concat()),
+            _ if untimed => ReportId::of(&[body, b"\0", coordinates.as_bytes()].concat()),
             // Likewise by a clock that stands still, but the message's tells them apart. Not the one here: it goes on until it comes again.
             (None, Some(t), Some(published)) if t > published.plus(max_skew) => {
                 ReportId::of(&[&*self.report.canonical(), &published.micros().to_be_bytes()].concat())
@@ -296,7 +297,7 @@ impl Decoded {
             _ => ReportId::of(&self.report.canonical()),
         };
         self.report.t = usable.unwrap_or(received);
-        Queued { report: self.report, skewed: given.as_ref().is_some_and(is_ahead), untimed: usable.is_none() }
+        Queued { report: self.report, skewed: given.as_ref().is_some_and(is_ahead), untimed }
     }
 }
 

@@ -180,7 +180,7 @@ metrics! {
     // detect
     #[doc = "Reports handled: acknowledged or rejected"]
     handled: counter "trackalert_handled_reports_total";
-    #[doc = "Reports without a time that can be: none given, or each too far ahead. Their id is made of their place in the queue, and on RabbitMQ another one when they come again"]
+    #[doc = "Reports of other programs without a time that can be: none given, or each too far ahead. Their id is made of their place in the queue, and on RabbitMQ another one when they come again"]
     untimed: counter "trackalert_untimed_reports_total";
     #[doc = "Reports that were handled before and came again"]
     repeated: counter "trackalert_repeated_reports_total";

@@ -139,6 +139,12 @@ fn sender_cannot_choose_the_id_and_the_queue_can() {
     assert_ne!(stamped.report.id.to_string(), "000102030405060708090a0b0c0d0e0f");
     let queued = ok(json).from_queue(None, json.as_bytes(), "reports/0/1", received(), SKEW);
     assert_eq!(queued.report.id.to_string(), "000102030405060708090a0b0c0d0e0f");
+    let early = ok(json).from_queue(None, json.as_bytes(), "reports/0/1", Time::from_micros(0), Duration::ZERO);
+    assert_eq!(
+        (early.report.id, early.skewed, early.untimed),
+        (queued.report.id, true, false),
+        "by a clock that is behind"
+    );
 }
 
 #[test]
